@@ -1,0 +1,38 @@
+"""Ray-based, ticket-parallel training of sparse neural networks (Sup-tickets, arXiv 2205.15322)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from suptickets_ray.config_io import load_config as load_config
+    from suptickets_ray.distributed.run import train as train
+    from suptickets_ray.tickets.cycles import plan_budget as plan_budget
+    from suptickets_ray.tickets.cycles import triangular as triangular
+    from suptickets_ray.tickets.superposition import superpose as superpose
+    from suptickets_ray.tickets.ticket import Ticket as Ticket
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Ticket": "suptickets_ray.tickets.ticket",
+    "load_config": "suptickets_ray.config_io",
+    "plan_budget": "suptickets_ray.tickets.cycles",
+    "superpose": "suptickets_ray.tickets.superposition",
+    "train": "suptickets_ray.distributed.run",
+    "triangular": "suptickets_ray.tickets.cycles",
+}
+"""Public name to the module that it is loaded from when first used: importing a layer imports none above it."""
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,262 @@
+"""One experiment on one page: frozen dataclasses, standard library only. Reading and checking is config_io's work.
+
+A field of None means that the method, data set or rule named beside it gives the default, or does not read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+_STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
+
+
+def _require(holds: bool, key: str, requirement: str, value: object, remedy: str = "") -> None:
+    if not holds:
+        raise ValueError(f"{key} must be {requirement}; got {value}.{' ' + remedy if remedy else ''}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    name: str
+    """A built-in model, or your own as "package.module:function"."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function that builds the model."""
+    initialization: str = "default"
+    """First weights: those of the builder ("default"), or normal and scaled by the layer's density ("sparse_fan_in")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The data set and how it is cut."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    name: str
+    """A built-in data set, or your own as "package.module:function"."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function that loads the data."""
+    batch_size: int = 128
+    """Examples of one optimizer step, over all ranks together."""
+    train_size: int | None = None
+    """Number of training examples to use, the first ones of the split; all when left out."""
+    label_noise: float = 0.0
+    """Share of the training labels that are redrawn uniformly from all classes, in [0, 1]."""
+    split_seed: int = 0
+    """Seed of the split and of the label noise, apart from the run's seed: all runs see the same data."""
+    root: str | None = None
+    """Folder of the data files, for data sets that are read from disk."""
+    download: bool | None = None
+    """Whether missing files may be fetched, for data sets that can be."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a value out of range."""
+        _require(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
+        _require(self.train_size is None or self.train_size >= 1, "data.train_size", "at least 1", self.train_size)
+        _require(0 <= self.label_noise <= 1, "data.label_noise", "in [0, 1]", self.label_noise, "A fifth is 0.2.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The optimizer and phase one."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    epochs: int
+    """Epochs of the whole run, phase one and one chain of cycles together."""
+    lr: float = 0.1
+    """Learning rate that phase one starts with."""
+    lr_schedule: str = "multistep"
+    """Learning rate of phase one: "multistep" (x0.1 at 1/2 and 3/4 of it), "cosine" to 0, or "constant"."""
+    momentum: float = 0.9
+    """Momentum of SGD, in [0, 1)."""
+    weight_decay: float = 5e-4
+    """Weight decay of SGD."""
+    checkpoint_every_epochs: int = 10
+    """A killed phase one goes on from the last checkpoint, so at most this many epochs are lost."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a value out of range."""
+        _require(self.epochs >= 1, "train.epochs", "at least 1", self.epochs)
+        _require(self.lr > 0, "train.lr", "above 0", self.lr)
+        _require(0 <= self.momentum < 1, "train.momentum", "in [0, 1)", self.momentum, "0.9 is usual.")
+        _require(self.weight_decay >= 0, "train.weight_decay", "at least 0", self.weight_decay)
+        _require(
+            self.checkpoint_every_epochs >= 1,
+            "train.checkpoint_every_epochs",
+            "at least 1",
+            self.checkpoint_every_epochs,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The sparse training method."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    name: str
+    """Sparse training method: dense, static, set, rigl, gmp or granet."""
+    density: float
+    """Share of active weights that the run ends with, in (0, 1]."""
+    distribution: str | None = None
+    """How the first density is shared between layers: "erk" or "uniform"."""
+    initial_density: float | None = None
+    """Share of active weights at the start of GraNet, in (0, 1]."""
+    drop: str | None = None
+    """Score of the connections to keep: "magnitude", or your own as "package.module:function"."""
+    grow: str | None = None
+    """Score of the connections to grow: "gradient", "random", or your own as "package.module:function"."""
+    redistribution: str | None = None
+    """How grown connections are shared between layers: "none"."""
+    drop_fraction: float | None = None
+    """Share of a layer's connections exchanged at an update of phase one, in [0, 1]."""
+    drop_fraction_schedule: str | None = None
+    """Drop fraction over phase one: "constant" or "cosine"."""
+    update_interval_steps: int | None = None
+    """Optimizer steps between two updates of the topology."""
+    update_end_fraction: float | None = None
+    """Share of phase one after which connections are no longer exchanged, in [0, 1]."""
+    prune_start_epoch: int | None = None
+    """Epoch of phase one at which gradual pruning starts; 0 when left out."""
+    prune_end_epoch: int | None = None
+    """Epoch of phase one at which the target density is reached; the middle of phase one when left out."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a value out of range."""
+        remedy = f"Did you mean {self.density / 100:g}?" if 1 < self.density < 100 else ""
+        _require(0 < self.density <= 1, "method.density", "in (0, 1]", f"{self.density:g}", remedy)
+        for key in ("initial_density", "drop_fraction", "update_end_fraction"):
+            value = getattr(self, key)
+            _require(value is None or 0 <= value <= 1, f"method.{key}", "in [0, 1]", value)
+        interval, start, end = self.update_interval_steps, self.prune_start_epoch, self.prune_end_epoch
+        _require(interval is None or interval >= 1, "method.update_interval_steps", "at least 1", interval)
+        _require(start is None or start >= 0, "method.prune_start_epoch", "at least 0", start)
+        _require(end is None or end > (start or 0), "method.prune_end_epoch", "after the start of pruning", end)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TicketsConfig:
+    """The cheap tickets."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    chains: int = 1
+    """Chains of cycles that fork from phase one and run at once; 1 is the paper's sequence."""
+    cycle_epochs: int = 8
+    """Epochs of one cycle, which ends in a ticket."""
+    cycle_rate: float = 0.1
+    """Share of the epochs that one chain of cycles gets, in (0, 1)."""
+    lr_low: float = 0.001
+    """Learning rate at both ends of a cycle (the public flag lr_1)."""
+    lr_high: float = 0.005
+    """Learning rate in the middle of a cycle (the public flag lr_2)."""
+    explore: bool | None = None
+    """Whether a cycle opens with a large exchange of connections; yes for all methods that can grow."""
+    exploration_fraction: float | None = None
+    """Share of each layer's connections exchanged at the start of a cycle, in (0, 1]; 0.5 when left out."""
+    update_masks: bool = False
+    """Whether the method goes on updating the topology within cycles."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a value out of range."""
+        _require(self.chains >= 1, "tickets.chains", "at least 1", self.chains)
+        _require(self.cycle_epochs >= 1, "tickets.cycle_epochs", "at least 1", self.cycle_epochs)
+        _require(0 < self.cycle_rate < 1, "tickets.cycle_rate", "in (0, 1)", self.cycle_rate, "A tenth is 0.1.")
+        _require(self.lr_low > 0, "tickets.lr_low", "above 0", self.lr_low)
+        _require(self.lr_high >= self.lr_low, "tickets.lr_high", f"at least lr_low ({self.lr_low:g})", self.lr_high)
+        fraction = self.exploration_fraction
+        remedy = "tickets.explore=false leaves the exploration out." if fraction == 0 else ""
+        _require(fraction is None or 0 < fraction <= 1, "tickets.exploration_fraction", "in (0, 1]", fraction, remedy)
+        if self.explore is False and fraction is not None:
+            raise ValueError("tickets.exploration_fraction has no effect with tickets.explore=false. Leave one of them out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperpositionConfig:
+    """How tickets become one network."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    method: str = "cia"
+    """Average of the tickets: "cia" (zeros counted), "caa" (active weights only) or "cima" (moving)."""
+    cima_factor: float | None = None
+    """CIMA's weight of the newest ticket, in (0, 1]; 0.2 when left out."""
+    prune: str = "each"
+    """When to prune back to the density: after "each" ticket, or once after the "last"."""
+    scope: str = "global"
+    """Whether all weights are ranked together ("global") or each layer keeps its count ("layer")."""
+    include_pretrained: bool = True
+    """Whether the network of phase one counts as the first ticket."""
+    batchnorm: str = "recalibrate"
+    """BatchNorm statistics: "recalibrate" on training data, or "average" those of the tickets."""
+    gate_tolerance: float | None = 0.005
+    """A ticket is left out when it costs more validation accuracy (a share of 1) than this; none folds all."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a value out of range."""
+        gate, choices = self.gate_tolerance, ("recalibrate", "average")
+        _require(gate is None or 0 <= gate <= 1, "superposition.gate_tolerance", "none or in [0, 1]", gate)
+        _require(self.batchnorm in choices, "superposition.batchnorm", " or ".join(choices), repr(self.batchnorm))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Where it runs."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    address: str | None = None
+    """Ray cluster to join; without it RAY_ADDRESS, and without that a local Ray is started and ended."""
+    num_workers: int = 1
+    """DDP ranks of phase one."""
+    num_explorers: int | None = None
+    """Most explorers at once; when left out, as many as there are chains and room in the cluster."""
+    cpus_per_worker: int = 1
+    """CPUs that each rank and each explorer asks Ray for."""
+    gpus_per_worker: float = 0.0
+    """GPUs that each rank and each explorer asks Ray for."""
+    threads_per_worker: int = 1
+    """Threads of torch in each rank and explorer; part of what makes runs equal bit for bit."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a value out of range."""
+        for key in ("num_workers", "num_explorers", "cpus_per_worker", "threads_per_worker"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"cluster.{key}", "at least 1", value)
+        _require(self.gpus_per_worker >= 0, "cluster.gpus_per_worker", "at least 0", self.gpus_per_worker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole experiment."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    name: str
+    """Name of the run; its files lie at <storage>/<name>/."""
+    storage: str = "runs"
+    """Folder of runs, shared by all machines of the cluster."""
+    seed: int = 0
+    """Seed of everything but the data split."""
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    method: MethodConfig
+    tickets: TicketsConfig = field(default_factory=TicketsConfig)
+    superposition: SuperpositionConfig = field(default_factory=SuperpositionConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a value out of range."""
+        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+        plain = bool(self.name) and not set(self.name) & set("/\\\0") and not self.name.startswith(".")
+        _require(plain, "name", "a plain folder name", repr(self.name), "storage= says where it lies.")
+
+
+PLACEMENT_KEYS = frozenset({"name", "storage", "cluster.address", "cluster.num_explorers", "cluster.cpus_per_worker"})
+"""Settings that say where a run lies and what it uses, and never change its result."""

@@ -1,0 +1,61 @@
+"""Look a strategy up by its name, or import the user's own, with one helpful error for every table."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+Strategy = TypeVar("Strategy")
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the nearest known name, or an empty string when none is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else "."
+
+
+def choose(table: Mapping[str, Strategy], name: str, what: str) -> Strategy:
+    """Returns the row of `table` called `name`.
+
+    Args:
+        table: The strategies of one kind by name.
+        name: The name that the user gave.
+        what: The kind in words, for the error, e.g. "grow score".
+
+    Raises:
+        ValueError: If no row has this name; the sentence names the nearest one and all known ones.
+    """
+    if name in table:
+        return table[name]
+    raise ValueError(f"unknown {what} {name!r}{suggestion(name, table)} Known: {', '.join(table)}.")
+
+
+def choose_or_import(table: Mapping[str, Callable[..., Any]], name: str, what: str) -> Callable[..., Any]:
+    """Returns the row of `table` called `name`, or the function that "package.module:function" names.
+
+    Raises:
+        ValueError: If the name is neither in the table nor importable; the sentence says which part failed.
+    """
+    if ":" not in name:
+        try:
+            return choose(table, name, what)
+        except ValueError as error:
+            raise ValueError(f"{error} Your own is named 'package.module:function'.") from None
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"{what} {name!r} must be importable; importing {module_name!r} failed: {error}. "
+            "Run the command in the folder that holds the module, or install its package."
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        candidates = [key for key in vars(module) if callable(getattr(module, key)) and not key.startswith("_")]
+        raise ValueError(
+            f"{what} {name!r} must name a function of {module_name!r}; it has no function "
+            f"{function_name!r}{suggestion(function_name, candidates)}"
+        )
+    return function

@@ -1,0 +1,113 @@
+"""How the density is shared between layers, and first masks with an exact count in each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from suptickets_ray.lookup import choose
+from suptickets_ray.sparse.masks import count_down, top_mask
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def uniform(shapes: Shapes, density: float) -> dict[str, float]:
+    """Returns the same density for every layer."""
+    return dict.fromkeys(shapes, density)
+
+
+def erdos_renyi_kernel(shapes: Shapes, density: float) -> dict[str, float]:
+    """Returns densities proportional to sum(shape) / prod(shape); over-full layers become dense.
+
+    What the dense layers do not need is not lost: the rest is scaled up until the total fits and none is over-full.
+
+    Source: RigL, 1911.11134, section 3 (1), "Erdos-Renyi-Kernel".
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    raw = {name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}
+    dense: set[str] = set()
+    while True:
+        sparse = [name for name in shapes if name not in dense]
+        budget = density * sum(sizes.values()) - sum(sizes[name] for name in dense)
+        scale = budget / sum(raw[name] * sizes[name] for name in sparse) if sparse else 0.0
+        over_full = {name for name in sparse if scale * raw[name] > 1.0}
+        if not over_full:
+            return {name: 1.0 if name in dense else scale * raw[name] for name in shapes}
+        # The fullest first: the others may fit once its surplus is shared out.
+        fullest = max(raw[name] for name in over_full)
+        dense |= {name for name in over_full if raw[name] == fullest}
+
+
+DISTRIBUTIONS: dict[str, Callable[[Shapes, float], dict[str, float]]] = {
+    "erk": erdos_renyi_kernel,
+    "uniform": uniform,
+}
+
+
+def layer_densities(shapes: Shapes, density: float, distribution: str = "erk") -> dict[str, float]:
+    """Returns the density of every layer, in (0, 1], with the total at `density`.
+
+    Args:
+        shapes: Layer name to weight shape: (out, in) or (out, in, kh, kw).
+        density: Share of active weights over all layers, in (0, 1].
+        distribution: A name of `DISTRIBUTIONS`.
+
+    Raises:
+        ValueError: If the density is out of range or the distribution unknown.
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be in (0, 1]; got {density}.")
+    share = choose(DISTRIBUTIONS, distribution, "distribution")
+    return dict.fromkeys(shapes, 1.0) if density == 1 else share(shapes, density)
+
+
+def apportion(quotas: Mapping[str, float], capacities: Mapping[str, int], total: int) -> dict[str, int]:
+    """Returns whole counts near `quotas` that sum to exactly `total`, each in [1, capacity].
+
+    Quotas are rounded down, then what is missing goes to the largest remainders, earlier layers first
+    (largest-remainder method), so that no layer is emptied and the model's density is exact.
+
+    Args:
+        quotas: Wished counts, fractional, summing to about `total`.
+        capacities: Number of positions of each layer.
+        total: Count to hand out, in [number of layers, sum of capacities].
+
+    Raises:
+        ValueError: If `total` cannot be handed out.
+    """
+    if not len(quotas) <= total <= sum(capacities.values()):
+        raise ValueError(
+            f"the number of active weights must be in [{len(quotas)}, {sum(capacities.values())}], so that every layer "
+            f"keeps one; got {total}. Choose a higher density."
+        )
+    counts = {name: min(max(count_down(quota, 1), 1), capacities[name]) for name, quota in quotas.items()}
+    while (missing := total - sum(counts.values())) != 0:
+        sign = 1 if missing > 0 else -1
+        movable = [name for name in counts if 1 <= counts[name] + sign <= capacities[name]]
+        movable.sort(key=lambda name: sign * (counts[name] - quotas[name]))
+        for name in movable[: abs(missing)]:
+            counts[name] += sign
+    return counts
+
+
+def layer_counts(shapes: Shapes, density: float, distribution: str = "erk") -> dict[str, int]:
+    """Returns the number of active weights of every layer; they sum to exactly floor(density * all weights).
+
+    Raises:
+        ValueError: As `layer_densities`, and if there are fewer active weights than layers.
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    densities = layer_densities(shapes, density, distribution)
+    quotas = {name: densities[name] * sizes[name] for name in shapes}
+    return apportion(quotas, sizes, count_down(density, sum(sizes.values())))
+
+
+def random_masks(counts: Mapping[str, int], shapes: Shapes, generator: Generator) -> dict[str, Tensor]:
+    """Returns masks with exactly `counts` random active positions in each layer, drawn on the generator's device."""
+    return {
+        name: top_mask(torch.rand(tuple(shape), generator=generator, device=generator.device), counts[name])
+        for name, shape in shapes.items()
+    }

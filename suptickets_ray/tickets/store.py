@@ -1,0 +1,97 @@
+"""A run's files on any path that pyarrow.fs knows; every write is whole or not there."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from pathlib import PurePosixPath
+
+from pyarrow import fs
+
+from suptickets_ray.tickets.ticket import Ticket
+
+
+class RunStore:
+    """Files of one run by their path under the run's folder."""
+
+    def __init__(self, root: str) -> None:
+        """Opens a folder, which need not exist yet.
+
+        Args:
+            root: Absolute local path, or a URI such as s3://bucket/path.
+
+        Raises:
+            ValueError: If the path is relative or its scheme unknown.
+        """
+        try:
+            self._filesystem, self._root = fs.FileSystem.from_uri(root)
+        except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            raise ValueError(f"storage must be an absolute path or a URI that pyarrow.fs knows; got {root!r}: {error}.") from error
+
+    def exists(self, path: str) -> bool:
+        """Returns whether there is a file of this name."""
+        return bool(self._filesystem.get_file_info(self._absolute(path)).type == fs.FileType.File)
+
+    def read(self, path: str) -> bytes:
+        """Returns the content of a file. Raises FileNotFoundError if there is none."""
+        with self._filesystem.open_input_stream(self._absolute(path)) as stream:
+            return bytes(stream.read())
+
+    def write(self, path: str, content: bytes) -> None:
+        """Writes a file under a temporary name and moves it in place, so that a kill leaves the old file or the new."""
+        target = self._absolute(path)
+        self._filesystem.create_dir(str(PurePosixPath(target).parent), recursive=True)
+        temporary = f"{target}.{uuid.uuid4().hex}.tmp"
+        try:
+            with self._filesystem.open_output_stream(temporary) as stream:
+                stream.write(content)
+            self._filesystem.move(temporary, target)
+        except BaseException:
+            if self._filesystem.get_file_info(temporary).type == fs.FileType.File:
+                self._filesystem.delete_file(temporary)
+            raise
+
+    def list(self, folder: str) -> list[str]:
+        """Returns the paths of all whole files below a folder, sorted, relative to the run's folder."""
+        selector = fs.FileSelector(self._absolute(folder), recursive=True, allow_not_found=True)
+        found = [info.path for info in self._filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+        relative = [str(PurePosixPath(path).relative_to(self._root)) for path in found]
+        return sorted(path for path in relative if not path.endswith(".tmp"))
+
+    def _absolute(self, path: str) -> str:
+        return str(PurePosixPath(self._root) / path)
+
+
+class TicketStore:
+    """The tickets of one run, keyed by chain and cycle."""
+
+    def __init__(self, store: RunStore) -> None:
+        """Uses the `tickets` folder of a run."""
+        self._store = store
+
+    @staticmethod
+    def path(chain: int, cycle: int) -> str:
+        """Returns a ticket's path under the run's folder."""
+        return f"tickets/chain-{chain:03d}/cycle-{cycle:03d}.arrow"
+
+    def put(self, ticket: Ticket, chain: int, cycle: int) -> None:
+        """Keeps a ticket; one of the same key is replaced."""
+        self._store.write(self.path(chain, cycle), ticket.to_bytes())
+
+    def get(self, chain: int, cycle: int) -> Ticket:
+        """Returns a ticket.
+
+        Raises:
+            FileNotFoundError: If there is none of this key.
+            ValueError: If its file is damaged; the sentence names it.
+        """
+        path = self.path(chain, cycle)
+        try:
+            return Ticket.from_bytes(self._store.read(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def list(self) -> list[tuple[int, int]]:
+        """Returns the (chain, cycle) of every ticket that is kept, sorted."""
+        matches = [re.fullmatch(r"tickets/chain-(\d+)/cycle-(\d+)\.arrow", path) for path in self._store.list("tickets")]
+        return sorted((int(match[1]), int(match[2])) for match in matches if match)

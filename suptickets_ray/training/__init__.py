@@ -1,0 +1,1 @@
+"""Training on one process or one DDP rank: torch, no Ray."""

@@ -1,0 +1,40 @@
+"""Calling the user's own functions: they take what they name, and an option that they do not take is an error."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def call_with(function: Callable[..., Any], what: str, offered: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """Returns the function's result, called with those of `offered` that it names and with all `options`.
+
+    Args:
+        function: The user's function, or one of ours.
+        what: The setting that names it, e.g. "model.name", for errors.
+        offered: Arguments that the product can give.
+        options: Keyword arguments that the recipe gives.
+
+    Raises:
+        ValueError: If it does not take one of the options, or needs an argument that neither gives.
+    """
+    parameters = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    arguments = {key: value for key, value in offered.items() if key in parameters}
+    section = what.partition(".")[0]
+    for key in options:
+        if key not in parameters and not takes_all:
+            known = ", ".join(key for key in parameters if key not in offered) or "none"
+            raise ValueError(f"{section}.options.{key} has no effect: {what} does not take it. Known: {known}.")
+    arguments |= options
+    missing = [
+        key
+        for key, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        and key not in arguments
+    ]
+    if missing:
+        raise ValueError(f"{section}.options.{missing[0]} must be given: the function of {what} needs it.")
+    return function(**arguments)

@@ -1,0 +1,68 @@
+"""One cycle of cheap-ticket exploration: a pure function of a state, the recipe, the chain and the cycle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator
+from torch.nn.functional import cross_entropy
+
+from suptickets_ray.config import Config
+from suptickets_ray.seeding import derive_seed
+from suptickets_ray.tickets.cycles import triangular
+from suptickets_ray.training.data import Splits
+from suptickets_ray.training.loop import Learner, epoch_order, seed_torch, steps_per_epoch, train_epoch
+
+
+def run_cycle(
+    learner: Learner,
+    config: Config,
+    splits: Splits,
+    chain: int,
+    cycle: int,
+    after_epoch: Callable[[int, float], None] | None = None,
+) -> None:
+    """Explores the topology once, then trains under the triangle; the learner ends where the ticket is taken.
+
+    All randomness is derived from (seed, chain, cycle), so the outcome does not depend on who runs it, or when.
+
+    Args:
+        learner: Holds the state that the cycle before, or phase one, ended in.
+        config: The recipe.
+        splits: The data.
+        chain: Chain, from 0.
+        cycle: Cycle within the chain, from 0.
+        after_epoch: Called with the epoch in the cycle and its mean loss.
+
+    Source: Sup-tickets, 2205.15322, section 3.2 and algorithm 1.
+    """
+    seed, tickets = config.seed, config.tickets
+    learner.sparsifier.generator.manual_seed(derive_seed(seed, "topology", chain, cycle))
+    if tickets.explore:
+        assert tickets.exploration_fraction is not None
+        seed_torch(seed, "explore", chain, cycle)
+        compute_exploration_gradient(learner, splits, config.data.batch_size, derive_seed(seed, "batch", chain, cycle))
+        learner.sparsifier.explore(tickets.exploration_fraction)
+        learner.optimizer.zero_grad()
+    epoch_steps = steps_per_epoch(config, splits)
+    for epoch in range(tickets.cycle_epochs):
+        seed_torch(seed, "cycle", chain, cycle, epoch)
+
+        def rate(step: int, epoch: int = epoch) -> float:
+            return triangular((epoch + step / epoch_steps) / tickets.cycle_epochs, tickets.lr_low, tickets.lr_high)
+
+        order = epoch_order(seed, len(splits.train), chain, cycle, epoch)
+        loss = train_epoch(learner, learner.model, splits.train, order, config.data.batch_size, rate)
+        if after_epoch is not None:
+            after_epoch(epoch, loss)
+
+
+def compute_exploration_gradient(learner: Learner, splits: Splits, batch_size: int, seed: int) -> None:
+    """Leaves the dense gradient of one batch, drawn by `seed`, in the parameters."""
+    device = next(learner.model.parameters()).device
+    indices = torch.randperm(len(splits.train), generator=Generator().manual_seed(seed))[:batch_size]
+    inputs, labels = (tensor.to(device) for tensor in splits.train.batch(indices))
+    learner.model.train()
+    learner.optimizer.zero_grad()
+    cross_entropy(learner.model(inputs), labels).backward()

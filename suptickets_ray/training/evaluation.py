@@ -1,0 +1,70 @@
+"""What a network is worth on a set of examples, and the BatchNorm statistics it needs for that."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import Module
+from torch.nn.functional import cross_entropy, nll_loss
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from suptickets_ray.training.data import Splits
+from suptickets_ray.training.data.splits import Examples
+
+EVALUATION_BATCH_SIZE = 512
+
+
+@torch.no_grad()
+def predict(model: Module, examples: Examples) -> Tensor:
+    """Returns the logits (n, num_classes) of all examples on the CPU; the model's mode is left as it was."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    logits = [model(inputs.to(device)).cpu() for inputs, _ in examples.batches(EVALUATION_BATCH_SIZE)]
+    model.train(was_training)
+    return torch.cat(logits)
+
+
+def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Returns accuracy (a share of 1) and mean cross-entropy (nats) of logits (n, classes) against labels (n,)."""
+    correct = logits.argmax(1).eq(labels).double().mean()
+    return {"accuracy": float(correct), "loss": float(cross_entropy(logits.double(), labels))}
+
+
+def score_probabilities(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    """Returns accuracy and mean cross-entropy of predicted probabilities (n, classes) against labels (n,)."""
+    log_probabilities = probabilities.double().clamp_min(1e-12).log()
+    correct = probabilities.argmax(1).eq(labels).double().mean()
+    return {"accuracy": float(correct), "loss": float(nll_loss(log_probabilities, labels))}
+
+
+def evaluate(model: Module, examples: Examples) -> dict[str, float]:
+    """Returns accuracy and loss of the model on all examples."""
+    return score(predict(model, examples), examples.all_labels())
+
+
+@torch.no_grad()
+def recalibrate(model: Module, splits: Splits, seed: int) -> None:
+    """Replaces every BatchNorm's running statistics by the mean over one seeded pass of the training examples.
+
+    The pass is cut into batches of nearly equal size, of at least 2 examples, because each counts the same.
+
+    Source: Izmailov et al., 1803.05407, section 3.2.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return
+    device = next(model.parameters()).device
+    momenta = [norm.momentum for norm in norms]
+    was_training = model.training
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative mean
+    model.train()
+    size = len(splits.train)
+    order = torch.randperm(size, generator=Generator().manual_seed(seed))
+    for indices in order.tensor_split(-(-size // EVALUATION_BATCH_SIZE)):
+        model(splits.train.batch(indices)[0].to(device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(was_training)
