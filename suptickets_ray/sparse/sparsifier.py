@@ -154,7 +154,8 @@ class Sparsifier:
         self.num_steps = state["num_steps"]
         self.num_updates = state["num_updates"]
         self.generator.set_state(state["generator"])
-        self._apply({name: mask.to(self.masks[name].device) for name, mask in state["masks"].items()})
+        self.masks = {name: state["masks"][name].to(mask.device) for name, mask in self.masks.items()}
+        self._apply(self.masks)
 
     def detach(self) -> None:
         """Stops masking: the optimizer's hook is removed."""

@@ -51,6 +51,12 @@ class RunStore:
                 self._filesystem.delete_file(temporary)
             raise
 
+    def remove_folder(self, folder: str) -> None:
+        """Removes a folder and all that is in it; one that is not there is no error."""
+        path = self._absolute(folder)
+        if self._filesystem.get_file_info(path).type == fs.FileType.Directory:
+            self._filesystem.delete_dir(path)
+
     def list(self, folder: str) -> list[str]:
         """Returns the paths of all whole files below a folder, sorted, relative to the run's folder."""
         selector = fs.FileSelector(self._absolute(folder), recursive=True, allow_not_found=True)

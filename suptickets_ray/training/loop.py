@@ -19,7 +19,7 @@ from suptickets_ray.sparse import Sparsifier
 from suptickets_ray.sparse.sparsifier import maskable_parameters
 from suptickets_ray.tickets.cycles import Budget, plan_budget
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.data import Splits
+from suptickets_ray.training.data import Splits, load_data
 from suptickets_ray.training.data.splits import Examples
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.optimization import make_optimizer
@@ -105,6 +105,28 @@ def build_learner(config: Config, splits: Splits, device: torch.device) -> Learn
     if config.model.initialization == "sparse_fan_in":
         initialize_sparse(model, sparsifier, Generator().manual_seed(derive_seed(config.seed, "weights")))
     return Learner(model, optimizer, sparsifier)
+
+
+def dry_build(config: Config) -> None:
+    """Loads the data and builds the learner once, on the CPU, to find whatever is wrong before anything is started.
+
+    Raises:
+        ValueError: As `load_data` and `build_learner`, and if one forward pass of two examples does not give logits.
+    """
+    splits = load_data(config.data)
+    learner = build_learner(config, splits, torch.device("cpu"))
+    inputs = splits.train.batch(torch.arange(min(2, len(splits.train))))[0]
+    learner.model.eval()
+    try:
+        with torch.no_grad():
+            logits = learner.model(inputs)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"model.name must build a network for inputs of shape {tuple(inputs.shape)}; it failed: {error}"
+        ) from error
+    if tuple(logits.shape) != (len(inputs), splits.num_classes):
+        expected = (len(inputs), splits.num_classes)
+        raise ValueError(f"model.name must give logits of shape {expected}; got {tuple(logits.shape)}.")
 
 
 def sparsifier_settings(config: Config) -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""The command line: suptickets train."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+
+from rich.console import Console
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0 done, 2 bad configuration, 1 the run failed, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    # A console script's path holds its own folder; the user's modules lie where the command is given.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    signal.signal(signal.SIGTERM, _interrupt)
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    try:
+        return _train(options, console)
+    except KeyboardInterrupt:
+        errors.print("Interrupted. What is finished is kept; the same command goes on from there.")
+        return EXIT_INTERRUPTED
+    except ValueError as error:
+        errors.print(str(error), markup=False, soft_wrap=True)
+        return EXIT_USAGE
+    except Exception as error:  # noqa: BLE001 - whatever it is, a person gets a sentence, and a developer the rest
+        if options.verbose:
+            traceback.print_exc()
+        errors.print(f"The run failed: {error}", markup=False, soft_wrap=True)
+        if not options.verbose:
+            errors.print("--verbose shows where. The same command goes on from what is finished.")
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="suptickets", description="Sup-tickets on Ray: many sparse tickets, one network.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train",
+        help="pretrain, explore, superpose; the same command again goes on with an interrupted run",
+        description="Pretrain a sparse network, make tickets in parallel chains, superpose them into one network.",
+    )
+    train.add_argument(
+        "settings",
+        nargs="*",
+        metavar="RECIPE.yaml | key=value",
+        help="a recipe (the built-in digits recipe when left out) and overrides such as tickets.chains=8",
+    )
+    train.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
+    return parser
+
+
+def _train(options: argparse.Namespace, console: Console) -> int:
+    if not options.verbose:
+        # Libraries of the driver warn about themselves; a person who watches a run can do nothing about it.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from suptickets_ray.config_io import load_config
+
+    recipes = [text for text in options.settings if "=" not in text]
+    if len(recipes) > 1:
+        raise ValueError(f"there must be at most one recipe; got {', '.join(recipes)}. Overrides are written key=value.")
+    config = load_config(recipes[0] if recipes else None, [text for text in options.settings if "=" in text])
+
+    from suptickets_ray.distributed.run import train
+    from suptickets_ray.reporting.live import PlainView, TerminalView
+    from suptickets_ray.reporting.table import closing_table
+
+    view = TerminalView(console) if console.is_terminal else PlainView(lambda line: console.print(line, soft_wrap=True))
+    with view:
+        finished = train(config, view, verbose=options.verbose)
+    if finished.resumed:
+        console.print("This run is done already.")
+    console.print(closing_table(finished.result))
+    for warning in finished.result["warnings"]:
+        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
+    console.print(f"Files: {finished.path}", markup=False, soft_wrap=True)
+    console.print(f"Curves: tensorboard --logdir {finished.path}/tensorboard", markup=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A polite kill ends a run like Ctrl-C: Ray is shut down, nothing is left behind."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Who runs where: the only layer that imports Ray."""

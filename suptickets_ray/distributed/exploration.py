@@ -1,0 +1,144 @@
+"""Chains of cycles spread over explorers; tickets come back through the object store."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
+
+from suptickets_ray.config import Config
+from suptickets_ray.distributed.explorer import Explorer, chain_state_path
+from suptickets_ray.distributed.schedule import finished_cycles, next_cycle, should_retry
+from suptickets_ray.distributed.session import explorer_slots
+from suptickets_ray.tickets.store import RunStore, TicketStore
+
+_DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError, WorkerCrashedError)
+_POLL_SECONDS = 0.2
+
+
+class Exploration:
+    """Hands cycles to explorers and tickets to whoever asks, in any order.
+
+    Explorers return their tickets: the driver owns them, so they outlive the explorer that made them.
+    """
+
+    def __init__(
+        self, config: Config, settings: dict[str, Any], pretrained: Any, cycles: int, on_poll: Callable[[], None]
+    ) -> None:
+        """Finds out what an earlier start of the run has finished. No explorer is started yet.
+
+        Args:
+            config: The recipe.
+            settings: What `worker_settings` gave.
+            pretrained: Object reference of the state that phase one ended in.
+            cycles: Cycles of every chain.
+            on_poll: Called a few times a second while waiting.
+        """
+        self._config, self._settings, self._cycles, self._on_poll = config, settings, cycles, on_poll
+        self._store = RunStore(settings["run_path"])
+        self._tickets: dict[tuple[int, int], Any] = {}
+        self._states: dict[int, Any] = {}
+        self._done: dict[int, int] = {}
+        self._attempts: dict[tuple[int, int], int] = {}
+        self._idle: list[Any] = []
+        self._running: dict[Any, tuple[Any, Any, int, int]] = {}
+        stored = _whole_tickets(TicketStore(self._store))
+        for chain in range(config.tickets.chains):
+            state_cycle, state = _stored_state(self._store, chain)
+            self._done[chain] = min(finished_cycles(stored, chain, state_cycle), cycles)
+            self._states[chain] = ray.put(state) if self._done[chain] else pretrained
+        self.num_stored = sum(self._done.values())
+
+    def __enter__(self) -> Exploration:
+        """Starts the explorers that have something to do."""
+        todo = sum(done < self._cycles for done in self._done.values())
+        slots = min(explorer_slots(self._config.cluster, self._config.tickets.chains), todo)
+        self._idle = [self._start_explorer() for _ in range(slots)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the explorers; their CPUs are free for others at once."""
+        for explorer in [*self._idle, *(job[0] for job in self._running.values())]:
+            with contextlib.suppress(*_DEATHS):
+                ray.kill(explorer)
+
+    def ticket(self, chain: int, cycle: int) -> Any:
+        """Returns the object reference of a ticket's Arrow table, waiting until its cycle is done.
+
+        The reference is handed over, not kept, so that memory does not grow with the number of tickets.
+
+        Raises:
+            RuntimeError: If a cycle fails for good.
+        """
+        while self._done[chain] <= cycle:
+            self._dispatch()
+            self._collect()
+        if (chain, cycle) in self._tickets:
+            return self._tickets.pop((chain, cycle))
+        return ray.put(TicketStore(self._store).get(chain, cycle).to_arrow())
+
+    def _start_explorer(self) -> Any:
+        cluster = self._config.cluster
+        return Explorer.options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker).remote(self._settings)  # type: ignore[attr-defined]
+
+    def _dispatch(self) -> None:
+        while self._idle:
+            job = next_cycle(self._done, (chain for _, _, chain, _ in self._running.values()), self._cycles)
+            if job is None:
+                return
+            chain, cycle = job
+            explorer = self._idle.pop()
+            self._attempts[job] = self._attempts.get(job, 0) + 1
+            table, state = explorer.run_cycle.options(num_returns=2).remote(self._states[chain], chain, cycle)
+            self._running[state] = (explorer, table, chain, cycle)
+
+    def _collect(self) -> None:
+        finished, _ = ray.wait(list(self._running), num_returns=1, timeout=_POLL_SECONDS, fetch_local=False)
+        self._on_poll()
+        for state in finished:
+            explorer, table, chain, cycle = self._running.pop(state)
+            try:
+                # The table is stored with the state; a look at the state tells whether the task succeeded.
+                ray.get(state)
+            except _DEATHS as error:
+                if not should_retry(self._attempts[chain, cycle]):
+                    raise RuntimeError(
+                        f"cycle {cycle} of chain {chain} lost {self._attempts[chain, cycle]} explorers, the last one to: "
+                        f"{error}. Free memory is the usual want; then start the command again, it goes on from here."
+                    ) from error
+                self._idle.append(self._start_explorer())
+                continue
+            except RayTaskError as error:
+                raise RuntimeError(f"cycle {cycle} of chain {chain} failed: {error.cause}") from error
+            self._idle.append(explorer)
+            self._tickets[chain, cycle] = table
+            self._states[chain] = state
+            self._done[chain] = cycle + 1
+
+
+def _whole_tickets(tickets: TicketStore) -> list[tuple[int, int]]:
+    """Those that are kept and whole; a damaged one counts as missing, and is made again."""
+    whole = []
+    for chain, cycle in tickets.list():
+        with contextlib.suppress(ValueError):
+            tickets.get(chain, cycle)
+            whole.append((chain, cycle))
+    return whole
+
+
+def _stored_state(store: RunStore, chain: int) -> tuple[int | None, bytes]:
+    path = chain_state_path(chain)
+    if not store.exists(path):
+        return None, b""
+    content = store.read(path)
+    try:
+        return torch.load(io.BytesIO(content), weights_only=True)["progress"]["cycle"], content
+    except Exception:  # noqa: BLE001 - torch names no error for a damaged file; the chain starts anew then
+        return None, b""
+
+

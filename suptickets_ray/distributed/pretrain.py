@@ -1,0 +1,204 @@
+"""Phase one: sparse training as a Ray Train DDP job."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from torch.nn import Module
+
+from suptickets_ray.config import Config
+from suptickets_ray.config_io import config_digest
+from suptickets_ray.distributed.monitor import OnEvent, show_events
+from suptickets_ray.distributed.worker import Worker, start_worker
+from suptickets_ray.sparse import masks as mask_arithmetic
+from suptickets_ray.training.evaluation import evaluate
+from suptickets_ray.training.loop import (
+    Learner,
+    budget_of,
+    build_learner,
+    epoch_order,
+    seed_torch,
+    steps_per_epoch,
+    train_epoch,
+)
+from suptickets_ray.training.optimization import phase_one_rate
+from suptickets_ray.training.tensorboard import Scalars
+
+STATE_FILE = "state.pt"
+RAY_TRAIN_FOLDER = "ray_train"
+_POLL_SECONDS = 0.2
+_MAX_FAILURES = 5
+
+
+def pretrain(config: Config, settings: dict[str, Any], on_event: OnEvent, *, verbose: bool = False) -> bytes:
+    """Returns the state that phase one ends in. A killed phase one goes on from its last checkpoint.
+
+    Args:
+        config: The recipe.
+        settings: What `worker_settings` gave.
+        on_event: Is told of the progress.
+        verbose: Whether Ray Train's own messages are shown.
+
+    Raises:
+        RuntimeError: If training fails for good; the message is the worker's.
+    """
+    cluster = config.cluster
+    resources = {"CPU": float(cluster.cpus_per_worker)}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = cluster.gpus_per_worker
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=settings,
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers,
+            use_gpu=cluster.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            # Ray Train goes on with whatever has the same name, so the name holds what the state depends on.
+            name=f"phase-one-{config_digest(config)[:16]}",
+            storage_path=str(Path(settings["run_path"]) / RAY_TRAIN_FOLDER),
+            failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose else "CRITICAL"),
+        ),
+    )
+    result = _fit(trainer, settings["monitor"], on_event)
+    if result.checkpoint is None:
+        raise RuntimeError("phase one ended without a checkpoint. Start the command again; it goes on from the last one.")
+    with result.checkpoint.as_directory() as folder:
+        return (Path(folder) / STATE_FILE).read_bytes()
+
+
+def _fit(trainer: TorchTrainer, monitor: Any, on_event: OnEvent) -> Any:
+    """Fits in a thread of its own: in the main thread Ray Train takes Ctrl-C over and leaves with exit code 0."""
+    outcome: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            outcome["result"] = trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
+            outcome["error"] = error
+
+    thread = threading.Thread(target=fit, name="phase-one", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        show_events(monitor, on_event)
+    if "error" in outcome:
+        raise RuntimeError(f"phase one failed: {_root_cause(outcome['error'])}") from outcome["error"]
+    return outcome["result"]
+
+
+def _root_cause(error: BaseException) -> str:
+    """The worker's own message: Ray Train wraps it, once per failing rank."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        error = next(iter(failures.values()))
+    cause = getattr(error, "cause", None) or error.__cause__ or error
+    return str(cause).strip().splitlines()[-1]
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Trains phase one on one rank; rank 0 checkpoints, validates and writes TensorBoard's scalars."""
+    worker = start_worker(settings, get_device())
+    config, splits = worker.config, worker.splits
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    epochs, epoch_steps = budget_of(config).pretrain_epochs, steps_per_epoch(config, splits)
+    learner = build_learner(config, splits, worker.device)
+    first_epoch = _last_checkpoint(learner)
+    # Running statistics are averaged once an epoch instead of being sent from rank 0 at every step.
+    forward = prepare_model(learner.model, parallel_strategy_kwargs={"broadcast_buffers": False})
+    scalars = Scalars(worker.run_path, "phase-one", first_epoch * epoch_steps) if rank == 0 else None
+    for epoch in range(first_epoch, epochs):
+        seed_torch(config.seed, "pretrain", epoch, rank)
+        loss = train_epoch(
+            learner,
+            forward,
+            splits.train,
+            epoch_order(config.seed, len(splits.train), epoch),
+            config.data.batch_size,
+            lambda step, epoch=epoch: phase_one_rate(config.train, epoch * epoch_steps + step, epochs * epoch_steps),
+            rank=rank,
+            world_size=world_size,
+            after_update=lambda: assert_equal_masks(learner, world_size),
+        )
+        if world_size > 1:
+            average_buffers(learner.model, world_size)
+        if rank == 0:
+            assert scalars is not None
+            _watch(worker, learner, scalars, epoch, epochs, epoch_steps, loss)
+        if (epoch + 1) % config.train.checkpoint_every_epochs == 0 or epoch + 1 == epochs:
+            _checkpoint(learner, rank, epoch + 1)
+    if scalars is not None:
+        scalars.__exit__(None, None, None)
+
+
+def _watch(
+    worker: Worker, learner: Learner, scalars: Scalars, epoch: int, epochs: int, epoch_steps: int, loss: float
+) -> None:
+    validation = evaluate(learner.model, worker.splits.validation)
+    scalars.write(
+        (epoch + 1) * epoch_steps,
+        train__loss=loss,
+        train__lr=learner.optimizer.param_groups[0]["lr"],
+        train__density=learner.sparsifier.density,
+        validation__accuracy=validation["accuracy"],
+        validation__loss=validation["loss"],
+    )
+    worker.report("epoch", epoch=epoch + 1, epochs=epochs, loss=loss, validation_accuracy=validation["accuracy"])
+
+
+def _last_checkpoint(learner: Learner) -> int:
+    """Loads the last checkpoint, if there is one, and returns the epoch to go on with."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        return learner.load_bytes((Path(folder) / STATE_FILE).read_bytes())["epoch"]
+
+
+def _checkpoint(learner: Learner, rank: int, epoch: int) -> None:
+    """Reports the state to Ray Train; every rank takes part, rank 0 brings the file."""
+    if rank != 0:
+        ray.train.report({"epoch": epoch})
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / STATE_FILE).write_bytes(learner.to_bytes(epoch=epoch))
+        ray.train.report({"epoch": epoch}, checkpoint=Checkpoint.from_directory(folder))
+
+
+def average_buffers(model: Module, world_size: int) -> None:
+    """Makes every floating buffer the mean over ranks, so that all ranks hold the same network."""
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= world_size
+
+
+def assert_equal_masks(learner: Learner, world_size: int) -> None:
+    """Compares the masks of all ranks after an update.
+
+    Raises:
+        RuntimeError: If they differ, which would train another network on every rank.
+    """
+    if world_size == 1:
+        return
+    device = next(learner.model.parameters()).device
+    own = torch.frombuffer(bytearray.fromhex(mask_arithmetic.digest(learner.sparsifier.masks)), dtype=torch.uint8)
+    gathered = [torch.empty_like(own, device=device) for _ in range(world_size)]
+    dist.all_gather(gathered, own.to(device))
+    if any(not torch.equal(gathered[0], other) for other in gathered[1:]):
+        raise RuntimeError(f"masks must be equal on all ranks; they differ at update {learner.sparsifier.num_updates}.")
+
+

@@ -1,0 +1,92 @@
+"""Joining a running Ray, or starting a local one and ending just that one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from suptickets_ray.config import ClusterConfig
+
+
+@contextmanager
+def ray_session(config: ClusterConfig, *, verbose: bool = False) -> Iterator[None]:
+    """Keeps this process connected to Ray.
+
+    A Ray that this process has already initialised is used and left as it is. Otherwise `cluster.address` or
+    RAY_ADDRESS is joined and left again; without either a local Ray is started and ended.
+
+    Args:
+        config: Address, and what the run will ask for.
+        verbose: Whether Ray's own messages and the workers' output are shown.
+
+    Raises:
+        ValueError: If the cluster cannot be reached, or never has the CPUs or GPUs that the recipe asks for.
+    """
+    if ray.is_initialized():
+        _check_resources(config)
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not verbose:
+        # Ray and its logger library print some lines past the logging level.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging_level = logging.INFO if verbose else logging.CRITICAL
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=verbose, logging_level=logging_level)
+        else:
+            # A controller on this machine alone may poll often: phase one then ends seconds earlier.
+            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+            ray.init(
+                address="local",
+                num_cpus=_local_cpus(config),
+                include_dashboard=False,
+                log_to_driver=verbose,
+                logging_level=logging_level,
+            )
+    except (ConnectionError, ValueError) as error:
+        raise ValueError(
+            f"cluster.address must be a Ray cluster that answers; got {address!r}: {error}. "
+            "Leave it out, and unset RAY_ADDRESS, to start a local Ray."
+        ) from error
+    try:
+        _check_resources(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def explorer_slots(config: ClusterConfig, chains: int) -> int:
+    """Returns how many explorers can work at once: no more than asked for, than chains, or than fit in the cluster."""
+    return min(config.num_explorers or chains, chains, max(_places(config), 1))
+
+
+def _places(config: ClusterConfig) -> int:
+    """How many workers of the asked size the cluster has room for."""
+    resources = ray.cluster_resources()
+    places = int(resources.get("CPU", 0) // config.cpus_per_worker)
+    if config.gpus_per_worker:
+        places = min(places, int(resources.get("GPU", 0) / config.gpus_per_worker + 1e-9))
+    return places
+
+
+def _local_cpus(config: ClusterConfig) -> int:
+    """CPUs are logical to Ray: a local one is made large enough for what was asked for, so that nothing waits for ever."""
+    wanted = max(config.num_workers, config.num_explorers or 1) * config.cpus_per_worker
+    return max(os.cpu_count() or 1, wanted)
+
+
+def _check_resources(config: ClusterConfig) -> None:
+    places = _places(config)
+    if places < config.num_workers:
+        resources = ray.cluster_resources()
+        raise ValueError(
+            f"cluster.num_workers must be at most {places}, the workers of {config.cpus_per_worker} CPU and "
+            f"{config.gpus_per_worker:g} GPU that fit the cluster's {resources.get('CPU', 0):g} CPU and "
+            f"{resources.get('GPU', 0):g} GPU; got {config.num_workers}. Ask for fewer or smaller workers."
+        )

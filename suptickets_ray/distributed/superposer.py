@@ -1,0 +1,156 @@
+"""The actor that folds tickets into one, keeps the gate, and judges the result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+
+from suptickets_ray import __version__
+from suptickets_ray.config_io import config_digest
+from suptickets_ray.distributed.worker import start_worker
+from suptickets_ray.seeding import derive_seed
+from suptickets_ray.tickets.store import TicketStore
+from suptickets_ray.tickets.superposition import Accumulator, Rule, finish, fold, start
+from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.training.data.splits import Examples
+from suptickets_ray.training.evaluation import evaluate, predict, recalibrate, score, score_probabilities
+from suptickets_ray.training.gate import Gate
+from suptickets_ray.training.loop import budget_of, build_learner, steps_per_epoch
+from suptickets_ray.training.models import build_model
+from suptickets_ray.training.tensorboard import Scalars
+
+
+@ray.remote(num_cpus=0)
+class Superposer:
+    """Folds tickets in the order in which they are given. Single-threaded; keys it has seen are not folded twice."""
+
+    def __init__(self, settings: dict[str, Any], pretrained: bytes) -> None:
+        """Starts from the network of phase one.
+
+        Args:
+            settings: What `worker_settings` gave.
+            pretrained: State that phase one ended in.
+        """
+        self._worker = start_worker(settings)
+        config, splits = self._worker.config, self._worker.splits
+        section = config.superposition
+        self._rule = Rule(section.method, config.method.density, section.cima_factor, section.prune, section.scope)
+        learner = build_learner(config, splits, torch.device("cpu"))
+        learner.load_bytes(pretrained)
+        self._pretrained = learner.ticket({"run": config.name, "config_digest": config_digest(config)})
+        self._model = build_model(config.model, splits.sample_shape, splits.num_classes).to(self._worker.device)
+        self._accumulator: Accumulator | None = start(self._pretrained) if section.include_pretrained else None
+        self._superposed: Ticket | None = None
+        self._folded: dict[tuple[int, int], dict[str, Any]] = {}
+        self._gate = Gate(section.gate_tolerance, self._score(self._pretrained, splits.validation)["accuracy"])
+
+    def fold(self, table: pa.Table, chain: int, cycle: int) -> dict[str, Any]:
+        """Folds one ticket, unless merged with the others it costs too much validation accuracy.
+
+        Args:
+            table: The ticket's Arrow form.
+            chain: Its chain.
+            cycle: Its cycle.
+
+        Returns:
+            chain, cycle, accepted, and the merged network's validation accuracy (a share of 1).
+        """
+        if (chain, cycle) in self._folded:
+            return self._folded[chain, cycle]
+        ticket = Ticket.from_arrow(table)
+        folded = fold(self._accumulator, ticket, self._rule)
+        merged = self._settle(finish(folded, self._rule, self._provenance(folded.num_tickets)))
+        validation = self._score(merged, self._worker.splits.validation)
+        accepted = self._gate.admit(validation["accuracy"])
+        if accepted:
+            self._accumulator, self._superposed = folded, merged
+        report = {"chain": chain, "cycle": cycle, "accepted": accepted, "validation_accuracy": validation["accuracy"]}
+        self._folded[chain, cycle] = report
+        with Scalars(self._worker.run_path, "superposition") as scalars:
+            scalars.write(
+                len(self._folded),
+                validation__accuracy=validation["accuracy"],
+                validation__loss=validation["loss"],
+                superposition__accepted=float(accepted),
+                superposition__density=merged.density,
+            )
+        self._worker.report("fold", **report)
+        return report
+
+    def judge(self) -> tuple[pa.Table, dict[str, Any]]:
+        """Returns the sup-ticket's Arrow table, and the final numbers; here the test set is read, once."""
+        worker, config = self._worker, self._worker.config
+        superposed = self._superposed or self._pretrained
+        tickets, probabilities = [], {"validation": 0.0, "test": 0.0}
+        store = TicketStore(worker.store)
+        for (chain, cycle), folded in self._folded.items():
+            ticket = store.get(chain, cycle)
+            row: dict[str, Any] = {"chain": chain, "cycle": cycle, "accepted": folded["accepted"]}
+            for split in ("validation", "test"):
+                examples = getattr(worker.splits, split)
+                logits = predict(self._load(ticket), examples)
+                row |= _prefixed(score(logits, examples.all_labels()), split)
+                probabilities[split] = probabilities[split] + logits.softmax(1) / len(self._folded)
+            tickets.append(row | {"density": ticket.density, "digest": ticket.digest})
+        report = {
+            "superposed": self._judged(superposed),
+            "pretrained": self._judged(self._pretrained),
+            "tickets": tickets,
+            "ensemble": {
+                key: value
+                for split, probability in probabilities.items()
+                for key, value in _prefixed(
+                    score_probabilities(probability, getattr(worker.splits, split).all_labels()),  # type: ignore[arg-type]
+                    split,
+                ).items()
+            },
+        }
+        epoch_steps = steps_per_epoch(config, worker.splits)
+        with Scalars(worker.run_path, "result") as scalars:
+            for name in ("pretrained", "superposed", "ensemble"):
+                scalars.write(config.train.epochs * epoch_steps, **{f"test__{name}": report[name]["accuracy"]})
+        return superposed.to_arrow(), report
+
+    def _provenance(self, num_tickets: int) -> dict[str, Any]:
+        section, config = self._worker.config.superposition, self._worker.config
+        accepted = [[chain, cycle] for (chain, cycle), row in self._folded.items() if row["accepted"]]
+        return {
+            "run": config.name,
+            "config_digest": config_digest(config),
+            "method": section.method,
+            "num_tickets": num_tickets,
+            "accepted_before": accepted,
+            "include_pretrained": section.include_pretrained,
+            "cycles": budget_of(config).cycles,
+            "version": __version__,
+        }
+
+    def _settle(self, ticket: Ticket) -> Ticket:
+        """The ticket with BatchNorm statistics that fit its weights, unless those of the tickets are to be averaged."""
+        config = self._worker.config
+        if config.superposition.batchnorm == "average":
+            return ticket
+        model = self._load(ticket)
+        recalibrate(model, self._worker.splits, derive_seed(config.seed, "recalibrate"))
+        return Ticket(model.state_dict(), ticket.masks, ticket.provenance)
+
+    def _load(self, ticket: Ticket) -> torch.nn.Module:
+        self._model.load_state_dict(ticket.state_dict())
+        return self._model
+
+    def _score(self, ticket: Ticket, examples: Examples) -> dict[str, float]:
+        return evaluate(self._load(ticket), examples)
+
+    def _judged(self, ticket: Ticket) -> dict[str, Any]:
+        scores: dict[str, Any] = {}
+        for split in ("validation", "test"):
+            scores |= _prefixed(self._score(ticket, getattr(self._worker.splits, split)), split)
+        return scores | {"density": ticket.density, "digest": ticket.digest}
+
+
+def _prefixed(scores: dict[str, float], split: str) -> dict[str, float]:
+    """Test scores have plain names, validation scores a prefix."""
+    return scores if split == "test" else {f"{split}_{key}": value for key, value in scores.items()}

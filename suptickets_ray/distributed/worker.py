@@ -1,0 +1,65 @@
+"""What every process of a run needs at its start: the recipe, the data, the device, and equal arithmetic."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from suptickets_ray.config import Config
+from suptickets_ray.config_io import from_dict, to_dict
+from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.training.data import Splits, load_data
+
+
+def worker_settings(config: Config, run_path: str, monitor: Any) -> dict[str, Any]:
+    """Returns what `start_worker` needs, as plain values that cross processes.
+
+    Args:
+        config: The recipe.
+        run_path: Absolute path of the run's folder.
+        monitor: Handle of the `Monitor`.
+    """
+    return {
+        "config": to_dict(config),
+        "run_path": run_path,
+        # The user's own modules lie where the command was given, which a worker's path does not hold.
+        "import_paths": [path for path in sys.path if path],
+        "monitor": monitor,
+    }
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The surroundings of one process."""
+
+    config: Config
+    splits: Splits
+    store: RunStore
+    run_path: str
+    device: torch.device
+    monitor: Any
+
+    def report(self, kind: str, **values: Any) -> None:
+        """Tells the person who watches, without waiting."""
+        self.monitor.report.remote({"kind": kind, **values})
+
+
+def start_worker(settings: dict[str, Any], device: torch.device | None = None) -> Worker:
+    """Returns the surroundings that `worker_settings` describes, with torch's threads set as the recipe says."""
+    sys.path.extend(path for path in settings["import_paths"] if path not in sys.path)
+    config = from_dict(settings["config"])
+    # Ray may hand out a process that was set up for another number of CPUs; sums depend on the number of threads.
+    torch.set_num_threads(config.cluster.threads_per_worker)
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Worker(
+        config,
+        load_data(config.data),
+        RunStore(settings["run_path"]),
+        settings["run_path"],
+        device,
+        settings["monitor"],
+    )

@@ -1,0 +1,146 @@
+"""What a person sees while a run is under way: a live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+PHASES = {"pretrain": "phase one", "explore": "exploring", "superpose": "judging"}
+
+
+@dataclass
+class Progress:
+    """What the events so far add up to. No clock of its own: the time is an argument."""
+
+    phase: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    tickets: int = 0
+    num_tickets: int = 0
+    cycle_epochs: int = 0
+    folded: int = 0
+    accuracies: dict[str, float] = field(default_factory=dict)
+    _phase_start: float = 0.0
+    _first_epoch: int | None = None
+    _first_epoch_time: float = 0.0
+    _first_ticket: int = 0
+
+    def update(self, event: dict[str, Any], now: float) -> None:
+        """Takes one event in; `now` in seconds."""
+        kind = event["kind"]
+        if kind == "phase":
+            self.phase, self._phase_start = event["name"], now
+            self.epochs = event.get("epochs", self.epochs)
+            if "chains" in event:
+                self.num_tickets = event["chains"] * event["cycles"]
+        elif kind == "epoch":
+            if self._first_epoch is None:
+                self._first_epoch, self._first_epoch_time = event["epoch"], now
+            self.epoch, self.epochs = event["epoch"], event["epochs"]
+            self.accuracies["phase one"] = event["validation_accuracy"]
+        elif kind == "ticket":
+            self.tickets += 1
+            self.accuracies["last ticket"] = event["validation_accuracy"]
+        elif kind == "fold":
+            self.folded += 1
+            self.accuracies["sup-ticket"] = event["validation_accuracy"]
+
+    def seconds_left(self, now: float) -> float | None:
+        """Returns the estimated seconds left in the phase, or None when nothing tells yet."""
+        if self.phase == "pretrain" and self._first_epoch is not None and self.epoch > self._first_epoch:
+            rate = (now - self._first_epoch_time) / (self.epoch - self._first_epoch)
+            return rate * (self.epochs - self.epoch)
+        if self.phase == "explore" and self.tickets:
+            return (now - self._phase_start) / self.tickets * max(self.num_tickets - self.folded - 1, 0)
+        return None
+
+
+class TerminalView:
+    """A few lines that change in place."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        """Draws on a console that is a terminal."""
+        self._console, self._clock = console, clock
+        self._progress = Progress()
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> TerminalView:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Takes an event."""
+        self._progress.update(event, self._clock())
+        if event["kind"] == "resumed":
+            self._console.print(f"going on with {event['what']}")
+
+    def _render(self) -> Table:
+        progress = self._progress
+        left = progress.seconds_left(self._clock())
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row("phase", PHASES.get(progress.phase, "starting Ray"))
+        grid.add_row("epochs", f"{progress.epoch} of {progress.epochs}")
+        grid.add_row("tickets", f"{progress.tickets} of {progress.num_tickets or '?'}, {progress.folded} folded")
+        grid.add_row("left", "" if left is None else f"{left:.0f} s")
+        for name, accuracy in progress.accuracies.items():
+            grid.add_row(name, f"{accuracy:.2%} on validation")
+        return grid
+
+
+class PlainView:
+    """A line for whatever a log should hold: phases, a tenth of phase one, tickets, folds."""
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        """Writes lines, e.g. with `Console.print`."""
+        self._write, self._clock = write, clock
+        self._progress = Progress()
+        self._start = clock()
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Takes an event."""
+        self._progress.update(event, self._clock())
+        line = self._line(event)
+        if line:
+            self._write(f"{self._clock() - self._start:6.1f} s  {line}")
+
+    def _line(self, event: dict[str, Any]) -> str:
+        kind, progress = event["kind"], self._progress
+        if kind == "phase":
+            return PHASES[event["name"]]
+        if kind == "resumed":
+            return f"going on with {event['what']}"
+        if kind == "epoch" and (event["epoch"] == event["epochs"] or event["epoch"] % max(event["epochs"] // 10, 1) == 0):
+            return (
+                f"epoch {event['epoch']} of {event['epochs']}: loss {event['loss']:.4f}, "
+                f"validation accuracy {event['validation_accuracy']:.2%}"
+            )
+        if kind == "ticket":
+            return (
+                f"ticket {progress.tickets} of {progress.num_tickets}: chain {event['chain']}, cycle {event['cycle']}, "
+                f"validation accuracy {event['validation_accuracy']:.2%}"
+            )
+        if kind == "fold":
+            verdict = "accepted" if event["accepted"] else "left out"
+            return (
+                f"chain {event['chain']}, cycle {event['cycle']} {verdict}: the sup-ticket with it has "
+                f"{event['validation_accuracy']:.2%} on validation"
+            )
+        return ""
