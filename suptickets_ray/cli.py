@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A console script's path holds its own folder; the user's modules lie where the command is given.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    signal.signal(signal.SIGTERM, _interrupt)
+    # Also where a shell started this in the background with SIGINT ignored: who sends it, means it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     try:
         return _train(options, console)
@@ -89,7 +91,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """A polite kill ends a run like Ctrl-C: Ray is shut down, nothing is left behind."""
+    """Ctrl-C, or a polite kill: Ray is shut down on the way out, nothing is left behind."""
     raise KeyboardInterrupt
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,11 +33,41 @@ def ray_session(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if not verbose:
-        # Ray and its logger library print some lines past the logging level.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    logging_level = logging.INFO if verbose else logging.CRITICAL
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns about what it will do one day
     address = config.address or os.environ.get("RAY_ADDRESS")
+    try:
+        with _interrupts_deferred():
+            _connect(config, address, verbose)
+        _check_resources(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Lets Ray start to the end before an interrupt counts: broken off half-way, it leaves processes behind.
+
+    Ray also puts a handler of its own on SIGTERM, so those that stood before are set again afterwards.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt
+
+
+def _connect(config: ClusterConfig, address: str | None, verbose: bool) -> None:
+    logging_level = logging.INFO if verbose else logging.CRITICAL
     try:
         if address:
             ray.init(address=address, log_to_driver=verbose, logging_level=logging_level)
@@ -54,11 +86,6 @@ def ray_session(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
             f"cluster.address must be a Ray cluster that answers; got {address!r}: {error}. "
             "Leave it out, and unset RAY_ADDRESS, to start a local Ray."
         ) from error
-    try:
-        _check_resources(config)
-        yield
-    finally:
-        ray.shutdown()
 
 
 def explorer_slots(config: ClusterConfig, chains: int) -> int:
