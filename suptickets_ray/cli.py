@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="suptickets", description="Sup-tickets on Ray: many sparse tickets, one network.")
+    parser = argparse.ArgumentParser(
+        prog="suptickets", description="Sup-tickets on Ray: many sparse tickets, one network."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser(
         "train",
@@ -70,7 +72,9 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
     recipes = [text for text in options.settings if "=" not in text]
     if len(recipes) > 1:
-        raise ValueError(f"there must be at most one recipe; got {', '.join(recipes)}. Overrides are written key=value.")
+        raise ValueError(
+            f"there must be at most one recipe; got {', '.join(recipes)}. Overrides are written key=value."
+        )
     config = load_config(recipes[0] if recipes else None, [text for text in options.settings if "=" in text])
 
     from suptickets_ray.distributed.run import train

@@ -27,7 +27,7 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function that builds the model."""
     initialization: str = "default"
-    """First weights: those of the builder ("default"), or normal and scaled by the layer's density ("sparse_fan_in")."""
+    """First weights: the builder's own ("default"), or normal and scaled by each layer's density ("sparse_fan_in")."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,9 @@ class TicketsConfig:
         remedy = "tickets.explore=false leaves the exploration out." if fraction == 0 else ""
         _require(fraction is None or 0 < fraction <= 1, "tickets.exploration_fraction", "in (0, 1]", fraction, remedy)
         if self.explore is False and fraction is not None:
-            raise ValueError("tickets.exploration_fraction has no effect with tickets.explore=false. Leave one of them out.")
+            raise ValueError(
+                "tickets.exploration_fraction has no effect with tickets.explore=false. Leave one of them out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
@@ -16,25 +15,18 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from suptickets_ray.config import PLACEMENT_KEYS, Config
-from suptickets_ray.lookup import choose, choose_or_import, suggestion
-from suptickets_ray.sparse.criteria import DROP_SCORES, GROW_SCORES, REDISTRIBUTIONS
-from suptickets_ray.sparse.distributions import DISTRIBUTIONS
-from suptickets_ray.sparse.methods import METHODS, Method
-from suptickets_ray.sparse.schedules import FRACTIONS
-from suptickets_ray.tickets.cycles import plan_budget
-from suptickets_ray.tickets.superposition import Rule
+from suptickets_ray.config_resolution import WINDOW_KEYS, resolve
+from suptickets_ray.lookup import suggestion
+from suptickets_ray.sparse.methods import METHODS
 
 _ADAPTER = TypeAdapter(Config)
-_WINDOW_KEYS = {"prune_start_epoch": "prune_start_fraction", "prune_end_epoch": "prune_end_fraction"}
-_DEFAULT_EXPLORATION = 0.5
-_DEFAULT_CIMA_FACTOR = 0.2
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-3 as a number, as everybody expects."""
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
     list("-+.0123456789"),
@@ -47,7 +39,9 @@ def default_recipe_path() -> Path:
     for folder in (package / "experiments", package.parent / "experiments"):
         if (folder / "digits.yaml").is_file():
             return folder / "digits.yaml"
-    raise ValueError("the built-in digits recipe must ship with the package; it is missing. Install suptickets_ray again.")
+    raise ValueError(
+        "the built-in digits recipe must ship with the package; it is missing. Install suptickets_ray again."
+    )
 
 
 def load_config(recipe: str | Path | Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -71,32 +65,12 @@ def load_config(recipe: str | Path | Mapping[str, Any] | None = None, overrides:
     return resolve(_validate(settings))
 
 
-def resolve(config: Config) -> Config:
-    """Returns the experiment with every default that depends on another setting filled in.
-
-    Raises:
-        ValueError: If a name is unknown, settings contradict each other, one does nothing, or the budget is impossible.
-    """
-    method = choose(METHODS, config.method.name, "method")
-    plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate)
-    resolved = dataclasses.replace(
-        config,
-        method=_resolve_method(config, method),
-        tickets=_resolve_tickets(config, method),
-        superposition=_resolve_superposition(config),
-    )
-    if config.cluster.num_workers > 1 and config.data.batch_size < 2 * config.cluster.num_workers:
-        raise ValueError(
-            f"data.batch_size must be at least two examples for each of the {config.cluster.num_workers} workers; "
-            f"got {config.data.batch_size}. Choose larger batches or fewer cluster.num_workers."
-        )
-    return resolved
-
-
 def to_dict(config: Config) -> dict[str, Any]:
     """Returns the experiment as plain values; what a setting's neighbours do not read is left out."""
     return {
-        key: {k: v for k, v in value.items() if v is not None or k == "gate_tolerance"} if isinstance(value, dict) else value
+        key: {k: v for k, v in value.items() if v is not None or k == "gate_tolerance"}
+        if isinstance(value, dict)
+        else value
         for key, value in dataclasses.asdict(config).items()
     }
 
@@ -104,6 +78,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 def from_dict(settings: Mapping[str, Any]) -> Config:
     """Returns the experiment that `to_dict` gave. Raises ValueError if the settings are no experiment."""
     return resolve(_validate(dict(settings)))
+
+
+def from_yaml(text: str) -> Config:
+    """Returns the experiment that `to_yaml` gave. Raises ValueError if the text is none."""
+    settings = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    return from_dict(settings if isinstance(settings, dict) else {})
 
 
 def to_yaml(config: Config) -> str:
@@ -136,89 +116,23 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
             yield prefix + key, value
 
 
-def _resolve_method(config: Config, method: Method) -> Any:
-    section = config.method
-    if not method.sparse and section.density != 1:
-        raise ValueError(f"method.density must be 1 with method {section.name!r}; got {section.density}. Leave out the density.")
-    reads = {**method.defaults}
-    pretrain_epochs = plan_budget(
-        config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate
-    ).pretrain_epochs
-    for epoch_key, fraction_key in _WINDOW_KEYS.items():
-        if fraction_key in reads:
-            reads[epoch_key] = math.floor(reads.pop(fraction_key) * pretrain_epochs)
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(section):
-        if field.name in ("name", "density"):
-            continue
-        chosen = getattr(section, field.name)
-        if chosen is not None and field.name not in reads:
-            raise ValueError(
-                f"method.{field.name} has no effect with method {section.name!r}. Leave it out; this method reads: "
-                f"{', '.join(reads) or 'none'}."
-            )
-        values[field.name] = reads.get(field.name) if chosen is None else chosen
-    for key, table in (("distribution", DISTRIBUTIONS), ("redistribution", REDISTRIBUTIONS)):
-        if values[key] is not None:
-            choose(table, values[key], key)
-    if values["drop_fraction_schedule"] is not None:
-        choose(FRACTIONS, values["drop_fraction_schedule"], "drop-fraction schedule")
-    for key, scores in (("drop", DROP_SCORES), ("grow", GROW_SCORES)):
-        if values[key] is not None:
-            choose_or_import(scores, values[key], f"{key} score")
-    end = values["prune_end_epoch"]
-    if end is not None and end > pretrain_epochs:
-        raise ValueError(
-            f"method.prune_end_epoch must be at most {pretrain_epochs}, where phase one ends, so that tickets reach the "
-            f"target density; got {end}. Prune faster or train longer."
-        )
-    if values["initial_density"] is not None and values["initial_density"] < section.density:
-        raise ValueError(
-            f"method.initial_density must be at least method.density ({section.density:g}); got {values['initial_density']:g}."
-        )
-    return dataclasses.replace(section, **values)
-
-
-def _resolve_tickets(config: Config, method: Method) -> Any:
-    section = config.tickets
-    if not method.can_explore and (section.explore or section.exploration_fraction is not None):
-        raise ValueError(
-            f"tickets.explore must be false with method {config.method.name!r}, which keeps its masks. "
-            "Leave out tickets.explore and tickets.exploration_fraction, or choose another method."
-        )
-    if section.update_masks and not method.exchanges:
-        raise ValueError(
-            f"tickets.update_masks has no effect with method {config.method.name!r}, which does not drop and grow. "
-            "Leave it out or choose another method."
-        )
-    explore = method.can_explore if section.explore is None else section.explore
-    fraction = section.exploration_fraction
-    if explore and fraction is None:
-        fraction = _DEFAULT_EXPLORATION
-    return dataclasses.replace(section, explore=explore, exploration_fraction=fraction)
-
-
-def _resolve_superposition(config: Config) -> Any:
-    section = config.superposition
-    factor = section.cima_factor
-    if section.method == "cima" and factor is None:
-        factor = _DEFAULT_CIMA_FACTOR
-    Rule(section.method, config.method.density, factor, section.prune, section.scope)
-    return dataclasses.replace(section, cima_factor=factor)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.load(path.read_text(), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         near = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
         raise ValueError(
-            f"the recipe must be a YAML file; there is no {str(path)!r}{suggestion(path.name, [p.name for p in near])}"
+            f"the recipe must be a YAML file; there is no {str(path)!r}{suggestion(path.name, [p.name for p in near])} "
+            "Overrides are written key=value."
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"the recipe {str(path)!r} must be readable YAML; got: {' '.join(str(error).split())}.") from error
+        raise ValueError(
+            f"the recipe {str(path)!r} must be readable YAML; got: {' '.join(str(error).split())}."
+        ) from error
     if not isinstance(settings, dict):
-        raise ValueError(f"the recipe {str(path)!r} must hold sections such as 'model:'; got {type(settings).__name__}.")
+        raise ValueError(
+            f"the recipe {str(path)!r} must hold sections such as 'model:'; got {type(settings).__name__}."
+        )
     return settings
 
 
@@ -236,12 +150,16 @@ def _set(settings: dict[str, Any], keys: list[str], value: Any) -> None:
     for depth, key in enumerate(keys[:-1]):
         inner = settings.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise ValueError(f"{'.'.join(keys)} must be a setting; {'.'.join(keys[: depth + 1])} has no parts of its own.")
+            raise ValueError(
+                f"{'.'.join(keys)} must be a setting; {'.'.join(keys[: depth + 1])} has no parts of its own."
+            )
         settings = inner
     settings[keys[-1]] = value
 
 
-def _leave_out_what_the_new_choice_does_not_read(settings: dict[str, Any], changes: list[tuple[list[str], Any]]) -> None:
+def _leave_out_what_the_new_choice_does_not_read(
+    settings: dict[str, Any], changes: list[tuple[list[str], Any]]
+) -> None:
     """Drops a recipe's own settings that a method, model or data set chosen in its place by an override does not read.
 
     Without this, `method.name=gmp` on a RigL recipe would be refused for RigL's drop fraction, which nobody asked of
@@ -253,7 +171,7 @@ def _leave_out_what_the_new_choice_does_not_read(settings: dict[str, Any], chang
     if new_method is not None and isinstance(section, dict) and section.get("name") != chosen["method", "name"]:
         reads = {"name", "density", *new_method.defaults}
         if new_method.prunes:
-            reads |= set(_WINDOW_KEYS)
+            reads |= set(WINDOW_KEYS)
         for key in set(section) - reads - {"grow"}:
             del section[key]
         # The old method's grow score is what tells SET from RigL: it never crosses over.

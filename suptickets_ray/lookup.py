@@ -58,4 +58,5 @@ def choose_or_import(table: Mapping[str, Callable[..., Any]], name: str, what: s
             f"{what} {name!r} must name a function of {module_name!r}; it has no function "
             f"{function_name!r}{suggestion(function_name, candidates)}"
         )
-    return function
+    found: Callable[..., Any] = function
+    return found

@@ -84,7 +84,10 @@ class Exploration:
 
     def _start_explorer(self) -> Any:
         cluster = self._config.cluster
-        return Explorer.options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker).remote(self._settings)  # type: ignore[attr-defined]
+        sized = Explorer.options(  # type: ignore[attr-defined]
+            num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker
+        )
+        return sized.remote(self._settings)
 
     def _dispatch(self) -> None:
         while self._idle:
@@ -108,8 +111,8 @@ class Exploration:
             except _DEATHS as error:
                 if not should_retry(self._attempts[chain, cycle]):
                     raise RuntimeError(
-                        f"cycle {cycle} of chain {chain} lost {self._attempts[chain, cycle]} explorers, the last one to: "
-                        f"{error}. Free memory is the usual want; then start the command again, it goes on from here."
+                        f"cycle {cycle} of chain {chain} lost {self._attempts[chain, cycle]} explorers, the last one "
+                        f"to: {error}. Memory is the usual want; the same command goes on from here."
                     ) from error
                 self._idle.append(self._start_explorer())
                 continue
@@ -140,5 +143,3 @@ def _stored_state(store: RunStore, chain: int) -> tuple[int | None, bytes]:
         return torch.load(io.BytesIO(content), weights_only=True)["progress"]["cycle"], content
     except Exception:  # noqa: BLE001 - torch names no error for a damaged file; the chain starts anew then
         return None, b""
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ def pretrain(config: Config, settings: dict[str, Any], on_event: OnEvent, *, ver
     )
     result = _fit(trainer, settings["monitor"], on_event)
     if result.checkpoint is None:
-        raise RuntimeError("phase one ended without a checkpoint. Start the command again; it goes on from the last one.")
+        raise RuntimeError(
+            "phase one ended without a checkpoint. Start the command again; it goes on from the last one."
+        )
     with result.checkpoint.as_directory() as folder:
         return (Path(folder) / STATE_FILE).read_bytes()
 
@@ -119,44 +122,47 @@ def train_worker(settings: dict[str, Any]) -> None:
     first_epoch = _last_checkpoint(learner)
     # Running statistics are averaged once an epoch instead of being sent from rank 0 at every step.
     forward = prepare_model(learner.model, parallel_strategy_kwargs={"broadcast_buffers": False})
-    scalars = Scalars(worker.run_path, "phase-one", first_epoch * epoch_steps) if rank == 0 else None
-    for epoch in range(first_epoch, epochs):
-        seed_torch(config.seed, "pretrain", epoch, rank)
-        loss = train_epoch(
-            learner,
-            forward,
-            splits.train,
-            epoch_order(config.seed, len(splits.train), epoch),
-            config.data.batch_size,
-            lambda step, epoch=epoch: phase_one_rate(config.train, epoch * epoch_steps + step, epochs * epoch_steps),
-            rank=rank,
-            world_size=world_size,
-            after_update=lambda: assert_equal_masks(learner, world_size),
-        )
-        if world_size > 1:
-            average_buffers(learner.model, world_size)
-        if rank == 0:
-            assert scalars is not None
-            _watch(worker, learner, scalars, epoch, epochs, epoch_steps, loss)
-        if (epoch + 1) % config.train.checkpoint_every_epochs == 0 or epoch + 1 == epochs:
-            _checkpoint(learner, rank, epoch + 1)
-    if scalars is not None:
-        scalars.__exit__(None, None, None)
+    with (
+        Scalars(worker.run_path, "phase-one", first_epoch * epoch_steps + 1) if rank == 0 else nullcontext() as scalars
+    ):
+        for epoch in range(first_epoch, epochs):
+            seed_torch(config.seed, "pretrain", epoch, rank)
+
+            def rate(step: int, epoch: int = epoch) -> float:
+                return phase_one_rate(config.train, epoch * epoch_steps + step, epochs * epoch_steps)
+
+            loss = train_epoch(
+                learner,
+                forward,
+                splits.train,
+                epoch_order(config.seed, len(splits.train), epoch),
+                config.data.batch_size,
+                rate,
+                rank=rank,
+                world_size=world_size,
+                after_update=lambda: assert_equal_masks(learner, world_size),
+            )
+            if world_size > 1:
+                average_buffers(learner.model, world_size)
+            if scalars is not None:
+                _watch(worker, learner, scalars, epoch + 1, loss)
+            if (epoch + 1) % config.train.checkpoint_every_epochs == 0 or epoch + 1 == epochs:
+                _checkpoint(learner, rank, epoch + 1)
 
 
-def _watch(
-    worker: Worker, learner: Learner, scalars: Scalars, epoch: int, epochs: int, epoch_steps: int, loss: float
-) -> None:
+def _watch(worker: Worker, learner: Learner, scalars: Scalars, epoch: int, loss: float) -> None:
+    """Validates after `epoch` epochs; TensorBoard and the person who watches are told."""
     validation = evaluate(learner.model, worker.splits.validation)
     scalars.write(
-        (epoch + 1) * epoch_steps,
+        epoch * steps_per_epoch(worker.config, worker.splits),
         train__loss=loss,
         train__lr=learner.optimizer.param_groups[0]["lr"],
         train__density=learner.sparsifier.density,
         validation__accuracy=validation["accuracy"],
         validation__loss=validation["loss"],
     )
-    worker.report("epoch", epoch=epoch + 1, epochs=epochs, loss=loss, validation_accuracy=validation["accuracy"])
+    epochs = budget_of(worker.config).pretrain_epochs
+    worker.report("epoch", epoch=epoch, epochs=epochs, loss=loss, validation_accuracy=validation["accuracy"])
 
 
 def _last_checkpoint(learner: Learner) -> int:
@@ -183,7 +189,7 @@ def average_buffers(model: Module, world_size: int) -> None:
     for buffer in model.buffers():
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
-            buffer /= world_size
+            buffer.div_(world_size)
 
 
 def assert_equal_masks(learner: Learner, world_size: int) -> None:
@@ -200,5 +206,3 @@ def assert_equal_masks(learner: Learner, world_size: int) -> None:
     dist.all_gather(gathered, own.to(device))
     if any(not torch.equal(gathered[0], other) for other in gathered[1:]):
         raise RuntimeError(f"masks must be equal on all ranks; they differ at update {learner.sparsifier.num_updates}.")
-
-

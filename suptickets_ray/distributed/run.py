@@ -16,11 +16,11 @@ import ray
 
 from suptickets_ray import __version__
 from suptickets_ray.config import Config
-from suptickets_ray.config_io import config_digest, differing_keys, from_dict, to_dict, to_yaml
+from suptickets_ray.config_io import config_digest, differing_keys, from_yaml, to_dict, to_yaml
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.monitor import Monitor, OnEvent, show_events
 from suptickets_ray.distributed.pretrain import RAY_TRAIN_FOLDER, pretrain
-from suptickets_ray.distributed.session import ray_session
+from suptickets_ray.distributed.session import check_address, ray_session
 from suptickets_ray.distributed.superposer import Superposer
 from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.reporting.report import render_report
@@ -64,6 +64,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     if (result := finished_result(config)) is not None:
         return RunResult(path, result, resumed=True)
     dry_build(config)
+    check_address(config.cluster)
     with _as_setting_error("storage must be a folder that can be written"):
         store.write("config.yaml", to_yaml(config).encode())
     clock = _Clock()
@@ -82,7 +83,8 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
             config, settings, pretrained, budget.cycles, lambda: show_events(monitor, on_event)
         ) as exploration:
             if exploration.num_stored:
-                on_event({"kind": "resumed", "what": f"{exploration.num_stored} finished tickets"})
+                what = f"{exploration.num_stored} finished tickets"
+                on_event({"kind": "resumed", "what": what, "tickets": exploration.num_stored})
             superposer = _Folding(settings, pretrained)
             for chain, cycle in canonical_order(config.tickets.chains, budget.cycles):
                 superposer.fold(exploration, chain, cycle)
@@ -124,9 +126,7 @@ def finished_result(config: Config) -> dict[str, Any] | None:
     store = RunStore(run_path(config))
     if not store.exists("config.yaml"):
         return None
-    import yaml
-
-    old = from_dict(yaml.safe_load(store.read("config.yaml")))
+    old = from_yaml(store.read("config.yaml").decode())
     if keys := differing_keys(old, config):
         raise ValueError(
             f"the configuration must be that of the run in {run_path(config)}; these keys differ: {', '.join(keys)}. "

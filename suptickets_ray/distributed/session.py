@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 import ray
 
 from suptickets_ray.config import ClusterConfig
+
+_CONNECT_SECONDS = 10
 
 
 @contextmanager
@@ -34,7 +37,7 @@ def ray_session(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns about what it will do one day
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(config)
     try:
         with _interrupts_deferred():
             _connect(config, address, verbose)
@@ -82,10 +85,35 @@ def _connect(config: ClusterConfig, address: str | None, verbose: bool) -> None:
                 logging_level=logging_level,
             )
     except (ConnectionError, ValueError) as error:
-        raise ValueError(
-            f"cluster.address must be a Ray cluster that answers; got {address!r}: {error}. "
-            "Leave it out, and unset RAY_ADDRESS, to start a local Ray."
-        ) from error
+        raise ValueError(_no_cluster(address, error)) from error
+
+
+def cluster_address(config: ClusterConfig) -> str | None:
+    """Returns the address of the Ray cluster to join, or None to start a local Ray."""
+    return config.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def check_address(config: ClusterConfig) -> None:
+    """Finds out whether anybody listens where the cluster should be: Ray itself would try for many minutes.
+
+    Raises:
+        ValueError: If nobody does.
+    """
+    address = cluster_address(config)
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or "://" in host or not port.isdigit() or ray.is_initialized():
+        return  # "auto", a file or a scheme of Ray's: only Ray knows what it means
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ValueError(_no_cluster(address, error)) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> str:
+    return (
+        f"cluster.address must be a Ray cluster that answers; got {address!r}: {error}. "
+        "Leave it out, and unset RAY_ADDRESS, to start a local Ray."
+    )
 
 
 def explorer_slots(config: ClusterConfig, chains: int) -> int:
@@ -103,7 +131,7 @@ def _places(config: ClusterConfig) -> int:
 
 
 def _local_cpus(config: ClusterConfig) -> int:
-    """CPUs are logical to Ray: a local one is made large enough for what was asked for, so that nothing waits for ever."""
+    """CPUs are logical to Ray: a local one is given as many as were asked for, so that nothing waits for ever."""
     wanted = max(config.num_workers, config.num_explorers or 1) * config.cpus_per_worker
     return max(os.cpu_count() or 1, wanted)
 

@@ -18,7 +18,7 @@ from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data.splits import Examples
 from suptickets_ray.training.evaluation import evaluate, predict, recalibrate, score, score_probabilities
 from suptickets_ray.training.gate import Gate
-from suptickets_ray.training.loop import budget_of, build_learner, steps_per_epoch
+from suptickets_ray.training.loop import budget_of, build_learner
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.tensorboard import Scalars
 
@@ -45,6 +45,7 @@ class Superposer:
         self._accumulator: Accumulator | None = start(self._pretrained) if section.include_pretrained else None
         self._superposed: Ticket | None = None
         self._folded: dict[tuple[int, int], dict[str, Any]] = {}
+        self._scalars = Scalars(self._worker.run_path, "superposition", first_step=1)
         self._gate = Gate(section.gate_tolerance, self._score(self._pretrained, splits.validation)["accuracy"])
 
     def fold(self, table: pa.Table, chain: int, cycle: int) -> dict[str, Any]:
@@ -69,22 +70,22 @@ class Superposer:
             self._accumulator, self._superposed = folded, merged
         report = {"chain": chain, "cycle": cycle, "accepted": accepted, "validation_accuracy": validation["accuracy"]}
         self._folded[chain, cycle] = report
-        with Scalars(self._worker.run_path, "superposition") as scalars:
-            scalars.write(
-                len(self._folded),
-                validation__accuracy=validation["accuracy"],
-                validation__loss=validation["loss"],
-                superposition__accepted=float(accepted),
-                superposition__density=merged.density,
-            )
+        self._scalars.write(
+            len(self._folded),
+            validation__accuracy=validation["accuracy"],
+            validation__loss=validation["loss"],
+            superposition__accepted=float(accepted),
+            superposition__density=merged.density,
+        )
         self._worker.report("fold", **report)
         return report
 
     def judge(self) -> tuple[pa.Table, dict[str, Any]]:
         """Returns the sup-ticket's Arrow table, and the final numbers; here the test set is read, once."""
-        worker, config = self._worker, self._worker.config
+        worker = self._worker
         superposed = self._superposed or self._pretrained
-        tickets, probabilities = [], {"validation": 0.0, "test": 0.0}
+        tickets: list[dict[str, Any]] = []
+        probabilities: dict[str, torch.Tensor | float] = {"validation": 0.0, "test": 0.0}
         store = TicketStore(worker.store)
         for (chain, cycle), folded in self._folded.items():
             ticket = store.get(chain, cycle)
@@ -95,23 +96,19 @@ class Superposer:
                 row |= _prefixed(score(logits, examples.all_labels()), split)
                 probabilities[split] = probabilities[split] + logits.softmax(1) / len(self._folded)
             tickets.append(row | {"density": ticket.density, "digest": ticket.digest})
-        report = {
-            "superposed": self._judged(superposed),
-            "pretrained": self._judged(self._pretrained),
-            "tickets": tickets,
-            "ensemble": {
-                key: value
-                for split, probability in probabilities.items()
-                for key, value in _prefixed(
-                    score_probabilities(probability, getattr(worker.splits, split).all_labels()),  # type: ignore[arg-type]
-                    split,
-                ).items()
-            },
-        }
-        epoch_steps = steps_per_epoch(config, worker.splits)
-        with Scalars(worker.run_path, "result") as scalars:
-            for name in ("pretrained", "superposed", "ensemble"):
-                scalars.write(config.train.epochs * epoch_steps, **{f"test__{name}": report[name]["accuracy"]})
+        ensemble: dict[str, float] = {}
+        for split, mean in probabilities.items():
+            assert isinstance(mean, torch.Tensor)
+            ensemble |= _prefixed(score_probabilities(mean, getattr(worker.splits, split).all_labels()), split)
+        pretrained, result = self._judged(self._pretrained), self._judged(superposed)
+        self._scalars.write(
+            len(self._folded),
+            test__pretrained=pretrained["accuracy"],
+            test__superposed=result["accuracy"],
+            test__ensemble=ensemble["accuracy"],
+        )
+        self._scalars.close()
+        report = {"superposed": result, "pretrained": pretrained, "tickets": tickets, "ensemble": ensemble}
         return superposed.to_arrow(), report
 
     def _provenance(self, num_tickets: int) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class Progress:
                 self._first_epoch, self._first_epoch_time = event["epoch"], now
             self.epoch, self.epochs = event["epoch"], event["epochs"]
             self.accuracies["phase one"] = event["validation_accuracy"]
+        elif kind == "resumed":
+            self.tickets += event.get("tickets", 0)
         elif kind == "ticket":
             self.tickets += 1
             self.accuracies["last ticket"] = event["validation_accuracy"]
@@ -127,7 +129,9 @@ class PlainView:
             return PHASES[event["name"]]
         if kind == "resumed":
             return f"going on with {event['what']}"
-        if kind == "epoch" and (event["epoch"] == event["epochs"] or event["epoch"] % max(event["epochs"] // 10, 1) == 0):
+        if kind == "epoch" and (
+            event["epoch"] == event["epochs"] or event["epoch"] % max(event["epochs"] // 10, 1) == 0
+        ):
             return (
                 f"epoch {event['epoch']} of {event['epochs']}: loss {event['loss']:.4f}, "
                 f"validation accuracy {event['validation_accuracy']:.2%}"

@@ -108,6 +108,6 @@ def method_settings(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
         if key not in method.defaults:
             reads = ", ".join(method.defaults) or "none"
             raise ValueError(
-                f"{key} has no effect with method {name!r}{suggestion(key, method.defaults)} Settings that it reads: {reads}."
+                f"{key} has no effect with method {name!r}{suggestion(key, method.defaults)} It reads: {reads}."
             )
     return {**method.defaults, **chosen}

@@ -245,7 +245,9 @@ class Sparsifier:
     def _dense_gradients(self) -> dict[str, Tensor]:
         missing = [name for name, parameter in self._parameters.items() if parameter.grad is None]
         if missing:
-            raise RuntimeError(f"every masked weight must have a gradient; {missing[0]!r} has none. Call backward() first.")
+            raise RuntimeError(
+                f"every masked weight must have a gradient; {missing[0]!r} has none. Call backward() first."
+            )
         return {name: parameter.grad.clone() for name, parameter in self._parameters.items()}  # type: ignore[union-attr]
 
     @torch.no_grad()

@@ -26,7 +26,9 @@ class RunStore:
         try:
             self._filesystem, self._root = fs.FileSystem.from_uri(root)
         except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-            raise ValueError(f"storage must be an absolute path or a URI that pyarrow.fs knows; got {root!r}: {error}.") from error
+            raise ValueError(
+                f"storage must be an absolute path or a URI that pyarrow.fs knows; got {root!r}: {error}."
+            ) from error
 
     def exists(self, path: str) -> bool:
         """Returns whether there is a file of this name."""
@@ -99,5 +101,7 @@ class TicketStore:
 
     def list(self) -> list[tuple[int, int]]:
         """Returns the (chain, cycle) of every ticket that is kept, sorted."""
-        matches = [re.fullmatch(r"tickets/chain-(\d+)/cycle-(\d+)\.arrow", path) for path in self._store.list("tickets")]
+        matches = [
+            re.fullmatch(r"tickets/chain-(\d+)/cycle-(\d+)\.arrow", path) for path in self._store.list("tickets")
+        ]
         return sorted((int(match[1]), int(match[2])) for match in matches if match)

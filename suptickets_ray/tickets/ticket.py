@@ -69,7 +69,9 @@ class Ticket:
                 raise ValueError(f"the mask of {name!r} must have its tensor's shape {tuple(mask.shape)}; got {found}.")
             off_mask = self._state[name][~mask]
             if bool(off_mask.ne(0).any()):
-                raise ValueError(f"{name!r} must be 0 off its mask; got {int(off_mask.ne(0).sum())} other values there.")
+                raise ValueError(
+                    f"{name!r} must be 0 off its mask; got {int(off_mask.ne(0).sum())} other values there."
+                )
             self._state[name].masked_fill_(~mask, 0)  # -0.0 too: equal tickets have equal bits
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -116,7 +118,9 @@ class Ticket:
         """
         raw = (table.schema.metadata or {}).get(_METADATA_KEY)
         if raw is None or not table.schema.remove_metadata().equals(SCHEMA):
-            raise ValueError(f"the table must be a ticket; got columns {table.schema.names} without a ticket's metadata.")
+            raise ValueError(
+                f"the table must be a ticket; got columns {table.schema.names} without a ticket's metadata."
+            )
         try:
             metadata = json.loads(raw)
             version, digest, provenance = metadata["version"], metadata["digest"], metadata["provenance"]

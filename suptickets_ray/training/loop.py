@@ -66,7 +66,7 @@ class Learner:
         return buffer.getvalue()
 
     def load_bytes(self, content: bytes) -> dict[str, int]:
-        """Continues from what `to_bytes` gave, and returns its progress. Nothing is unpickled but tensors and numbers."""
+        """Continues from what `to_bytes` gave, and returns its progress; only tensors and numbers are unpickled."""
         device = next(self.model.parameters()).device
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         self.model.load_state_dict(state["model"])

@@ -19,12 +19,16 @@ class Scalars:
             name: "phase-one", "chain-000" or "superposition".
             first_step: Points of an earlier, interrupted try at or after this step are hidden.
         """
-        self._writer = SummaryWriter(str(Path(run_path) / "tensorboard" / name), purge_step=first_step)
+        self._writer = SummaryWriter(str(Path(run_path) / "tensorboard" / name), purge_step=first_step, flush_secs=5)
 
     def write(self, step: int, **values: float) -> None:
         """Adds one point per value; `train__loss=` becomes the tag train/loss."""
         for tag, value in values.items():
             self._writer.add_scalar(tag.replace("__", "/"), value, step)
+
+    def close(self) -> None:
+        """Writes what is still held back."""
+        self._writer.close()
 
     def __enter__(self) -> Scalars:
         return self
@@ -32,4 +36,4 @@ class Scalars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._writer.close()
+        self.close()

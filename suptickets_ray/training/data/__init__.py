@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +24,9 @@ def load_data(config: DataConfig) -> Splits:
         ValueError: If the data set is unknown, does not take a setting, or what it gives is no data set.
     """
     loader = choose_or_import(DATASETS, config.name, "data set")
-    chosen = {"root": config.root, "download": config.download}
-    options = {**config.options, **{key: value for key, value in chosen.items() if value is not None}}
-    loaded = call_with(loader, "data.name", {"split_seed": config.split_seed}, options)
+    files = {key: value for key in ("root", "download") if (value := getattr(config, key)) is not None}
+    for key in files:
+        if key not in inspect.signature(loader).parameters:
+            raise ValueError(f"data.{key} has no effect with data set {config.name!r}, which does not take it.")
+    loaded = call_with(loader, "data.name", {"split_seed": config.split_seed, **files}, config.options)
     return make_splits(loaded, config)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 NUM_TEST, NUM_VALIDATION = 1000, 297
 
@@ -16,6 +15,8 @@ def digits(split_seed: int) -> dict[str, Any]:
 
     Source: UCI optical recognition of handwritten digits, as `sklearn.datasets.load_digits` ships it.
     """
+    from sklearn.datasets import load_digits  # takes a second to import, and checking a recipe does not need it
+
     bunch = load_digits()
     order = np.random.default_rng(split_seed).permutation(len(bunch.target))
     images = torch.from_numpy(bunch.images[order]).float().div(16).unsqueeze(1)

@@ -94,10 +94,16 @@ def make_splits(loaded: Mapping[str, Any], config: DataConfig) -> Splits:
             raise ValueError(f"data.name must return a {name!r} set{suggestion(name, loaded)}")
         source = loaded[name]
         if isinstance(source, (tuple, list)):
-            if len(source) != 2 or not all(isinstance(part, Tensor) for part in source) or len(source[0]) != len(source[1]):
+            if (
+                len(source) != 2
+                or not all(isinstance(part, Tensor) for part in source)
+                or len(source[0]) != len(source[1])
+            ):
                 raise ValueError(f"the {name} set must be a pair of tensors (inputs, labels) of equal length.")
         elif not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
-            raise ValueError(f"the {name} set must be a pair of tensors or a map-style Dataset; got {type(source).__name__}.")
+            raise ValueError(
+                f"the {name} set must be a pair of tensors or a map-style Dataset; got {type(source).__name__}."
+            )
     train = Examples(loaded["train"])
     size = config.train_size or len(train)
     if size > len(train):

@@ -1,0 +1,126 @@
+"""Settings that depend on each other: filled in where left out, refused where they contradict or do nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+from suptickets_ray.config import Config, MethodConfig, SuperpositionConfig, TicketsConfig
+from suptickets_ray.lookup import choose, choose_or_import
+from suptickets_ray.sparse.criteria import DROP_SCORES, GROW_SCORES, REDISTRIBUTIONS
+from suptickets_ray.sparse.distributions import DISTRIBUTIONS
+from suptickets_ray.sparse.methods import METHODS, Method
+from suptickets_ray.sparse.schedules import FRACTIONS
+from suptickets_ray.tickets.cycles import plan_budget
+from suptickets_ray.tickets.superposition import Rule
+from suptickets_ray.training.data import DATASETS
+from suptickets_ray.training.loop import INITIALIZATIONS
+from suptickets_ray.training.models import MODELS
+from suptickets_ray.training.optimization import LR_SCHEDULES
+
+WINDOW_KEYS = {"prune_start_epoch": "prune_start_fraction", "prune_end_epoch": "prune_end_fraction"}
+"""A recipe counts the prune window in epochs, the Sparsifier in shares of its steps."""
+
+_DEFAULT_EXPLORATION = 0.5
+_DEFAULT_CIMA_FACTOR = 0.2
+
+
+def resolve(config: Config) -> Config:
+    """Returns the experiment with every default that depends on another setting filled in.
+
+    Raises:
+        ValueError: If a name is unknown, settings contradict each other, one does nothing, or the budget is impossible.
+    """
+    method = choose(METHODS, config.method.name, "method")
+    choose_or_import(MODELS, config.model.name, "model")
+    choose_or_import(DATASETS, config.data.name, "data set")
+    choose(INITIALIZATIONS, config.model.initialization, "model.initialization")
+    choose(LR_SCHEDULES, config.train.lr_schedule, "train.lr_schedule")
+    plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate)
+    resolved = replace(
+        config,
+        method=_resolve_method(config, method),
+        tickets=_resolve_tickets(config, method),
+        superposition=_resolve_superposition(config),
+    )
+    if config.cluster.num_workers > 1 and config.data.batch_size < 2 * config.cluster.num_workers:
+        raise ValueError(
+            f"data.batch_size must be at least two examples for each of the {config.cluster.num_workers} workers; "
+            f"got {config.data.batch_size}. Choose larger batches or fewer cluster.num_workers."
+        )
+    return resolved
+
+
+def _resolve_method(config: Config, method: Method) -> MethodConfig:
+    section = config.method
+    if not method.sparse and section.density != 1:
+        raise ValueError(
+            f"method.density must be 1 with method {section.name!r}; got {section.density}. Leave out the density."
+        )
+    reads = {**method.defaults}
+    pretrain_epochs = plan_budget(
+        config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate
+    ).pretrain_epochs
+    for epoch_key, fraction_key in WINDOW_KEYS.items():
+        if fraction_key in reads:
+            reads[epoch_key] = math.floor(reads.pop(fraction_key) * pretrain_epochs)
+    values: dict[str, Any] = {}
+    for field in fields(section):
+        if field.name in ("name", "density"):
+            continue
+        chosen = getattr(section, field.name)
+        if chosen is not None and field.name not in reads:
+            raise ValueError(
+                f"method.{field.name} has no effect with method {section.name!r}. Leave it out; this method reads: "
+                f"{', '.join(reads) or 'none'}."
+            )
+        values[field.name] = reads.get(field.name) if chosen is None else chosen
+    for key, table in (("distribution", DISTRIBUTIONS), ("redistribution", REDISTRIBUTIONS)):
+        if values[key] is not None:
+            choose(table, values[key], key)
+    if values["drop_fraction_schedule"] is not None:
+        choose(FRACTIONS, values["drop_fraction_schedule"], "drop-fraction schedule")
+    for key, scores in (("drop", DROP_SCORES), ("grow", GROW_SCORES)):
+        if values[key] is not None:
+            choose_or_import(scores, values[key], f"{key} score")
+    end = values["prune_end_epoch"]
+    if end is not None and end > pretrain_epochs:
+        raise ValueError(
+            f"method.prune_end_epoch must be at most {pretrain_epochs}, where phase one ends, so that tickets reach "
+            f"the target density; got {end}. Prune faster or train longer."
+        )
+    initial = values["initial_density"]
+    if initial is not None and initial < section.density:
+        raise ValueError(
+            f"method.initial_density must be at least method.density ({section.density:g}); got {initial:g}."
+        )
+    return replace(section, **values)
+
+
+def _resolve_tickets(config: Config, method: Method) -> TicketsConfig:
+    section = config.tickets
+    if not method.can_explore and (section.explore or section.exploration_fraction is not None):
+        raise ValueError(
+            f"tickets.explore must be false with method {config.method.name!r}, which keeps its masks. "
+            "Leave out tickets.explore and tickets.exploration_fraction, or choose another method."
+        )
+    if section.update_masks and not method.exchanges:
+        raise ValueError(
+            f"tickets.update_masks has no effect with method {config.method.name!r}, which does not drop and grow. "
+            "Leave it out or choose another method."
+        )
+    explore = method.can_explore if section.explore is None else section.explore
+    fraction = section.exploration_fraction
+    if explore and fraction is None:
+        fraction = _DEFAULT_EXPLORATION
+    return replace(section, explore=explore, exploration_fraction=fraction)
+
+
+def _resolve_superposition(config: Config) -> SuperpositionConfig:
+    section = config.superposition
+    factor = section.cima_factor
+    if section.method == "cima" and factor is None:
+        factor = _DEFAULT_CIMA_FACTOR
+    Rule(section.method, config.method.density, factor, section.prune, section.scope)
+    return replace(section, cima_factor=factor)
