@@ -214,7 +214,8 @@ def _decode(row: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
         num_values = int(mask.sum())
     if len(row["values"]) != num_values * dtype.itemsize:
         raise ValueError(f"{name!r} must hold {num_values} values of {row['dtype']}; got {len(row['values'])} bytes.")
-    values = torch.from_numpy(np.frombuffer(row["values"], np.uint8).copy()).view(dtype)
+    values = torch.empty(num_values, dtype=dtype)
+    values.view(torch.uint8).copy_(torch.from_numpy(np.frombuffer(row["values"], np.uint8).copy()))
     if mask is None:
         return values.view(shape), None
     tensor = torch.zeros(shape, dtype=dtype)

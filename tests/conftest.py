@@ -1,0 +1,68 @@
+"""A private HOME for all tests, and one Ray for those that need it."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+_PRIVATE = tempfile.TemporaryDirectory(prefix="suptickets-", ignore_cleanup_errors=True)
+# Before anything is imported that reads them. Short: a Unix socket's path has at most 107 bytes.
+os.environ["HOME"] = _PRIVATE.name
+os.environ["RAY_TMPDIR"] = _PRIVATE.name
+os.environ.pop("RAY_ADDRESS", None)
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+
+
+@pytest.fixture(scope="session")
+def ray_address():
+    """The address of a Ray with 4 logical CPUs, shared by all tests of the session."""
+    import logging
+
+    import ray
+
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=150 * 2**20,
+        _temp_dir=_PRIVATE.name,
+    )
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+TINY = [
+    "train.epochs=100",
+    "tickets.cycle_rate=0.04",
+    "tickets.cycle_epochs=2",
+    "tickets.chains=2",
+    "train.checkpoint_every_epochs=8",
+]
+"""Overrides of the digits recipe: 96 epochs of phase one, then 2 chains of 2 cycles."""
+
+
+@pytest.fixture(scope="session")
+def finished_run(ray_address, tmp_path_factory):
+    """A tiny run of the built-in recipe, undisturbed, with three explorers allowed."""
+    from suptickets_ray import load_config, train
+
+    storage = tmp_path_factory.mktemp("finished")
+    events = []
+    config = load_config(None, [*TINY, f"storage={storage}", "name=undisturbed", "cluster.num_explorers=3"])
+    finished = train(config, events.append)
+    finished.result["events"] = events
+    return finished
+
+
+@pytest.fixture
+def forked_run(finished_run, tmp_path):
+    """A folder that holds nothing but the finished phase one of `finished_run`."""
+    run = tmp_path / "forked"
+    run.mkdir()
+    for name in ("config.yaml", "pretrained.pt"):
+        (run / name).write_bytes((Path(finished_run.path) / name).read_bytes())
+    return run

@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from suptickets_ray import Ticket
+from suptickets_ray.tickets.store import RunStore, TicketStore
+
+
+def ticket(value):
+    return Ticket({"w": torch.tensor([value])}, {}, {})
+
+
+def test_tickets_are_found_again_by_chain_and_cycle(tmp_path):
+    store = TicketStore(RunStore(str(tmp_path / "run")))
+    assert store.list() == []
+    store.put(ticket(1.0), 0, 2)
+    store.put(ticket(2.0), 11, 0)
+    assert store.list() == [(0, 2), (11, 0)]
+    assert store.get(11, 0).digest == ticket(2.0).digest
+    assert (tmp_path / "run/tickets/chain-011/cycle-000.arrow").is_file()
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    store = RunStore(str(tmp_path))
+    store.write("a/file", b"old")
+
+    class NoSpace:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            return self
+
+        def write(self, content):
+            self.stream.write(content[:1])
+            raise OSError("no space left on device")
+
+        def __exit__(self, *error):
+            self.stream.close()
+
+    class Full:
+        def __init__(self, filesystem):
+            self.filesystem = filesystem
+
+        def __getattr__(self, name):
+            return getattr(self.filesystem, name)
+
+        def open_output_stream(self, path):
+            return NoSpace(self.filesystem.open_output_stream(path))
+
+    monkeypatch.setattr(store, "_filesystem", Full(store._filesystem))
+    with pytest.raises(OSError, match="no space left"):
+        store.write("a/file", b"new")
+    assert store.read("a/file") == b"old"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
+
+
+def test_half_written_files_of_a_killed_process_are_not_listed(tmp_path):
+    store = RunStore(str(tmp_path))
+    TicketStore(store).put(ticket(1.0), 0, 0)
+    (tmp_path / "tickets/chain-000/cycle-001.arrow.123.tmp").write_bytes(b"half")
+    assert TicketStore(store).list() == [(0, 0)]
+
+
+def test_a_damaged_ticket_is_named(tmp_path):
+    store = TicketStore(RunStore(str(tmp_path)))
+    store.put(ticket(1.0), 0, 0)
+    path = tmp_path / "tickets/chain-000/cycle-000.arrow"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"chain-000/cycle-000.arrow: .* damaged"):
+        store.get(0, 0)
+
+
+def test_a_missing_file_is_an_error_of_its_own(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        TicketStore(RunStore(str(tmp_path))).get(0, 0)
+
+
+def test_a_relative_path_is_refused():
+    with pytest.raises(ValueError, match="storage must be an absolute path or a URI"):
+        RunStore("runs/a")
+
+
+def test_removing_a_folder_removes_all_in_it_and_tolerates_none(tmp_path):
+    store = RunStore(str(tmp_path))
+    store.write("a/b/c", b"x")
+    store.remove_folder("a")
+    store.remove_folder("a")
+    assert not store.exists("a/b/c")

@@ -1,0 +1,147 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from suptickets_ray import Ticket, superpose
+from suptickets_ray.tickets.superposition import AVERAGES, PRUNE_TIMES, Rule
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def ticket(values, buffer=0):
+    weight = torch.tensor(values, dtype=torch.float64)
+    return Ticket({"w": weight, "count": torch.tensor(buffer)}, {"w": weight != 0}, {})
+
+
+def weights(tickets, method="cia", density=1.0, **options):
+    return superpose([ticket(values) for values in tickets], method, density=density, **options).state_dict()["w"].tolist()
+
+
+A, B = [4.0, 2.0, 0.0, 0.0], [2.0, 0.0, 6.0, 0.0]
+
+
+def test_cia_counts_zeros():
+    assert weights([A, B]) == [3.0, 1.0, 3.0, 0.0]
+
+
+def test_caa_counts_only_active_weights():
+    assert weights([A, B], "caa") == [3.0, 2.0, 6.0, 0.0]
+
+
+def test_cima_gives_the_newest_ticket_its_factor():
+    assert weights([A, B], "cima", cima_factor=0.25) == [3.5, 1.5, 1.5, 0.0]
+
+
+def test_pruning_after_each_ticket_forgets_what_pruning_once_remembers():
+    tickets = [[4.0, 3.0, 0.0, 0.0], [4.0, 0.0, 2.0, 0.0], [4.0, 0.0, 2.0, 0.0]]
+    assert weights(tickets, density=0.5, prune="each") == [4.0, 1.0, 0.0, 0.0]
+    assert weights(tickets, density=0.5, prune="last") == pytest.approx([4.0, 0.0, 4 / 3, 0.0])
+
+
+def test_caa_ends_alike_whether_pruned_each_or_last():
+    tickets = [[4.0, 3.0, 0.0, 0.0], [4.0, 0.0, 2.0, 0.0], [4.0, 0.0, 2.0, 0.0]]
+    assert weights(tickets, "caa", 0.5, prune="each") == weights(tickets, "caa", 0.5, prune="last")
+
+
+def test_positions_that_are_zero_in_all_tickets_are_not_filled_up():
+    merged = superpose([ticket(A), ticket(B)], density=1.0)
+    assert merged.masks["w"].tolist() == [True, True, True, False]
+    assert merged.density == 0.75
+
+
+def test_integer_buffers_are_taken_from_the_newest():
+    assert superpose([ticket(A, 5), ticket(B, 8)], density=0.5).state_dict()["count"] == 8
+
+
+def test_unmasked_parameters_are_averaged_also_by_caa():
+    first, second = (Ticket({"w": torch.ones(2), "b": torch.tensor(b)}, {"w": torch.ones(2)}, {}) for b in (1.0, 4.0))
+    assert superpose([first, second], "caa", density=1.0).state_dict()["b"] == 2.5
+
+
+def test_layer_scope_keeps_each_layers_count_of_the_first_ticket():
+    def two_layers(a, b):
+        state = {"a": torch.tensor(a), "b": torch.tensor(b)}
+        return Ticket(state, {name: tensor != 0 for name, tensor in state.items()}, {})
+
+    tickets = [two_layers([9.0, 0.0, 8.0, 0.0], [0.5, 0.4, 0.0, 0.0]), two_layers([0.0, 7.0, 8.0, 0.0], [0.0, 0.4, 0.3, 0.0])]
+    for prune in PRUNE_TIMES:
+        counts = [
+            [int(mask.sum()) for mask in superpose(tickets, density=0.5, scope=scope, prune=prune).masks.values()]
+            for scope in ("layer", "global")
+        ]
+        assert counts == [[2, 2], [3, 1]]
+
+
+@pytest.mark.parametrize("method", AVERAGES)
+@pytest.mark.parametrize("prune", PRUNE_TIMES)
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@given(seed=st.integers(0, 1000), copies=st.integers(1, 4))
+def test_equal_tickets_give_that_ticket(method, prune, scope, seed, copies):
+    generator = torch.Generator().manual_seed(seed)
+    values = (torch.rand(8, generator=generator, dtype=torch.float64) + 0.5) * (torch.arange(8) % 2)
+    options = {"cima_factor": 0.3} if method == "cima" else {}
+    merged = superpose([ticket(values.tolist())] * copies, method, density=0.5, prune=prune, scope=scope, **options)
+    assert torch.allclose(merged.state_dict()["w"], values, rtol=1e-12)
+    assert merged.density == 0.5
+
+
+@pytest.mark.parametrize(
+    ("file", "tag", "method", "factor", "tolerance"),
+    [("F_caa_float64.npz", "CAA64", "cia", None, 1e-6), ("F_cima0.5_float32.npz", "CIMA0.5", "cima", 0.5, 1e-6)],
+)
+def test_folding_gives_the_recorded_networks(file, tag, method, factor, tolerance):
+    recorded = np.load(GOLDEN / file)
+
+    def of(kind):
+        prefix = f"{tag}/{kind}/"
+        return {key.removeprefix(prefix): torch.from_numpy(recorded[key]) for key in recorded if key.startswith(prefix)}
+
+    names = list(of("ticket1_mask"))
+    tickets = [Ticket(of("ticket0"), {name: of("ticket0")[name] != 0 for name in names}, {})]
+    count = 0
+    while of(f"ticket{count + 1}"):
+        count += 1
+        state, masks = of(f"ticket{count}"), of(f"ticket{count}_mask")
+        tickets.append(Ticket({k: v * masks[k] if k in masks else v for k, v in state.items()}, masks, {}))
+        merged = superpose(tickets, method, density=0.1, cima_factor=factor)
+        expected, expected_masks = of(f"sup{count}"), of(f"sup{count}_mask")
+        for name in names:
+            assert torch.equal(merged.masks[name], expected_masks[name].bool()), (count, name)
+        for name, tensor in merged.state_dict().items():
+            if tensor.is_floating_point():
+                assert torch.allclose(tensor.double(), expected[name].double(), atol=tolerance), (count, name)
+    assert count >= 2
+
+
+def test_a_long_running_mean_stays_the_mean():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(200, 4, generator=generator, dtype=torch.float64) + 0.1
+    merged = superpose([ticket(row.tolist()) for row in values], density=1.0, prune="last")
+    assert torch.allclose(merged.state_dict()["w"], values.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "cai"}, "unknown superposition method 'cai'; did you mean 'cia'"),
+        ({"method": "cima"}, r"cima_factor must be in \(0, 1\] with method 'cima'; got None"),
+        ({"cima_factor": 0.2}, "cima_factor has no effect with method 'cia'"),
+        ({"prune": "once"}, "unknown superposition.prune 'once'"),
+        ({"scope": "net"}, "unknown prune scope 'net'"),
+        ({"density": 0}, r"density must be in \(0, 1\]; got 0"),
+    ],
+)
+def test_a_wrong_rule_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Rule(**({"method": "cia", "density": 0.5} | arguments))
+
+
+def test_no_ticket_and_tickets_of_two_models_are_refused():
+    with pytest.raises(ValueError, match="at least one ticket"):
+        superpose([], density=0.5)
+    with pytest.raises(ValueError, match="must be of one model"):
+        superpose([ticket(A), ticket([1.0, 2.0])], density=0.5)
