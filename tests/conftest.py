@@ -45,6 +45,12 @@ TINY = [
 """Overrides of the digits recipe: 96 epochs of phase one, then 2 chains of 2 cycles."""
 
 
+@pytest.fixture
+def tiny():
+    """See `TINY`."""
+    return list(TINY)
+
+
 @pytest.fixture(scope="session")
 def finished_run(ray_address, tmp_path_factory):
     """A tiny run of the built-in recipe, undisturbed, with three explorers allowed."""

@@ -1,0 +1,260 @@
+"""The main job through a real Ray; results are read from the files, not from the log."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from suptickets_ray import Ticket, load_config, train
+from suptickets_ray.sparse.masks import num_active
+from suptickets_ray.tickets.superposition import superpose
+
+pytestmark = pytest.mark.ray
+TARGET = int(0.1 * 25_856 + 1e-9)
+
+
+def read(run):
+    return json.loads((Path(run) / "result.json").read_text())
+
+
+def scalars(run, folder):
+    reader = EventAccumulator(str(Path(run) / "tensorboard" / folder))
+    reader.Reload()
+    return {tag: [(point.step, point.value) for point in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+
+
+def test_the_files_of_the_contract_are_there(finished_run):
+    run = Path(finished_run.path)
+    for name in ("config.yaml", "result.json", "superposed.arrow", "report.html", "tensorboard"):
+        assert (run / name).exists()
+    found = sorted(str(path.relative_to(run / "tickets")) for path in run.glob("tickets/*/*"))
+    assert found == [f"chain-00{chain}/cycle-00{cycle}.arrow" for chain in (0, 1) for cycle in (0, 1)]
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_the_result_agrees_with_the_tickets_on_disk(finished_run):
+    result, run = read(finished_run.path), Path(finished_run.path)
+    assert result["state"] == "complete"
+    superposed = Ticket.load(run / "superposed.arrow")
+    assert (superposed.digest, superposed.density) == (result["superposed"]["digest"], result["superposed"]["density"])
+    assert [(row["chain"], row["cycle"]) for row in result["tickets"]] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    for row in result["tickets"]:
+        ticket = Ticket.load(run / f"tickets/chain-{row['chain']:03d}/cycle-{row['cycle']:03d}.arrow")
+        assert (ticket.digest, ticket.density) == (row["digest"], row["density"])
+        assert num_active(ticket.masks) == TARGET
+        assert (ticket.provenance["chain"], ticket.provenance["cycle"]) == (row["chain"], row["cycle"])
+    for network in (result["superposed"], result["pretrained"], *result["tickets"]):
+        assert {"accuracy", "loss", "validation_accuracy", "validation_loss", "density", "digest"} <= set(network)
+    assert set(result["seconds"]) == {"pretrain", "explore", "superpose", "total"}
+
+
+def test_chains_start_from_phase_one_and_go_on_from_their_own_cycles(finished_run):
+    result, run = read(finished_run.path), Path(finished_run.path)
+    digests = {(row["chain"], row["cycle"]): row["digest"] for row in result["tickets"]}
+    assert len(set(digests.values())) == 4
+    for (chain, cycle) in digests:
+        ticket = Ticket.load(run / f"tickets/chain-{chain:03d}/cycle-{cycle:03d}.arrow")
+        parent = result["pretrained"]["digest"] if cycle == 0 else digests[chain, cycle - 1]
+        assert ticket.provenance["parent"] == parent
+
+
+def test_the_sup_ticket_is_the_accepted_tickets_superposed_in_canonical_order(finished_run):
+    result, run = read(finished_run.path), Path(finished_run.path)
+    config = load_config(run / "config.yaml")
+    state = torch.load(run / "pretrained.pt", weights_only=True)
+    folded = [Ticket(state["model"], state["sparsifier"]["masks"], {})]
+    assert folded[0].digest == result["pretrained"]["digest"]
+    folded += [
+        Ticket.load(run / f"tickets/chain-{row['chain']:03d}/cycle-{row['cycle']:03d}.arrow")
+        for row in result["tickets"]
+        if row["accepted"]
+    ]
+    expected = superpose(folded, "cia", density=config.method.density, prune="last").state_dict()
+    found = Ticket.load(run / "superposed.arrow").state_dict()
+    for name, tensor in expected.items():
+        recalibrated = "running" in name or "num_batches" in name
+        assert recalibrated or torch.equal(tensor, found[name]), name
+    assert num_active(Ticket.load(run / "superposed.arrow").masks) == TARGET
+
+
+def test_recorded_accuracies_are_those_of_the_files(finished_run):
+    from suptickets_ray.training.data import load_data
+    from suptickets_ray.training.evaluation import evaluate
+    from suptickets_ray.training.models import build_model
+
+    config, result = load_config(Path(finished_run.path) / "config.yaml"), read(finished_run.path)
+    splits = load_data(config.data)
+    model = build_model(config.model, splits.sample_shape, splits.num_classes)
+    model.load_state_dict(Ticket.load(Path(finished_run.path) / "superposed.arrow").state_dict())
+    assert evaluate(model, splits.test)["accuracy"] == result["superposed"]["accuracy"]
+    assert evaluate(model, splits.validation)["accuracy"] == result["superposed"]["validation_accuracy"]
+
+
+def test_tensorboard_has_phase_one_every_chain_and_the_fold(finished_run):
+    phase_one = scalars(finished_run.path, "phase-one")
+    assert [step for step, _ in phase_one["validation/accuracy"]] == [20 * epoch for epoch in range(1, 97)]
+    assert {"train/loss", "train/lr", "train/density", "validation/loss"} <= set(phase_one)
+    for chain in (0, 1):
+        chain_scalars = scalars(finished_run.path, f"chain-00{chain}")
+        assert [step for step, _ in chain_scalars["train/loss"]] == [20 * epoch for epoch in range(97, 101)]
+        recorded = [row["validation_accuracy"] for row in read(finished_run.path)["tickets"] if row["chain"] == chain]
+        assert [value for _, value in chain_scalars["validation/accuracy"]] == pytest.approx(recorded)
+    fold = scalars(finished_run.path, "superposition")
+    assert [step for step, _ in fold["validation/accuracy"]] == [1, 2, 3, 4]
+    assert fold["test/superposed"][-1][1] == pytest.approx(read(finished_run.path)["superposed"]["accuracy"])
+
+
+def test_whoever_watches_is_told_of_every_epoch_ticket_and_fold(finished_run):
+    kinds = [event["kind"] for event in finished_run.result["events"]]
+    assert [kinds.count(kind) for kind in ("epoch", "ticket", "fold", "phase")] == [96, 4, 4, 3]
+
+
+def test_a_finished_run_is_not_run_again(finished_run, ray_address):
+    before = (Path(finished_run.path) / "result.json").stat().st_mtime_ns
+    again = train(load_config(Path(finished_run.path) / "config.yaml"))
+    assert again.resumed
+    assert (Path(finished_run.path) / "result.json").stat().st_mtime_ns == before
+
+
+def test_another_recipe_in_the_same_folder_is_refused_by_its_keys(finished_run):
+    config = load_config(Path(finished_run.path) / "config.yaml", ["seed=4", "tickets.chains=3"])
+    with pytest.raises(ValueError, match="these keys differ: seed, tickets.chains"):
+        train(config)
+
+
+def continued(run, *overrides, on_event=lambda event: None):
+    config = load_config(run / "config.yaml", [f"storage={run.parent}", f"name={run.name}", *overrides])
+    train(config, on_event)
+    return read(run)
+
+
+def test_one_explorer_gives_the_same_digests_as_three(finished_run, forked_run):
+    result = continued(forked_run, "cluster.num_explorers=1")
+    assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
+    assert [row["digest"] for row in result["tickets"]] == [row["digest"] for row in read(finished_run.path)["tickets"]]
+
+
+def actors(name):
+    """The processes of an actor class, by the name that a person sees in `ps`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(f"ray::{name}".encode()):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(("actor", "moment"), [("Explorer", "cycle_epoch"), ("Superposer", "fold")])
+def test_a_killed_actor_costs_time_but_no_bit(finished_run, forked_run, actor, moment):
+    killed = []
+
+    def kill_once(event):
+        if event["kind"] == moment and not killed:
+            killed.extend(actors(actor))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    result = continued(forked_run, on_event=kill_once)
+    assert killed
+    assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
+
+
+def test_stored_tickets_are_taken_over_and_a_damaged_one_is_made_again(finished_run, forked_run):
+    done = Path(finished_run.path)
+    for folder in ("tickets/chain-000", "tickets/chain-001", "chains"):
+        (forked_run / folder).mkdir(parents=True)
+        for path in (done / folder).iterdir():
+            (forked_run / folder / path.name).write_bytes(path.read_bytes())
+    damaged = forked_run / "tickets/chain-001/cycle-000.arrow"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    kept = forked_run / "tickets/chain-000/cycle-001.arrow"
+    before = kept.stat().st_mtime_ns
+    events = []
+    result = continued(forked_run, on_event=events.append)
+    assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
+    assert kept.stat().st_mtime_ns == before
+    assert sorted((event["chain"], event["cycle"]) for event in events if event["kind"] == "ticket") == [(1, 0), (1, 1)]
+    assert any(event["kind"] == "resumed" and event.get("tickets") == 2 for event in events)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["superposition.method=cima", "superposition.cima_factor=0.2"],
+        ["superposition.method=caa"],
+        ["superposition.prune=each", "superposition.scope=layer"],
+        ["superposition.batchnorm=average"],
+        ["superposition.include_pretrained=false"],
+        ["superposition.gate_tolerance=none"],
+    ],
+)
+def test_every_rule_of_superposition_ends_at_the_density_and_matters(finished_run, forked_run, overrides):
+    done = Path(finished_run.path)
+    for folder in ("tickets/chain-000", "tickets/chain-001", "chains"):
+        (forked_run / folder).mkdir(parents=True)
+        for path in (done / folder).iterdir():
+            (forked_run / folder / path.name).write_bytes(path.read_bytes())
+    (forked_run / "config.yaml").unlink()  # other rules on the tickets of the finished run
+    config = load_config(done / "config.yaml", [f"storage={forked_run.parent}", f"name={forked_run.name}", *overrides])
+    result = train(config).result
+    assert num_active(Ticket.load(forked_run / "superposed.arrow").masks) == TARGET
+    if overrides == ["superposition.gate_tolerance=none"]:
+        assert all(row["accepted"] for row in result["tickets"])
+    else:
+        assert result["superposed"]["digest"] != read(done)["superposed"]["digest"]
+
+
+@pytest.mark.parametrize("method", ["granet", "set", "gmp", "dense", "static"])
+def test_every_method_completes_at_the_target_density_exactly(ray_address, tmp_path, method):
+    overrides = ["train.epochs=20", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=1", "tickets.chains=2"]
+    config = load_config(
+        None, [*overrides, f"method.name={method}", f"storage={tmp_path}", "name=a", "cluster.num_workers=1"]
+    )
+    result = train(config).result
+    size = 25_856
+    expected = size if method == "dense" else TARGET
+    assert [round(row["density"] * size) for row in result["tickets"]] == [expected] * 4
+    assert num_active(Ticket.load(tmp_path / "a/superposed.arrow").masks) == expected
+
+
+def test_a_collapse_is_prevented_by_the_gate_and_said_loudly(finished_run, forked_run):
+    (forked_run / "config.yaml").unlink()
+    done = Path(finished_run.path)
+    overrides = ["tickets.exploration_fraction=1", "tickets.lr_high=3.0", "tickets.lr_low=3.0"]
+    config = load_config(done / "config.yaml", [f"storage={forked_run.parent}", f"name={forked_run.name}", *overrides])
+    result = train(config).result
+    assert result["rejected"] == [[row["chain"], row["cycle"]] for row in result["tickets"] if not row["accepted"]]
+    assert result["rejected"]
+    floor = result["pretrained"]["validation_accuracy"] - config.superposition.gate_tolerance
+    assert result["superposed"]["validation_accuracy"] >= floor - 1e-9
+    if len(result["rejected"]) == len(result["tickets"]):
+        assert any("the gate admitted no ticket" in warning for warning in result["warnings"])
+
+
+def test_a_request_that_never_fits_is_refused_with_the_numbers(ray_address, tmp_path, tiny):
+    config = load_config(None, [*tiny, f"storage={tmp_path}", "cluster.num_workers=5"])
+    with pytest.raises(ValueError, match="cluster.num_workers must be at most 4, .* 4 CPU and 0 GPU; got 5"):
+        train(config)
+    assert not (tmp_path / "digits/result.json").exists()
+
+
+def test_a_failing_model_fails_the_run_with_its_own_message(ray_address, tmp_path, monkeypatch, tiny):
+    (tmp_path / "failing_models.py").write_text(
+        "from torch import nn\n"
+        "class Failing(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.layer = nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        if self.training:\n            raise ArithmeticError('the planted fault')\n"
+        "        return self.layer(x.flatten(1))\n"
+        "def build():\n    return Failing()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    overrides = ["model.name=failing_models:build", "model.initialization=default", "cluster.num_workers=1"]
+    with pytest.raises(RuntimeError, match="phase one failed: .*the planted fault"):
+        train(load_config(None, [*tiny, *overrides, f"storage={tmp_path}"]))

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from suptickets_ray.config import DataConfig
+from suptickets_ray.training.data import load_data
+from suptickets_ray.training.data.splits import Examples, make_splits, redraw_labels
+
+
+def pairs(n, classes=3):
+    return torch.arange(n, dtype=torch.float32).view(n, 1), torch.arange(n) % classes
+
+
+def loaded(**changes):
+    return {"train": pairs(10), "validation": pairs(4), "test": pairs(5), **changes}
+
+
+def config(**changes):
+    return DataConfig(**({"name": "digits", "batch_size": 2} | changes))
+
+
+def test_digits_are_split_disjointly_and_always_alike():
+    splits, again = (load_data(config()) for _ in range(2))
+    assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [500, 297, 1000]
+    assert (splits.num_classes, splits.sample_shape) == (10, (1, 8, 8))
+    everything = torch.cat([split.batch(torch.arange(len(split)))[0] for split in (splits.train, splits.validation, splits.test)])
+    from sklearn.datasets import load_digits
+
+    def rows(images):
+        return sorted(map(tuple, images.reshape(1797, 64).tolist()))
+
+    assert rows(everything * 16) == rows(torch.from_numpy(load_digits().images))
+    assert torch.equal(splits.train.batch(torch.arange(500))[0], again.train.batch(torch.arange(500))[0])
+
+
+def test_another_split_seed_gives_another_split():
+    a, b = (load_data(config(split_seed=seed)).train.all_labels() for seed in (0, 1))
+    assert not torch.equal(a, b)
+
+
+def test_noise_redraws_its_share_of_the_training_labels_and_no_other():
+    clean, noisy = load_data(config()), load_data(config(label_noise=0.2))
+    wrong = int(clean.train.all_labels().ne(noisy.train.all_labels()).sum())
+    # 100 of 500 are redrawn, each is right by chance once in 10 times: 90 expected, standard deviation 3
+    assert 78 <= wrong <= 100
+    assert torch.equal(clean.validation.all_labels(), noisy.validation.all_labels())
+    assert torch.equal(clean.test.all_labels(), noisy.test.all_labels())
+    assert torch.equal(noisy.train.batch(torch.arange(500))[1], noisy.train.all_labels())
+
+
+def test_redrawing_all_labels_makes_all_classes_equally_likely():
+    n = 20_000
+    counts = redraw_labels(torch.zeros(n, dtype=torch.long), 1.0, 4, seed=0).bincount(minlength=4)
+    standard_error = (0.25 * 0.75 / n) ** 0.5
+    assert (counts / n - 0.25).abs().max() < 4 * standard_error
+
+
+def test_train_size_takes_the_first_examples():
+    assert make_splits(loaded(), config(train_size=3)).train.all_labels().tolist() == [0, 1, 2]
+
+
+class Squares(Dataset):
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        if index >= 10:
+            raise IndexError
+        return torch.tensor([float(index**2)]), index % 2
+
+
+def test_a_dataset_of_torch_reads_like_a_pair_of_tensors():
+    splits = make_splits(loaded(train=Squares()), config(label_noise=0.5))
+    inputs, labels = splits.train.batch(torch.tensor([3, 1]))
+    assert inputs.tolist() == [[9.0], [1.0]]
+    assert labels.tolist() == splits.train.all_labels()[[3, 1]].tolist()
+    assert splits.num_classes == 2
+
+
+def test_batches_hold_every_example_once():
+    assert [labels.tolist() for _, labels in Examples(pairs(5, 9)).batches(2)] == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "message"),
+    [
+        (loaded(), {"train_size": 11}, "data.train_size must be at most 10"),
+        (loaded(), {"batch_size": 11}, "data.batch_size must be at most the 10 training examples; got 11"),
+        ({"train": pairs(3), "test": pairs(3)}, {}, "must return a 'validation' set"),
+        (loaded(train=(torch.zeros(3, 1), torch.zeros(2))), {}, "the train set must be a pair of tensors"),
+        (loaded(test=iter([])), {}, "the test set must be a pair of tensors or a map-style Dataset"),
+        (loaded(validation=pairs(0)), {}, "the validation set must hold at least one example"),
+        ([1, 2], {}, "must return a dict of train, validation and test; got list"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(data, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_splits(data, config(**settings))
+
+
+def test_settings_that_a_data_set_does_not_take_are_refused():
+    with pytest.raises(ValueError, match="data.root has no effect with data set 'digits'"):
+        load_data(config(root="/data"))
+    with pytest.raises(ValueError, match="data.options.size has no effect"):
+        load_data(config(options={"size": 3}))

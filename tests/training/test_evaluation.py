@@ -1,0 +1,66 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from suptickets_ray.training.data.splits import Examples, Splits
+from suptickets_ray.training.evaluation import evaluate, predict, recalibrate, score, score_probabilities
+from suptickets_ray.training.gate import Gate
+
+
+def test_scores_by_hand():
+    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
+    assert score(logits, torch.tensor([0, 1])) == pytest.approx(
+        {"accuracy": 0.5, "loss": (math.log(2) + math.log(4)) / 2}
+    )
+    assert score_probabilities(torch.tensor([[0.5, 0.5], [0.75, 0.25]]), torch.tensor([0, 1])) == pytest.approx(
+        {"accuracy": 0.5, "loss": (math.log(2) + math.log(4)) / 2}
+    )
+
+
+def splits(inputs):
+    examples = Examples((inputs, torch.zeros(len(inputs), dtype=torch.long)))
+    return Splits(examples, examples, examples, 2, tuple(inputs.shape[1:]))
+
+
+def test_recalibrated_statistics_are_those_of_the_training_data():
+    inputs = torch.randn(700, 3, generator=torch.Generator().manual_seed(0)) * 4 + 2
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+    recalibrate(model, splits(inputs), seed=0)
+    # two equal batches: the mean of their means is the mean, that of their variances nearly the variance
+    assert torch.allclose(model[0].running_mean, inputs.mean(0), atol=1e-5)
+    assert torch.allclose(model[0].running_var, inputs.var(0), rtol=0.02)
+    assert model[0].momentum == 0.1
+
+
+def test_recalibrating_twice_gives_the_same_bits():
+    inputs = torch.randn(700, 3, generator=torch.Generator().manual_seed(0))
+    models = [nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)) for _ in range(2)]
+    recalibrate(models[1], splits(inputs + 5), seed=0)
+    for model in models:
+        recalibrate(model, splits(inputs), seed=0)
+    assert torch.equal(models[0][0].running_var, models[1][0].running_var)
+
+
+def test_predicting_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    logits = predict(model, splits(torch.randn(600, 3)).test)
+    assert logits.shape == (600, 2)
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert 0 <= evaluate(model, splits(torch.randn(5, 3)).test)["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "accuracies", "admitted"),
+    [
+        (0.005, [0.80, 0.796, 0.794, 0.90, 0.894, 0.895], [True, True, False, True, False, True]),
+        (0.0, [0.80, 0.799], [True, False]),
+        (None, [0.1, 0.0], [True, True]),
+    ],
+)
+def test_the_gate_compares_with_the_best_so_far(tolerance, accuracies, admitted):
+    gate = Gate(tolerance, 0.8)
+    assert [gate.admit(accuracy) for accuracy in accuracies] == admitted
