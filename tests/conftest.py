@@ -40,7 +40,7 @@ TINY = [
     "tickets.cycle_rate=0.04",
     "tickets.cycle_epochs=2",
     "tickets.chains=2",
-    "train.checkpoint_every_epochs=8",
+    "train.checkpoint_every_epochs=10",
 ]
 """Overrides of the digits recipe: 96 epochs of phase one, then 2 chains of 2 cycles."""
 

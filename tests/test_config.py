@@ -136,7 +136,10 @@ def test_the_digest_leaves_out_only_where_it_runs():
     placed = load_config(None, ["name=b", "storage=x", "cluster.num_explorers=3", "cluster.address=auto"])
     assert config_digest(base) == config_digest(placed)
     assert config_digest(base) != config_digest(load_config(None, ["cluster.num_workers=1"]))
-    assert differing_keys(base, load_config(None, ["seed=4", "name=c", "tickets.chains=2"])) == ["seed", "tickets.chains"]
+    assert differing_keys(base, load_config(None, ["seed=4", "name=c", "tickets.chains=2"])) == [
+        "seed",
+        "tickets.chains",
+    ]
 
 
 def test_every_setting_has_a_sentence_and_every_placement_key_exists():

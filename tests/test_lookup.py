@@ -11,7 +11,9 @@ def test_a_row_is_found_by_its_name():
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest_and_all():
-    with pytest.raises(ValueError, match="^unknown grow score 'gradeint'; did you mean 'gradient'. Known: gradient, random.$"):
+    with pytest.raises(
+        ValueError, match="^unknown grow score 'gradeint'; did you mean 'gradient'. Known: gradient, random.$"
+    ):
         choose(TABLE, "gradeint", "grow score")
 
 

@@ -37,7 +37,7 @@ from suptickets_ray.training.tensorboard import Scalars
 STATE_FILE = "state.pt"
 RAY_TRAIN_FOLDER = "ray_train"
 _POLL_SECONDS = 0.2
-_MAX_FAILURES = 5
+_MAX_FAILURES = 3  # of workers or machines; a fault in the code itself repeats, and then ends the run
 
 
 def pretrain(config: Config, settings: dict[str, Any], on_event: OnEvent, *, verbose: bool = False) -> bytes:

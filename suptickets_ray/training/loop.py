@@ -111,22 +111,25 @@ def dry_build(config: Config) -> None:
     """Loads the data and builds the learner once, on the CPU, to find whatever is wrong before anything is started.
 
     Raises:
-        ValueError: As `load_data` and `build_learner`, and if one forward pass of two examples does not give logits.
+        ValueError: As `load_data` and `build_learner`, and if one training step of two examples fails, or does not
+            give logits.
     """
     splits = load_data(config.data)
     learner = build_learner(config, splits, torch.device("cpu"))
-    inputs = splits.train.batch(torch.arange(min(2, len(splits.train))))[0]
-    learner.model.eval()
+    inputs, labels = splits.train.batch(torch.arange(min(2, len(splits.train))))
     try:
-        with torch.no_grad():
-            logits = learner.model(inputs)
-    except (RuntimeError, TypeError) as error:
+        logits = learner.model(inputs)
+    except Exception as error:
         raise ValueError(
             f"model.name must build a network for inputs of shape {tuple(inputs.shape)}; it failed: {error}"
         ) from error
     if tuple(logits.shape) != (len(inputs), splits.num_classes):
         expected = (len(inputs), splits.num_classes)
         raise ValueError(f"model.name must give logits of shape {expected}; got {tuple(logits.shape)}.")
+    cross_entropy(logits, labels).backward()
+    unused = [name for name, parameter in maskable_parameters(learner.model).items() if parameter.grad is None]
+    if unused:
+        raise ValueError(f"model.name must use every weight it has; {unused[0]!r} gets no gradient. Remove it.")
 
 
 def sparsifier_settings(config: Config) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def test_chains_start_from_phase_one_and_go_on_from_their_own_cycles(finished_ru
     result, run = read(finished_run.path), Path(finished_run.path)
     digests = {(row["chain"], row["cycle"]): row["digest"] for row in result["tickets"]}
     assert len(set(digests.values())) == 4
-    for (chain, cycle) in digests:
+    for chain, cycle in digests:
         ticket = Ticket.load(run / f"tickets/chain-{chain:03d}/cycle-{cycle:03d}.arrow")
         parent = result["pretrained"]["digest"] if cycle == 0 else digests[chain, cycle - 1]
         assert ticket.provenance["parent"] == parent
@@ -248,9 +248,9 @@ def test_a_failing_model_fails_the_run_with_its_own_message(ray_address, tmp_pat
     (tmp_path / "failing_models.py").write_text(
         "from torch import nn\n"
         "class Failing(nn.Module):\n"
-        "    def __init__(self):\n        super().__init__()\n        self.layer = nn.Linear(64, 10)\n"
+        "    def __init__(self):\n        super().__init__()\n        self.layer, self.calls = nn.Linear(64, 10), 0\n"
         "    def forward(self, x):\n"
-        "        if self.training:\n            raise ArithmeticError('the planted fault')\n"
+        "        self.calls += 1\n        if self.calls > 9:\n            raise ArithmeticError('the planted fault')\n"
         "        return self.layer(x.flatten(1))\n"
         "def build():\n    return Failing()\n"
     )

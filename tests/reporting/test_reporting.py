@@ -47,7 +47,16 @@ def text_of(table):
 
 def test_the_closing_table_names_every_network_with_both_accuracies():
     text = text_of(closing_table(RESULT))
-    for words in ("phase-one net", "mean ticket", "best ticket", "sup-ticket", "ensemble", "85.00%", "86.00%", "1 of 2"):
+    for words in (
+        "phase-one net",
+        "mean ticket",
+        "best ticket",
+        "sup-ticket",
+        "ensemble",
+        "85.00%",
+        "86.00%",
+        "1 of 2",
+    ):
         assert words in text
 
 

@@ -17,7 +17,7 @@ CASES = [(model, case["density"]) for model, entry in RECORDED.items() for case 
 @pytest.mark.parametrize(("model", "density"), CASES)
 def test_erk_gives_the_recorded_densities(model, density):
     entry = RECORDED[model]
-    shapes = {name: shape for name, shape in entry["layers"]}
+    shapes = dict(entry["layers"])
     case = next(case for case in entry["cases"] if case["density"] == density)
     assert list(layer_densities(shapes, density).values()) == pytest.approx(case["layer_density"], rel=1e-9)
 

@@ -1,5 +1,5 @@
-import torch
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -22,7 +22,13 @@ def build(method="rigl", density=0.25, optimizer="sgd", seed=0, **recipe):
     if "update_interval_steps" in METHODS[method].defaults:
         recipe = FAST | recipe
     sparsifier = Sparsifier(
-        model, chosen, method, density=density, total_steps=TOTAL, generator=torch.Generator().manual_seed(seed), **recipe
+        model,
+        chosen,
+        method,
+        density=density,
+        total_steps=TOTAL,
+        generator=torch.Generator().manual_seed(seed),
+        **recipe,
     )
     return model, chosen, sparsifier
 
@@ -189,7 +195,11 @@ def test_updates_go_on_after_the_phase_only_when_asked():
         ("static", {"grow": "random"}, "grow has no effect with method 'static'"),
         ("rigle", {}, "unknown method 'rigle'; did you mean 'rigl'"),
         ("gmp", {"update_interval_steps": 20}, "the prune window must hold at least one update"),
-        ("granet", {"initial_density": 0.1, **FAST}, "initial_density must be at least the target density 0.25; got 0.1"),
+        (
+            "granet",
+            {"initial_density": 0.1, **FAST},
+            "initial_density must be at least the target density 0.25; got 0.1",
+        ),
         ("dense", {}, "density must be 1 with method 'dense'; got 0.25"),
     ],
 )
@@ -197,9 +207,7 @@ def test_what_cannot_work_is_refused_at_once(method, recipe, message):
     model = nn.Linear(8, 12)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=message):
-        Sparsifier(
-            model, optimizer, method, density=0.25, total_steps=TOTAL, generator=torch.Generator(), **recipe
-        )
+        Sparsifier(model, optimizer, method, density=0.25, total_steps=TOTAL, generator=torch.Generator(), **recipe)
 
 
 def test_step_before_the_optimizers_is_an_error_in_the_order_of_calls():
@@ -228,4 +236,4 @@ def test_state_of_another_model_is_refused():
 def test_a_method_reads_exactly_its_defaults():
     for name, method in METHODS.items():
         assert method_settings(name, {}) == dict(method.defaults)
-        assert method_settings(name, {key: "x" for key in method.defaults}) == dict.fromkeys(method.defaults, "x")
+        assert method_settings(name, dict.fromkeys(method.defaults, "x")) == dict.fromkeys(method.defaults, "x")

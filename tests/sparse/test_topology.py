@@ -97,7 +97,9 @@ def test_random_growth_reaches_every_free_position_equally_often():
     generator = torch.Generator().manual_seed(0)
     n = 4000
     for _ in range(n):
-        new = drop_and_grow(one([3, 2, 1, 0, 0, 0]), mask_of([1, 1, 1, 0, 0, 0]), 0.3, grow="random", generator=generator)
+        new = drop_and_grow(
+            one([3, 2, 1, 0, 0, 0]), mask_of([1, 1, 1, 0, 0, 0]), 0.3, grow="random", generator=generator
+        )
         counts += new["w"]
     standard_error = (0.25 * 0.75 / n) ** 0.5
     assert (counts[2:] / n - 0.25).abs().max() < 4 * standard_error

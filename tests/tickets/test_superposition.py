@@ -18,7 +18,9 @@ def ticket(values, buffer=0):
 
 
 def weights(tickets, method="cia", density=1.0, **options):
-    return superpose([ticket(values) for values in tickets], method, density=density, **options).state_dict()["w"].tolist()
+    return (
+        superpose([ticket(values) for values in tickets], method, density=density, **options).state_dict()["w"].tolist()
+    )
 
 
 A, B = [4.0, 2.0, 0.0, 0.0], [2.0, 0.0, 6.0, 0.0]
@@ -67,7 +69,10 @@ def test_layer_scope_keeps_each_layers_count_of_the_first_ticket():
         state = {"a": torch.tensor(a), "b": torch.tensor(b)}
         return Ticket(state, {name: tensor != 0 for name, tensor in state.items()}, {})
 
-    tickets = [two_layers([9.0, 0.0, 8.0, 0.0], [0.5, 0.4, 0.0, 0.0]), two_layers([0.0, 7.0, 8.0, 0.0], [0.0, 0.4, 0.3, 0.0])]
+    tickets = [
+        two_layers([9.0, 0.0, 8.0, 0.0], [0.5, 0.4, 0.0, 0.0]),
+        two_layers([0.0, 7.0, 8.0, 0.0], [0.0, 0.4, 0.3, 0.0]),
+    ]
     for prune in PRUNE_TIMES:
         counts = [
             [int(mask.sum()) for mask in superpose(tickets, density=0.5, scope=scope, prune=prune).masks.values()]

@@ -50,7 +50,9 @@ def test_a_file_gives_the_same_ticket_back(tmp_path):
 
 
 def test_nan_and_infinity_survive():
-    original = Ticket({"w": torch.tensor([[float("nan"), float("inf"), 0.0]])}, {"w": torch.tensor([[True, True, False]])}, {})
+    original = Ticket(
+        {"w": torch.tensor([[float("nan"), float("inf"), 0.0]])}, {"w": torch.tensor([[True, True, False]])}, {}
+    )
     again = Ticket.from_arrow(original.to_arrow()).state_dict()["w"]
     assert torch.isnan(again[0, 0])
     assert again[0, 1] == float("inf")
@@ -90,7 +92,8 @@ def test_a_mask_of_another_shape_is_refused():
 def test_minus_zero_off_the_mask_does_not_change_the_bits():
     mask = torch.tensor([True, False])
     assert equal(
-        Ticket({"w": torch.tensor([1.0, -0.0])}, {"w": mask}, {}), Ticket({"w": torch.tensor([1.0, 0.0])}, {"w": mask}, {})
+        Ticket({"w": torch.tensor([1.0, -0.0])}, {"w": mask}, {}),
+        Ticket({"w": torch.tensor([1.0, 0.0])}, {"w": mask}, {}),
     )
 
 

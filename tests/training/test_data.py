@@ -23,7 +23,9 @@ def test_digits_are_split_disjointly_and_always_alike():
     splits, again = (load_data(config()) for _ in range(2))
     assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [500, 297, 1000]
     assert (splits.num_classes, splits.sample_shape) == (10, (1, 8, 8))
-    everything = torch.cat([split.batch(torch.arange(len(split)))[0] for split in (splits.train, splits.validation, splits.test)])
+    everything = torch.cat(
+        [split.batch(torch.arange(len(split)))[0] for split in (splits.train, splits.validation, splits.test)]
+    )
     from sklearn.datasets import load_digits
 
     def rows(images):

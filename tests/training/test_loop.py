@@ -190,7 +190,9 @@ def test_sparse_first_weights_have_the_variance_of_the_connections_that_are_ther
 
 
 def test_the_prune_window_counts_epochs_of_phase_one():
-    config, splits, learner = prepare("method.name=gmp", *FAST, "method.prune_start_epoch=1", "method.prune_end_epoch=3")
+    config, splits, learner = prepare(
+        "method.name=gmp", *FAST, "method.prune_start_epoch=1", "method.prune_end_epoch=3"
+    )
     steps = steps_per_epoch(config, splits)
     assert sparsifier_settings(config)["prune_end_fraction"] == 3 / 4
     seen = []
@@ -207,12 +209,18 @@ def test_what_cannot_be_built_is_found_before_anything_starts(tmp_path, monkeypa
         "from torch import nn\n"
         "def shape(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(3, num_classes))\n"
         "def logits():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+        "class Unused(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.used, self.idle = nn.Linear(64, 10), nn.Linear(2, 2)\n"
+        "    def forward(self, x):\n        return self.used(x.flatten(1))\n"
+        "def unused():\n    return Unused()\n"
         "def vectors():\n    return nn.BatchNorm2d(1)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     for name, message in [
         ("shape", r"must build a network for inputs of shape \(2, 1, 8, 8\)"),
         ("logits", r"must give logits of shape \(2, 10\); got \(2, 3\)"),
+        ("unused", "must use every weight it has; 'idle.weight' gets no gradient"),
         ("vectors", "must build a network with a weight of 2 or more dimensions"),
     ]:
         with pytest.raises(ValueError, match=message):
