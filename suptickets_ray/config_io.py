@@ -214,7 +214,7 @@ def _sentence(error: ValidationError) -> str:
     if finding["type"] == "missing":
         return f"{key} must be given; it is missing from the recipe. Add it, or start from the built-in digits recipe."
     if finding["type"] == "unexpected_keyword_argument":
-        return f"unknown key {key!r}{suggestion(key, _all_keys())}"
+        return f"unknown key {key!r}{suggestion(key, all_keys())}"
     got = json.dumps(finding["input"])
     if finding["type"].startswith("dataclass"):
         return f"{key or 'the recipe'} must be a section with keys of its own; got {got}."
@@ -231,11 +231,12 @@ _KINDS = {
 }
 
 
-def _all_keys(section: type = Config, prefix: str = "") -> list[str]:
+def all_keys(section: type = Config, prefix: str = "") -> list[str]:
+    """Returns the dotted keys of all settings and sections, in the order of the dataclasses."""
     kinds = get_type_hints(section)
     keys = []
     for field in dataclasses.fields(section):
         keys.append(prefix + field.name)
         if dataclasses.is_dataclass(kinds[field.name]):
-            keys += _all_keys(kinds[field.name], f"{prefix}{field.name}.")
+            keys += all_keys(kinds[field.name], f"{prefix}{field.name}.")
     return keys

@@ -1,0 +1,94 @@
+"""What README promises is run."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SHELL = [block.strip() for block in re.findall(r"```\n(.*?)```", README, re.DOTALL)]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def setup_commands():
+    return [block.split(" && ") for block in SHELL if block.startswith("python3 -m venv")]
+
+
+def test_the_first_screen_has_one_command_for_the_job_and_one_for_the_tests():
+    (make, install, job), (make_too, install_too, tests) = setup_commands()
+    assert make == make_too == "python3 -m venv .venv"
+    assert install.endswith("install --quiet .")
+    assert install_too.endswith("install --quiet --editable '.[test]'")
+    assert (job, tests) == (".venv/bin/suptickets train", ".venv/bin/python -m pytest")
+    assert README.index(job) < README.index(tests) < README.index("## Results")
+
+
+@pytest.mark.ray
+def test_the_main_job_ends_with_a_sup_ticket_above_the_phase_one_net_and_the_mean_ticket(tmp_path):
+    _, _, job = setup_commands()[0]
+    _, *arguments = shlex.split(job)
+    command = [sys.executable, "-m", "suptickets_ray.cli", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr
+    assert not re.search(r"ray::|\(pid=|Traceback|WARN(?!ING: superposing)", done.stdout)  # Ray's noise is not shown
+    result = json.loads((tmp_path / "runs/digits/result.json").read_text())
+    superposed = result["superposed"]["accuracy"]
+    # 1,000 test images: one network's accuracy has a standard error of 0.01; the prototype's gains are 0.05 and 0.02.
+    assert superposed > 0.86
+    assert superposed > result["pretrained"]["accuracy"]
+    assert superposed > result["mean_ticket"]["accuracy"]
+    assert round(result["superposed"]["density"] * 25_856) == 2585
+    for words in ("phase-one net", "mean ticket", "best ticket", "sup-ticket", "ensemble of all tickets"):
+        assert words in done.stdout
+    assert [row["chain"] for row in result["tickets"]] == [0, 1, 2, 3] * 3
+
+
+@pytest.mark.ray
+def test_the_example_of_your_own_model_and_data_runs(ray_address, tmp_path):
+    example = next(block for block in PYTHON if "def build" in block)
+    assert sum(bool(line.strip()) for line in example.splitlines()) <= 10
+    (tmp_path / "mine.py").write_text(example)
+    _, *arguments = shlex.split(next(block for block in SHELL if "mine:build" in block))
+    short = ["train.epochs=40", "tickets.cycle_epochs=2", "data.label_noise=0", f"cluster.address={ray_address}"]
+    command = [sys.executable, "-m", "suptickets_ray.cli", *arguments, *short]
+    done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "runs/mine/result.json").read_text())
+    assert result["config"]["model"]["options"] == {"width": 64}
+    assert result["superposed"]["accuracy"] > 0.8
+
+
+def test_the_example_from_python_names_what_there_is():
+    example = next(block for block in PYTHON if "load_config" in block)
+    scope: dict = {}
+    exec(example.split("\n\n")[0], scope)
+    config = scope["load_config"](ROOT / "experiments/digits.yaml", ["seed=1", "name=seed-1"])
+    assert (config.seed, config.name) == (1, "seed-1")
+
+
+def test_every_command_of_the_readme_is_a_valid_configuration(tmp_path, monkeypatch):
+    from suptickets_ray import load_config
+
+    example = next(block for block in PYTHON if "def build" in block)
+    (tmp_path / "mine.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    commands = [line for block in SHELL for line in block.splitlines() if line.startswith("suptickets train")]
+    commands += re.findall(r"`(suptickets train [^`]*)`", README)
+    assert len(commands) >= 3
+    for line in commands:
+        load_config(None, [text for text in shlex.split(line)[2:] if "=" in text])
+
+
+def test_every_key_of_the_readmes_table_exists():
+    from suptickets_ray.config_io import all_keys
+
+    keys = re.findall(r"`((?:method|tickets|superposition|cluster|data|train|model)\.[a-z_]+)[=`]", README)
+    assert len(keys) > 12
+    assert set(keys) <= set(all_keys())
