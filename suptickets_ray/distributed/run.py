@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from suptickets_ray import __version__
 from suptickets_ray.config import Config
-from suptickets_ray.config_io import config_digest, differing_keys, from_yaml, to_dict, to_yaml
+from suptickets_ray.config_io import differing_keys, from_yaml, to_yaml
 from suptickets_ray.distributed.exploration import Exploration
+from suptickets_ray.distributed.folding import Folding
 from suptickets_ray.distributed.monitor import Monitor, OnEvent, show_events
 from suptickets_ray.distributed.pretrain import RAY_TRAIN_FOLDER, pretrain
+from suptickets_ray.distributed.result import Clock, assemble_result
 from suptickets_ray.distributed.session import check_address, ray_session
-from suptickets_ray.distributed.superposer import Superposer
 from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.reporting.report import render_report
 from suptickets_ray.tickets.cycles import canonical_order
@@ -30,7 +27,6 @@ from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.loop import budget_of, dry_build
 
 PRETRAINED_FILE = "pretrained.pt"
-_MAX_SUPERPOSERS = 5
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,8 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     check_address(config.cluster)
     with _as_setting_error("storage must be a folder that can be written"):
         store.write("config.yaml", to_yaml(config).encode())
-    clock = _Clock()
-    with ray_session(config.cluster, verbose=verbose):
+    clock = Clock()
+    with ray_session(config.cluster, verbose=verbose), _as_run_failure():
         monitor = Monitor.remote()  # type: ignore[attr-defined]
         settings = worker_settings(config, path, monitor)
         budget = budget_of(config)
@@ -85,7 +81,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
             if exploration.num_stored:
                 what = f"{exploration.num_stored} finished tickets"
                 on_event({"kind": "resumed", "what": what, "tickets": exploration.num_stored})
-            superposer = _Folding(settings, pretrained)
+            superposer = Folding(settings, pretrained)
             for chain, cycle in canonical_order(config.tickets.chains, budget.cycles):
                 superposer.fold(exploration, chain, cycle)
         clock.lap("explore")
@@ -97,7 +93,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         clock.lap("superpose")
     superposed = Ticket.from_arrow(table)
     store.write("superposed.arrow", superposed.to_bytes())
-    result = _result(config, report, clock.seconds())
+    result = assemble_result(config, report, clock.seconds())
     store.write("report.html", render_report(result, to_yaml(config)).encode())
     store.write("result.json", json.dumps(result, indent=2).encode())
     return RunResult(path, result, resumed=False)
@@ -149,94 +145,6 @@ def _phase_one(config: Config, settings: dict[str, Any], store: RunStore, on_eve
     return state
 
 
-class _Folding:
-    """The superposer, and what is needed to start it anew when it dies: the order of the tickets so far."""
-
-    def __init__(self, settings: dict[str, Any], pretrained: Any) -> None:
-        self._settings, self._pretrained = settings, pretrained
-        self._order: list[tuple[int, int]] = []
-        self._starts = 0
-        self._start()
-
-    def fold(self, exploration: Exploration, chain: int, cycle: int) -> None:
-        """Hands one ticket over, to be folded after those before it. Does not wait."""
-        self._order.append((chain, cycle))
-        self._pending.append(self._actor.fold.remote(exploration.ticket(chain, cycle), chain, cycle))
-
-    def judge(self, exploration: Exploration) -> Any:
-        """Returns the superposer's verdict once all is folded; a superposer that died is rebuilt from the store."""
-        while True:
-            try:
-                ray.get(self._pending)
-                return ray.get(self._actor.judge.remote())
-            except ray.exceptions.RayActorError as error:
-                if self._starts >= _MAX_SUPERPOSERS:
-                    raise RuntimeError(f"the superposer died {self._starts} times, the last time: {error}") from error
-                order, self._order = self._order, []
-                self._start()
-                for chain, cycle in order:
-                    self.fold(exploration, chain, cycle)
-            except ray.exceptions.RayTaskError as error:
-                raise RuntimeError(f"superposing failed: {error.cause}") from error
-
-    def close(self) -> None:
-        """Ends the actor."""
-        ray.kill(self._actor)
-
-    def _start(self) -> None:
-        self._starts += 1
-        self._actor = Superposer.remote(self._settings, self._pretrained)  # type: ignore[attr-defined]
-        self._pending: list[Any] = []
-
-
-class _Clock:
-    """Seconds of each phase of this start of the run."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.monotonic()
-        self._seconds: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self._seconds[name] = round(now - self._last, 3)
-        self._last = now
-
-    def seconds(self) -> dict[str, float]:
-        return self._seconds | {"total": round(time.monotonic() - self._start, 3)}
-
-
-def _result(config: Config, report: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    tickets = report["tickets"]
-    keys = ("accuracy", "loss", "validation_accuracy", "validation_loss")
-    best = max(tickets, key=lambda ticket: ticket["validation_accuracy"])
-    result = {
-        "state": "complete",
-        "name": config.name,
-        **report,
-        "mean_ticket": {key: sum(ticket[key] for ticket in tickets) / len(tickets) for key in keys},
-        "best_ticket": best,
-        "rejected": [[ticket["chain"], ticket["cycle"]] for ticket in tickets if not ticket["accepted"]],
-        "warnings": [],
-        "seconds": seconds,
-        "versions": {
-            "suptickets_ray": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("ray", "torch", "pyarrow")},
-        },
-        "config": to_dict(config),
-        "config_digest": config_digest(config),
-    }
-    superposed = report["superposed"]
-    if superposed["validation_accuracy"] < best["validation_accuracy"]:
-        result["warnings"].append(
-            f"superposing did not pay: on validation the sup-ticket has {superposed['validation_accuracy']:.2%}, "
-            f"the best single ticket (chain {best['chain']}, cycle {best['cycle']}) {best['validation_accuracy']:.2%}."
-        )
-    if len(result["rejected"]) == len(tickets):
-        result["warnings"].append("the gate admitted no ticket: the result is the network of phase one.")
-    return result
-
-
 @contextlib.contextmanager
 def _as_setting_error(requirement: str) -> Iterator[None]:
     """A failure here comes from a setting, before anything was started."""
@@ -244,3 +152,12 @@ def _as_setting_error(requirement: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(f"{requirement}; got: {error}.") from error
+
+
+@contextlib.contextmanager
+def _as_run_failure() -> Iterator[None]:
+    """A failure here comes after the start, so it is none of the settings': a damaged file, or a worker's own error."""
+    try:
+        yield
+    except ValueError as error:
+        raise RuntimeError(str(error)) from error

@@ -36,7 +36,6 @@ def ray_session(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns about what it will do one day
     address = cluster_address(config)
     try:
         with _interrupts_deferred():

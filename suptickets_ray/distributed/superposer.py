@@ -34,7 +34,7 @@ class Superposer:
             settings: What `worker_settings` gave.
             pretrained: State that phase one ended in.
         """
-        self._worker = start_worker(settings)
+        self._worker = start_worker(settings, torch.device("cpu"))  # it asks Ray for no GPU, so it has none
         config, splits = self._worker.config, self._worker.splits
         section = config.superposition
         self._rule = Rule(section.method, config.method.density, section.cima_factor, section.prune, section.scope)

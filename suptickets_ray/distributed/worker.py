@@ -48,13 +48,18 @@ class Worker:
 
 
 def start_worker(settings: dict[str, Any], device: torch.device | None = None) -> Worker:
-    """Returns the surroundings that `worker_settings` describes, with torch's threads set as the recipe says."""
+    """Returns the surroundings that `worker_settings` describes, with torch's threads set as the recipe says.
+
+    Args:
+        settings: The settings.
+        device: Where to compute; by default a GPU if the recipe asks for them, and the CPU if not.
+    """
     sys.path.extend(path for path in settings["import_paths"] if path not in sys.path)
     config = from_dict(settings["config"])
     # Ray may hand out a process that was set up for another number of CPUs; sums depend on the number of threads.
     torch.set_num_threads(config.cluster.threads_per_worker)
     if device is None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if config.cluster.gpus_per_worker > 0 else "cpu")
     return Worker(
         config,
         load_data(config.data),
