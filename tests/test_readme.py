@@ -12,8 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SHELL = [block.strip() for block in re.findall(r"```\n(.*?)```", README, re.DOTALL)]
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+SHELL = [text.strip() for language, text in BLOCKS if not language]
+PYTHON = [text for language, text in BLOCKS if language == "python"]
 
 
 def setup_commands():

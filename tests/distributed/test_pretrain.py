@@ -1,0 +1,86 @@
+"""What ranks do together, without a process group: the collective calls are played by the test."""
+
+import pytest
+import torch
+from torch import nn
+
+from suptickets_ray.distributed import pretrain
+from suptickets_ray.training.data.splits import Examples
+from suptickets_ray.training.loop import Learner, train_epoch
+
+
+class FixedMasks:
+    num_updates = 3
+
+    def __init__(self, mask):
+        self.masks = {"w": mask}
+
+    def step(self):
+        return False
+
+
+def learner(model, mask=None):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    return Learner(model, optimizer, FixedMasks(torch.ones(2, 2, dtype=torch.bool) if mask is None else mask))
+
+
+def test_ranks_with_equal_masks_go_on_and_with_different_ones_stop(monkeypatch):
+    other_rank = []
+
+    def all_gather(gathered, own):
+        for place, content in zip(gathered, [own, *other_rank], strict=True):
+            place.copy_(content)
+        sent.append(own)
+
+    sent = []
+    monkeypatch.setattr(pretrain.dist, "all_gather", all_gather)
+    model = nn.Linear(2, 2)
+    pretrain.assert_equal_masks(learner(model), world_size=1)
+    assert not sent
+    other_rank.append(torch.zeros(32, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="masks must be equal on all ranks; they differ at update 3"):
+        pretrain.assert_equal_masks(learner(model), world_size=2)
+    other_rank[0] = sent[0]
+    pretrain.assert_equal_masks(learner(model), world_size=2)
+    with pytest.raises(RuntimeError):
+        pretrain.assert_equal_masks(learner(model, torch.eye(2).bool()), world_size=2)
+
+
+def test_running_statistics_become_the_mean_over_ranks(monkeypatch):
+    monkeypatch.setattr(pretrain.dist, "all_reduce", lambda buffer: buffer.add_(3.0))  # what the other rank holds
+    model = nn.BatchNorm1d(2)
+    pretrain.average_buffers(model, world_size=2)
+    assert model.running_mean.tolist() == [1.5, 1.5]
+    assert model.running_var.tolist() == [2.0, 2.0]
+    assert model.num_batches_tracked == 0
+
+
+def test_a_batch_split_unevenly_over_ranks_gives_the_gradient_of_the_whole_batch():
+    generator = torch.Generator().manual_seed(0)
+    examples = Examples((torch.randn(25, 4, generator=generator), torch.randint(3, (25,), generator=generator)))
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+
+    def gradient(rank, world_size):
+        train_epoch(
+            learner(model), model, examples, torch.arange(25), 25, lambda step: 0.0, rank=rank, world_size=world_size
+        )
+        return model.weight.grad.clone()
+
+    whole = gradient(0, 1)
+    averaged = (gradient(0, 2) + gradient(1, 2)) / 2  # what DDP does
+    assert torch.allclose(averaged, whole, atol=1e-7)
+    inputs, labels = examples.batch(torch.arange(25))
+    model.zero_grad()
+    nn.functional.cross_entropy(model(inputs), labels).backward()
+    assert torch.allclose(whole, model.weight.grad, atol=1e-7)
+
+
+def test_the_failing_workers_own_message_is_found():
+    class TrainingFailed(RuntimeError):
+        def __init__(self, failures):
+            super().__init__("training failed")
+            self.worker_failures = failures
+
+    cause = ArithmeticError("first line\nthe planted fault")
+    assert pretrain._root_cause(TrainingFailed({0: cause})) == "the planted fault"
