@@ -61,11 +61,16 @@ def assemble_result(config: Config, report: dict[str, Any], seconds: dict[str, f
         "config_digest": config_digest(config),
     }
     superposed = report["superposed"]
-    if superposed["validation_accuracy"] < best["validation_accuracy"]:
-        result["warnings"].append(
-            f"superposing did not pay: on validation the sup-ticket has {superposed['validation_accuracy']:.2%}, "
-            f"the best single ticket (chain {best['chain']}, cycle {best['cycle']}) {best['validation_accuracy']:.2%}."
-        )
+    rivals = {
+        f"the best single ticket (chain {best['chain']}, cycle {best['cycle']})": best,
+        "the network of phase one": report["pretrained"],
+    }
+    for words, rival in rivals.items():
+        if superposed["validation_accuracy"] < rival["validation_accuracy"]:
+            result["warnings"].append(
+                f"superposing did not pay: on validation the sup-ticket has {superposed['validation_accuracy']:.2%}, "
+                f"{words} {rival['validation_accuracy']:.2%}."
+            )
     if len(result["rejected"]) == len(tickets):
         result["warnings"].append("the gate admitted no ticket: the result is the network of phase one.")
     return result
