@@ -26,8 +26,9 @@ def test_the_best_ticket_is_chosen_on_validation_and_the_mean_is_over_all():
 
 @pytest.mark.parametrize(
     ("superposed", "pretrained", "losers"),
-    [(0.95, 0.7, []), (0.85, 0.7, ["the best single ticket (chain 1, cycle 0) 90.00%"])]
-    + [
+    [
+        (0.95, 0.7, []),
+        (0.85, 0.7, ["the best single ticket (chain 1, cycle 0) 90.00%"]),
         (0.92, 0.93, ["the network of phase one 93.00%"]),
         (0.5, 0.6, ["the best single ticket", "the network of phase one"]),
     ],
