@@ -21,7 +21,7 @@ _CONNECT_SECONDS = 10
 def ray_session(config: ClusterConfig, *, verbose: bool = False) -> Iterator[None]:
     """Keeps this process connected to Ray.
 
-    A Ray that this process has already initialised is used and left as it is. Otherwise `cluster.address` or
+    A Ray that this process has already initialised is used, and left as it is. Otherwise `cluster.address` or
     RAY_ADDRESS is joined and left again; without either a local Ray is started and ended.
 
     Args:
@@ -29,9 +29,16 @@ def ray_session(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
         verbose: Whether Ray's own messages and the workers' output are shown.
 
     Raises:
-        ValueError: If the cluster cannot be reached, or never has the CPUs or GPUs that the recipe asks for.
+        ValueError: If the cluster cannot be reached, is not the one this process is connected to, or never has the
+            CPUs or GPUs that the recipe asks for.
     """
     if ray.is_initialized():
+        connected = ray.get_runtime_context().gcs_address
+        if config.address not in (None, "auto", connected):
+            raise ValueError(
+                f"cluster.address must be {connected}, which this process is connected to; got {config.address!r}. "
+                "Leave it out, or call ray.shutdown() first."
+            )
         _check_resources(config)
         yield
         return
@@ -100,7 +107,7 @@ def check_address(config: ClusterConfig) -> None:
     """
     address = cluster_address(config)
     host, colon, port = (address or "").rpartition(":")
-    if not colon or "://" in host or not port.isdigit() or ray.is_initialized():
+    if not colon or "://" in host or not port.isdigit():
         return  # "auto", a file or a scheme of Ray's: only Ray knows what it means
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()

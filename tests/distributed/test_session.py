@@ -3,7 +3,7 @@ import socket
 import pytest
 
 from suptickets_ray.config import ClusterConfig
-from suptickets_ray.distributed.session import _local_cpus, check_address, cluster_address, explorer_slots
+from suptickets_ray.distributed.session import _local_cpus, check_address, cluster_address, explorer_slots, ray_session
 
 
 def test_the_recipes_address_comes_before_the_environments_and_none_means_local(monkeypatch):
@@ -15,8 +15,7 @@ def test_the_recipes_address_comes_before_the_environments_and_none_means_local(
     assert cluster_address(ClusterConfig()) is None
 
 
-def test_an_address_where_nobody_listens_is_refused_at_once(monkeypatch):
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
+def test_an_address_where_nobody_listens_is_refused_at_once():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -24,8 +23,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once(monkeypatch):
         check_address(ClusterConfig(address=address))
 
 
-def test_an_address_where_somebody_listens_or_that_only_ray_understands_passes(monkeypatch):
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
+def test_an_address_where_somebody_listens_or_that_only_ray_understands_passes():
     with socket.create_server(("127.0.0.1", 0)) as server:
         check_address(ClusterConfig(address=f"127.0.0.1:{server.getsockname()[1]}"))
     check_address(ClusterConfig(address="auto"))
@@ -57,3 +55,12 @@ def test_a_local_ray_is_given_the_cpus_that_were_asked_for(monkeypatch):
     assert _local_cpus(ClusterConfig()) == 2
     assert _local_cpus(ClusterConfig(num_explorers=3)) == 3
     assert _local_cpus(ClusterConfig(num_workers=4, cpus_per_worker=2)) == 8
+
+
+@pytest.mark.ray
+def test_another_cluster_than_the_one_this_process_is_connected_to_is_refused(ray_address):
+    message = f"cluster.address must be {ray_address}, which this process is connected to"
+    with pytest.raises(ValueError, match=message), ray_session(ClusterConfig(address="127.0.0.1:1")):
+        pass
+    with ray_session(ClusterConfig(address=ray_address)):
+        pass
