@@ -70,12 +70,13 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
     from suptickets_ray.config_io import load_config
 
-    recipes = [text for text in options.settings if "=" not in text]
+    recipes = [text for text in options.settings if "=" not in text or text.endswith((".yaml", ".yml"))]
+    overrides = [text for text in options.settings if text not in recipes]
     if len(recipes) > 1:
         raise ValueError(
             f"there must be at most one recipe; got {', '.join(recipes)}. Overrides are written key=value."
         )
-    config = load_config(recipes[0] if recipes else None, [text for text in options.settings if "=" in text])
+    config = load_config(recipes[0] if recipes else None, overrides)
 
     from suptickets_ray.distributed.run import train
     from suptickets_ray.reporting.live import PlainView, TerminalView

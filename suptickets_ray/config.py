@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-_STRICT: dict[str, Any] = {"extra": "forbid", "strict": True}
+_STRICT: dict[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
 def _require(holds: bool, key: str, requirement: str, value: object, remedy: str = "") -> None:
@@ -136,7 +136,7 @@ class MethodConfig:
         interval, start, end = self.update_interval_steps, self.prune_start_epoch, self.prune_end_epoch
         _require(interval is None or interval >= 1, "method.update_interval_steps", "at least 1", interval)
         _require(start is None or start >= 0, "method.prune_start_epoch", "at least 0", start)
-        _require(end is None or end > (start or 0), "method.prune_end_epoch", "after the start of pruning", end)
+        _require(end is None or end >= 1, "method.prune_end_epoch", "at least 1", end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,5 +260,16 @@ class Config:
         _require(plain, "name", "a plain folder name", repr(self.name), "storage= says where it lies.")
 
 
-PLACEMENT_KEYS = frozenset({"name", "storage", "cluster.address", "cluster.num_explorers", "cluster.cpus_per_worker"})
-"""Settings that say where a run lies and what it uses, and never change its result."""
+PLACEMENT_KEYS = frozenset(
+    {
+        "name",
+        "storage",
+        "data.root",
+        "data.download",
+        "train.checkpoint_every_epochs",
+        "cluster.address",
+        "cluster.num_explorers",
+        "cluster.cpus_per_worker",
+    }
+)
+"""Settings that say where a run and its data lie and what it uses, and never change its result."""

@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from suptickets_ray.config import PLACEMENT_KEYS, Config
-from suptickets_ray.config_resolution import WINDOW_KEYS, resolve
+from suptickets_ray.config_resolution import resolve
 from suptickets_ray.lookup import suggestion
 from suptickets_ray.sparse.methods import METHODS
 
@@ -157,42 +157,59 @@ def _set(settings: dict[str, Any], keys: list[str], value: Any) -> None:
     settings[keys[-1]] = value
 
 
+_KEPT_ACROSS_METHODS = {"name", "density", "distribution", "update_interval_steps"}
+
+
 def _leave_out_what_the_new_choice_does_not_read(
     settings: dict[str, Any], changes: list[tuple[list[str], Any]]
 ) -> None:
-    """Drops a recipe's own settings that a method, model or data set chosen in its place by an override does not read.
+    """Drops a recipe's own settings of a method, model or data set that an override replaces by another.
 
-    Without this, `method.name=gmp` on a RigL recipe would be refused for RigL's drop fraction, which nobody asked of
-    GMP. What an override itself sets is never dropped: when it does nothing, it is refused.
+    A method then has its own source's defaults, but for density, distribution and update interval, which belong to the
+    problem. Without this, `method.name=gmp` on a RigL recipe would be refused for RigL's drop fraction, which nobody
+    asked of GMP, and `data.name=mine:load` would have its labels redrawn because those of the digits are. What an
+    override itself sets is never dropped: when it does nothing, it is refused.
     """
     chosen = {tuple(keys): value for keys, value in changes}
-    new_method = METHODS.get(chosen.get(("method", "name"), ""))
-    section, tickets = settings.get("method"), settings.get("tickets")
-    if new_method is not None and isinstance(section, dict) and section.get("name") != chosen["method", "name"]:
-        reads = {"name", "density", *new_method.defaults}
-        if new_method.prunes:
-            reads |= set(WINDOW_KEYS)
-        for key in set(section) - reads - {"grow"}:
-            del section[key]
-        # The old method's grow score is what tells SET from RigL: it never crosses over.
-        section.pop("grow", None)
+
+    def replaced(section: str) -> str | None:
+        """The new name, where an override gives another than the recipe."""
+        new = chosen.get((section, "name"))
+        old = settings.get(section)
+        return new if isinstance(new, str) and isinstance(old, dict) and old.get("name") != new else None
+
+    tickets = settings.get("tickets")
+    tickets = tickets if isinstance(tickets, dict) else {}
+    if (new_name := replaced("method")) in METHODS:
+        section = settings["method"]
+        old_method, new_method = METHODS.get(str(section.get("name"))), METHODS[str(new_name)]
+        reads = _KEPT_ACROSS_METHODS & {"name", "density", *new_method.defaults}
+        settings["method"] = section = {key: value for key, value in section.items() if key in reads}
         if not new_method.sparse:
             section["density"] = 1.0
-        if not new_method.can_explore and isinstance(tickets, dict):
+        elif old_method is not None and not old_method.sparse:
+            section.pop("density", None)
+        if old_method is None or old_method.can_explore != new_method.can_explore:
             tickets.pop("explore", None)
             tickets.pop("exploration_fraction", None)
-        if not new_method.exchanges and isinstance(tickets, dict):
+        if not new_method.exchanges:
             tickets.pop("update_masks", None)
-    if chosen.get(("tickets", "explore")) is False and isinstance(tickets, dict):
+    if chosen.get(("tickets", "explore")) is False:
         tickets.pop("exploration_fraction", None)
     superposition = settings.get("superposition")
     if isinstance(superposition, dict) and chosen.get(("superposition", "method"), "cima") != "cima":
         superposition.pop("cima_factor", None)
-    for name in ("model", "data"):
-        section = settings.get(name)
-        if isinstance(section, dict) and chosen.get((name, "name"), section.get("name")) != section.get("name"):
-            for key in ("options", "root", "download", "train_size", "label_noise"):
-                section.pop(key, None)
+    for name, keys in _OF_ITS_OWN.items():
+        if replaced(name):
+            for key in keys:
+                settings[name].pop(key, None)
+
+
+_OF_ITS_OWN = {
+    "model": ("options", "initialization"),
+    "data": ("options", "root", "download", "train_size", "label_noise", "split_seed"),
+}
+"""What belongs to one model or data set, and says nothing about another."""
 
 
 def _validate(settings: dict[str, Any]) -> Config:
@@ -222,11 +239,12 @@ def _sentence(error: ValidationError) -> str:
 
 
 _KINDS = {
+    "finite_number": "a finite number",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
     "bool_type": "true or false",
-    "string_type": "text",
+    "string_type": "text (for a number in double quotes: key='\"1\"')",
     "dict_type": "a mapping of names to values",
 }
 

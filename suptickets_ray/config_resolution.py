@@ -8,10 +8,7 @@ from typing import Any
 
 from suptickets_ray.config import Config, MethodConfig, SuperpositionConfig, TicketsConfig
 from suptickets_ray.lookup import choose, choose_or_import
-from suptickets_ray.sparse.criteria import DROP_SCORES, GROW_SCORES, REDISTRIBUTIONS
-from suptickets_ray.sparse.distributions import DISTRIBUTIONS
-from suptickets_ray.sparse.methods import METHODS, Method
-from suptickets_ray.sparse.schedules import FRACTIONS
+from suptickets_ray.sparse.methods import METHODS, Method, check_settings
 from suptickets_ray.tickets.cycles import plan_budget
 from suptickets_ray.tickets.superposition import Rule
 from suptickets_ray.training.data import DATASETS
@@ -76,15 +73,12 @@ def _resolve_method(config: Config, method: Method) -> MethodConfig:
                 f"{', '.join(reads) or 'none'}."
             )
         values[field.name] = reads.get(field.name) if chosen is None else chosen
-    for key, table in (("distribution", DISTRIBUTIONS), ("redistribution", REDISTRIBUTIONS)):
-        if values[key] is not None:
-            choose(table, values[key], key)
-    if values["drop_fraction_schedule"] is not None:
-        choose(FRACTIONS, values["drop_fraction_schedule"], "drop-fraction schedule")
-    for key, scores in (("drop", DROP_SCORES), ("grow", GROW_SCORES)):
-        if values[key] is not None:
-            choose_or_import(scores, values[key], f"{key} score")
-    end = values["prune_end_epoch"]
+    check_settings({key: value for key, value in values.items() if value is not None and key in method.defaults})
+    start, end = values["prune_start_epoch"], values["prune_end_epoch"]
+    if start is not None and end is not None and start >= end:
+        raise ValueError(
+            f"method.prune_start_epoch must be before method.prune_end_epoch ({end}); got {start}. Give both."
+        )
     if end is not None and end > pretrain_epochs:
         raise ValueError(
             f"method.prune_end_epoch must be at most {pretrain_epochs}, where phase one ends, so that tickets reach "

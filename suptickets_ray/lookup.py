@@ -46,9 +46,9 @@ def choose_or_import(table: Mapping[str, Callable[..., Any]], name: str, what: s
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:
         raise ValueError(
-            f"{what} {name!r} must be importable; importing {module_name!r} failed: {error}. "
+            f"{what} {name!r} must be importable; importing {module_name!r} failed: {type(error).__name__}: {error}. "
             "Run the command in the folder that holds the module, or install its package."
         ) from error
     function = getattr(module, function_name, None)

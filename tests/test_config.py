@@ -81,6 +81,9 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("cluster.num_workers=13", "data.batch_size must be at least two examples for each of the 13 workers"),
         ("name=a/b", "name must be a plain folder name; got 'a/b'"),
         ("seed=-1", "seed must be at least 0; got -1"),
+        ("train.lr=.inf", "train.lr must be a finite number; got Infinity"),
+        ("method.name=[rigl]", r'method.name must be text .*; got \["rigl"\]'),
+        ("name=1", r"name must be text \(for a number in double quotes"),
         ("seed", "an override must be dotted.key=value; got 'seed'"),
         ("name.first=a", "name.first must be a setting; name has no parts"),
         ("train.lr=[1", "the value of train.lr must be YAML"),
@@ -99,11 +102,34 @@ def test_settings_that_contradict_each_other_are_refused():
         (["method.name=gmp", "tickets.update_masks=true"], "tickets.update_masks has no effect with method 'gmp'"),
         (["method.name=dense", "method.density=0.1"], "method.density must be 1 with method 'dense'; got 0.1"),
         (["method.name=gmp", "method.prune_end_epoch=136"], "must be at most 135, where phase one ends"),
+        (["method.name=gmp", "method.prune_start_epoch=80"], r"must be before method.prune_end_epoch \(67\); got 80"),
         (["method.name=granet", "method.initial_density=0.05"], "must be at least method.density"),
         (["tickets.explore=false", "tickets.exploration_fraction=0.2"], "has no effect with tickets.explore=false"),
     ]:
         with pytest.raises(ValueError, match=message):
             load_config(None, overrides)
+
+
+def test_a_method_chosen_by_an_override_has_its_own_defaults_but_the_problems_density_and_interval():
+    config = load_config(None, ["method.name=granet"]).method
+    assert (config.drop_fraction, config.initial_density, config.update_end_fraction) == (0.5, 0.5, 1.0)
+    assert (config.density, config.distribution, config.update_interval_steps) == (0.1, "erk", 50)
+    assert load_config(None, ["method.name=set"]).method.drop_fraction_schedule == "constant"
+    assert load_config(None, ["method.name=set"]).method.grow == "random"
+
+
+def test_a_dense_run_lends_a_sparse_method_neither_its_density_nor_its_lack_of_exploration(tmp_path):
+    (tmp_path / "dense.yaml").write_text(to_yaml(load_config(None, ["method.name=dense"])))
+    with pytest.raises(ValueError, match="method.density must be given"):
+        load_config(tmp_path / "dense.yaml", ["method.name=rigl"])
+    assert load_config(tmp_path / "dense.yaml", ["method.name=rigl", "method.density=0.1"]).tickets.explore
+
+
+def test_another_model_or_data_set_leaves_the_recipes_own_settings_of_it_behind():
+    model = load_config(None, ["model.name=json:loads"]).model
+    assert (model.options, model.initialization) == ({}, "default")
+    data = load_config(None, ["data.name=json:loads"]).data
+    assert (data.train_size, data.label_noise, data.batch_size) == (None, 0.0, 25)
 
 
 def test_a_missing_setting_is_named():
@@ -133,7 +159,14 @@ def test_a_recipe_cannot_run_code(tmp_path):
 
 def test_the_digest_leaves_out_only_where_it_runs():
     base = load_config()
-    placed = load_config(None, ["name=b", "storage=x", "cluster.num_explorers=3", "cluster.address=auto"])
+    where = [
+        "name=b",
+        "storage=x",
+        "cluster.num_explorers=3",
+        "cluster.address=auto",
+        "train.checkpoint_every_epochs=2",
+    ]
+    placed = load_config(None, where)
     assert config_digest(base) == config_digest(placed)
     assert config_digest(base) != config_digest(load_config(None, ["cluster.num_workers=1"]))
     assert differing_keys(base, load_config(None, ["seed=4", "name=c", "tickets.chains=2"])) == [

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
 from suptickets_ray.config import Config
 from suptickets_ray.distributed.explorer import Explorer, chain_state_path
+from suptickets_ray.distributed.failures import root_cause
 from suptickets_ray.distributed.schedule import finished_cycles, next_cycle, should_retry
 from suptickets_ray.distributed.session import explorer_slots
 from suptickets_ray.tickets.store import RunStore, TicketStore
 
-_DEATHS = (ActorDiedError, ActorUnavailableError, RayActorError, WorkerCrashedError)
+_DEATHS = (RayActorError, WorkerCrashedError, ObjectLostError)
+_DAMAGES = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError)
 _POLL_SECONDS = 0.2
 
 
 class Exploration:
     """Hands cycles to explorers and tickets to whoever asks, in any order.
 
-    Explorers return their tickets: the driver owns them, so they outlive the explorer that made them.
+    Explorers return their tickets: the driver owns them, so they outlive the process that made them. What a lost
+    machine held is in the storage, too.
     """
 
     def __init__(
@@ -47,10 +51,14 @@ class Exploration:
         self._attempts: dict[tuple[int, int], int] = {}
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, Any, int, int]] = {}
+        self.remade: list[int] = []
+        """Chains that are run anew because what is stored of them is damaged."""
         stored = _whole_tickets(TicketStore(self._store))
         for chain in range(config.tickets.chains):
             state_cycle, state = _stored_state(self._store, chain)
             self._done[chain] = min(finished_cycles(stored, chain, state_cycle), cycles)
+            if not self._done[chain] and self._store.exists(chain_state_path(chain)):
+                self.remade.append(chain)
             self._states[chain] = ray.put(state) if self._done[chain] else pretrained
         self.num_stored = sum(self._done.values())
 
@@ -112,12 +120,12 @@ class Exploration:
                 if not should_retry(self._attempts[chain, cycle]):
                     raise RuntimeError(
                         f"cycle {cycle} of chain {chain} lost {self._attempts[chain, cycle]} explorers, the last one "
-                        f"to: {error}. Memory is the usual want; the same command goes on from here."
+                        f"to: {root_cause(error)}. Memory is the usual want; the same command goes on from here."
                     ) from error
                 self._idle.append(self._start_explorer())
                 continue
             except RayTaskError as error:
-                raise RuntimeError(f"cycle {cycle} of chain {chain} failed: {error.cause}") from error
+                raise RuntimeError(f"cycle {cycle} of chain {chain} failed: {root_cause(error)}") from error
             self._idle.append(explorer)
             self._tickets[chain, cycle] = table
             self._states[chain] = state
@@ -140,6 +148,7 @@ def _stored_state(store: RunStore, chain: int) -> tuple[int | None, bytes]:
         return None, b""
     content = store.read(path)
     try:
-        return torch.load(io.BytesIO(content), weights_only=True)["progress"]["cycle"], content
-    except Exception:  # noqa: BLE001 - torch names no error for a damaged file; the chain starts anew then
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return int(state["progress"]["cycle"]), content
+    except _DAMAGES:  # torch has no error of its own for a damaged file
         return None, b""

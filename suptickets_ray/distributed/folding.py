@@ -2,51 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from suptickets_ray.distributed.exploration import Exploration
+from suptickets_ray.distributed.failures import root_cause
 from suptickets_ray.distributed.superposer import Superposer
 
 _MAX_SUPERPOSERS = 5
+_MAX_PENDING = 8
+"""Tickets handed over and not yet folded; each is held in the object store until it is."""
 
 
 class Folding:
     """The superposer, and what is needed to start it anew when it dies: the order of the tickets so far."""
 
-    def __init__(self, settings: dict[str, Any], pretrained: Any) -> None:
-        self._settings, self._pretrained = settings, pretrained
+    def __init__(self, settings: dict[str, Any], pretrained: Any, exploration: Exploration) -> None:
+        """Starts the superposer.
+
+        Args:
+            settings: What `worker_settings` gave.
+            pretrained: Object reference of the state that phase one ended in.
+            exploration: Gives the tickets.
+        """
+        self._settings, self._pretrained, self._exploration = settings, pretrained, exploration
         self._order: list[tuple[int, int]] = []
-        self._starts = 0
+        self._pending: list[Any] = []
+        self._num_starts = 0
         self._start()
 
-    def fold(self, exploration: Exploration, chain: int, cycle: int) -> None:
-        """Hands one ticket over, to be folded after those before it. Does not wait."""
-        self._order.append((chain, cycle))
-        self._pending.append(self._actor.fold.remote(exploration.ticket(chain, cycle), chain, cycle))
+    def fold(self, chain: int, cycle: int) -> None:
+        """Hands one ticket over, to be folded after those before it; waits only while many are pending.
 
-    def judge(self, exploration: Exploration) -> Any:
-        """Returns the superposer's verdict once all is folded; a superposer that died is rebuilt from the store."""
+        Raises:
+            RuntimeError: If an earlier ticket could not be folded.
+        """
+        self._submit(chain, cycle)
+        self._order.append((chain, cycle))
+        with self._deaths_survived():
+            finished, self._pending = ray.wait(self._pending, num_returns=len(self._pending), timeout=0)
+            while len(self._pending) > _MAX_PENDING:
+                late, self._pending = ray.wait(self._pending, num_returns=1)
+                finished += late
+            ray.get(finished)
+
+    def judge(self) -> Any:
+        """Returns the superposer's verdict once all is folded.
+
+        Raises:
+            RuntimeError: If superposing fails for good.
+        """
         while True:
-            try:
+            with self._deaths_survived():
                 ray.get(self._pending)
                 return ray.get(self._actor.judge.remote())
-            except ray.exceptions.RayActorError as error:
-                if self._starts >= _MAX_SUPERPOSERS:
-                    raise RuntimeError(f"the superposer died {self._starts} times, the last time: {error}") from error
-                order, self._order = self._order, []
-                self._start()
-                for chain, cycle in order:
-                    self.fold(exploration, chain, cycle)
-            except ray.exceptions.RayTaskError as error:
-                raise RuntimeError(f"superposing failed: {error.cause}") from error
 
     def close(self) -> None:
         """Ends the actor."""
         ray.kill(self._actor)
 
+    @contextmanager
+    def _deaths_survived(self) -> Iterator[None]:
+        """After a death a new superposer is given all tickets anew, from the store."""
+        try:
+            yield
+        except (RayActorError, ObjectLostError) as error:
+            if self._num_starts >= _MAX_SUPERPOSERS:
+                raise RuntimeError(
+                    f"the superposer died {self._num_starts} times, the last time: {root_cause(error)}"
+                ) from error
+            self._start()
+            for chain, cycle in self._order:
+                self._submit(chain, cycle)
+        except RayTaskError as error:
+            raise RuntimeError(f"superposing failed: {root_cause(error)}") from error
+
+    def _submit(self, chain: int, cycle: int) -> None:
+        self._pending.append(self._actor.fold.remote(self._exploration.ticket(chain, cycle), chain, cycle))
+
     def _start(self) -> None:
-        self._starts += 1
+        self._num_starts += 1
         self._actor = Superposer.remote(self._settings, self._pretrained)  # type: ignore[attr-defined]
-        self._pending: list[Any] = []
+        self._pending = []

@@ -18,8 +18,9 @@ from torch.nn import Module
 
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest
+from suptickets_ray.distributed.failures import root_cause
 from suptickets_ray.distributed.monitor import OnEvent, show_events
-from suptickets_ray.distributed.worker import Worker, start_worker
+from suptickets_ray.distributed.worker import Worker, reported_warnings, start_worker
 from suptickets_ray.sparse import masks as mask_arithmetic
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
@@ -98,17 +99,8 @@ def _fit(trainer: TorchTrainer, monitor: Any, on_event: OnEvent) -> Any:
         thread.join(_POLL_SECONDS)
         show_events(monitor, on_event)
     if "error" in outcome:
-        raise RuntimeError(f"phase one failed: {_root_cause(outcome['error'])}") from outcome["error"]
+        raise RuntimeError(f"phase one failed: {root_cause(outcome['error'])}") from outcome["error"]
     return outcome["result"]
-
-
-def _root_cause(error: BaseException) -> str:
-    """The worker's own message: Ray Train wraps it, once per failing rank."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        error = next(iter(failures.values()))
-    cause = getattr(error, "cause", None) or error.__cause__ or error
-    return str(cause).strip().splitlines()[-1]
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -118,10 +110,19 @@ def train_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     epochs, epoch_steps = budget_of(config).pretrain_epochs, steps_per_epoch(config, splits)
-    learner = build_learner(config, splits, worker.device)
+    with reported_warnings(worker) if rank == 0 else nullcontext():
+        learner = build_learner(config, splits, worker.device)
     first_epoch = _last_checkpoint(learner)
-    # Running statistics are averaged once an epoch instead of being sent from rank 0 at every step.
-    forward = prepare_model(learner.model, parallel_strategy_kwargs={"broadcast_buffers": False})
+    forward = prepare_model(
+        learner.model,
+        parallel_strategy_kwargs={
+            # Running statistics are averaged once an epoch instead of being sent from rank 0 at every step.
+            "broadcast_buffers": False,
+            # Otherwise DDP sorts its gradient buckets anew after the first step, and with them the order in which 3 or
+            # more ranks are summed: the step after a resume would differ in its last bits from the undisturbed one.
+            "find_unused_parameters": True,
+        },
+    )
     with (
         Scalars(worker.run_path, "phase-one", first_epoch * epoch_steps + 1) if rank == 0 else nullcontext() as scalars
     ):
@@ -131,17 +132,18 @@ def train_worker(settings: dict[str, Any]) -> None:
             def rate(step: int, epoch: int = epoch) -> float:
                 return phase_one_rate(config.train, epoch * epoch_steps + step, epochs * epoch_steps)
 
-            loss = train_epoch(
-                learner,
-                forward,
-                splits.train,
-                epoch_order(config.seed, len(splits.train), epoch),
-                config.data.batch_size,
-                rate,
-                rank=rank,
-                world_size=world_size,
-                after_update=lambda: assert_equal_masks(learner, world_size),
-            )
+            with reported_warnings(worker) if rank == 0 else nullcontext():
+                loss = train_epoch(
+                    learner,
+                    forward,
+                    splits.train,
+                    epoch_order(config.seed, len(splits.train), epoch),
+                    config.data.batch_size,
+                    rate,
+                    rank=rank,
+                    world_size=world_size,
+                    after_update=lambda: assert_equal_masks(learner, world_size),
+                )
             if world_size > 1:
                 average_buffers(learner.model, world_size)
             if scalars is not None:

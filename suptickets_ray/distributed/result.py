@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from importlib.metadata import version
@@ -30,7 +31,9 @@ class Clock:
         return self._seconds | {"total": round(time.monotonic() - self._start, 3)}
 
 
-def assemble_result(config: Config, report: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+def assemble_result(
+    config: Config, report: dict[str, Any], seconds: dict[str, float], warnings: list[str]
+) -> dict[str, Any]:
     """Returns the content of `result.json`, with mean and best ticket, and warnings that nobody should overlook.
 
     The best ticket is chosen on validation. A phase that an earlier start of the run had finished counts no seconds.
@@ -39,6 +42,7 @@ def assemble_result(config: Config, report: dict[str, Any], seconds: dict[str, f
         config: The recipe.
         report: What the superposer found.
         seconds: Of each phase.
+        warnings: What was noticed on the way.
     """
     tickets = report["tickets"]
     keys = ("accuracy", "loss", "validation_accuracy", "validation_loss")
@@ -50,7 +54,7 @@ def assemble_result(config: Config, report: dict[str, Any], seconds: dict[str, f
         "mean_ticket": {key: sum(ticket[key] for ticket in tickets) / len(tickets) for key in keys},
         "best_ticket": best,
         "rejected": [[ticket["chain"], ticket["cycle"]] for ticket in tickets if not ticket["accepted"]],
-        "warnings": [],
+        "warnings": list(warnings),
         "seconds": seconds,
         "versions": {
             "suptickets_ray": __version__,
@@ -74,3 +78,12 @@ def assemble_result(config: Config, report: dict[str, Any], seconds: dict[str, f
     if len(result["rejected"]) == len(tickets):
         result["warnings"].append("the gate admitted no ticket: the result is the network of phase one.")
     return result
+
+
+def without_nan(value: Any) -> Any:
+    """Returns the value with every number that JSON does not know, such as a diverged ticket's loss, as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    return [without_nan(inner) for inner in value] if isinstance(value, list) else value

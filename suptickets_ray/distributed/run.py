@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,16 +16,17 @@ from suptickets_ray.config import Config
 from suptickets_ray.config_io import differing_keys, from_yaml, to_yaml
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.folding import Folding
-from suptickets_ray.distributed.monitor import Monitor, OnEvent, show_events
+from suptickets_ray.distributed.monitor import Event, Monitor, OnEvent, show_events
 from suptickets_ray.distributed.pretrain import RAY_TRAIN_FOLDER, pretrain
-from suptickets_ray.distributed.result import Clock, assemble_result
+from suptickets_ray.distributed.result import Clock, assemble_result, without_nan
 from suptickets_ray.distributed.session import check_address, ray_session
 from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.reporting.report import render_report
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.loop import budget_of, dry_build
+from suptickets_ray.training.loop import budget_of
+from suptickets_ray.training.rehearsal import rehearse
 
 PRETRAINED_FILE = "pretrained.pt"
 
@@ -46,7 +48,8 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
 
     Args:
         config: The resolved recipe, from `load_config`.
-        on_event: Is told of the progress, in this process.
+        on_event: Is told of the progress, in this process: dicts whose `kind` is phase, resumed, epoch, cycle_epoch,
+            ticket, fold or warning; accuracies are shares of 1, epochs count from 1, chains and cycles from 0.
         verbose: Whether Ray's own messages are shown.
 
     Raises:
@@ -59,43 +62,51 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     store = RunStore(path)
     if (result := finished_result(config)) is not None:
         return RunResult(path, result, resumed=True)
-    dry_build(config)
+    rehearse(config)
     check_address(config.cluster)
-    with _as_setting_error("storage must be a folder that can be written"):
-        store.write("config.yaml", to_yaml(config).encode())
     clock = Clock()
-    with ray_session(config.cluster, verbose=verbose), _as_run_failure():
+    warnings: list[str] = []
+
+    def watch(event: Event) -> None:
+        if event["kind"] == "warning" and event["text"] not in warnings:
+            warnings.append(event["text"])
+        on_event(event)
+
+    with _only_process(path), ray_session(config.cluster, verbose=verbose), _as_run_failure():
+        store.write("config.yaml", to_yaml(config).encode())
         monitor = Monitor.remote()  # type: ignore[attr-defined]
         settings = worker_settings(config, path, monitor)
         budget = budget_of(config)
 
-        on_event({"kind": "phase", "name": "pretrain", "epochs": budget.pretrain_epochs})
-        state = _phase_one(config, settings, store, on_event, verbose)
+        watch({"kind": "phase", "name": "pretrain", "epochs": budget.pretrain_epochs})
+        state = _phase_one(config, settings, store, watch, verbose)
         clock.lap("pretrain")
 
-        on_event({"kind": "phase", "name": "explore", "chains": config.tickets.chains, "cycles": budget.cycles})
+        watch({"kind": "phase", "name": "explore", "chains": config.tickets.chains, "cycles": budget.cycles})
         pretrained = ray.put(state)
         with Exploration(
-            config, settings, pretrained, budget.cycles, lambda: show_events(monitor, on_event)
+            config, settings, pretrained, budget.cycles, lambda: show_events(monitor, watch)
         ) as exploration:
             if exploration.num_stored:
                 what = f"{exploration.num_stored} finished tickets"
-                on_event({"kind": "resumed", "what": what, "tickets": exploration.num_stored})
-            superposer = Folding(settings, pretrained)
+                watch({"kind": "resumed", "what": what, "tickets": exploration.num_stored})
+            for chain in exploration.remade:
+                watch({"kind": "warning", "text": f"what was stored of chain {chain} is damaged; it is run anew."})
+            superposer = Folding(settings, pretrained, exploration)
             for chain, cycle in canonical_order(config.tickets.chains, budget.cycles):
-                superposer.fold(exploration, chain, cycle)
+                superposer.fold(chain, cycle)
         clock.lap("explore")
 
-        on_event({"kind": "phase", "name": "superpose"})
-        table, report = superposer.judge(exploration)
-        show_events(monitor, on_event)
+        watch({"kind": "phase", "name": "superpose"})
+        table, report = superposer.judge()
+        show_events(monitor, watch)
         superposer.close()
         clock.lap("superpose")
     superposed = Ticket.from_arrow(table)
     store.write("superposed.arrow", superposed.to_bytes())
-    result = assemble_result(config, report, clock.seconds())
+    result = assemble_result(config, report, clock.seconds(), warnings)
     store.write("report.html", render_report(result, to_yaml(config)).encode())
-    store.write("result.json", json.dumps(result, indent=2).encode())
+    store.write("result.json", json.dumps(without_nan(result), indent=2).encode())
     return RunResult(path, result, resumed=False)
 
 
@@ -122,7 +133,12 @@ def finished_result(config: Config) -> dict[str, Any] | None:
     store = RunStore(run_path(config))
     if not store.exists("config.yaml"):
         return None
-    old = from_yaml(store.read("config.yaml").decode())
+    try:
+        old = from_yaml(store.read("config.yaml").decode())
+    except ValueError as error:
+        raise ValueError(
+            f"{run_path(config)}/config.yaml must be the recipe of a run; {error} Choose another name=."
+        ) from error
     if keys := differing_keys(old, config):
         raise ValueError(
             f"the configuration must be that of the run in {run_path(config)}; these keys differ: {', '.join(keys)}. "
@@ -138,20 +154,34 @@ def _phase_one(config: Config, settings: dict[str, Any], store: RunStore, on_eve
     """The state that phase one ends in, trained unless an earlier start of the run has done that."""
     if store.exists(PRETRAINED_FILE):
         on_event({"kind": "resumed", "what": "the finished phase one"})
-        return store.read(PRETRAINED_FILE)
-    state = pretrain(config, settings, on_event, verbose=verbose)
-    store.write(PRETRAINED_FILE, state)
+        state = store.read(PRETRAINED_FILE)
+    else:
+        state = pretrain(config, settings, on_event, verbose=verbose)
+        store.write(PRETRAINED_FILE, state)
     store.remove_folder(RAY_TRAIN_FOLDER)  # its checkpoints only serve a phase one that is not finished
     return state
 
 
 @contextlib.contextmanager
-def _as_setting_error(requirement: str) -> Iterator[None]:
-    """A failure here comes from a setting, before anything was started."""
+def _only_process(path: str) -> Iterator[None]:
+    """Keeps a second process out of a run's folder; the lock goes with its holder, however that ends.
+
+    Raises:
+        ValueError: If another process works there, or the folder cannot be written.
+    """
     try:
-        yield
+        Path(path).mkdir(parents=True, exist_ok=True)
+        lock = (Path(path) / ".lock").open("w")
     except OSError as error:
-        raise ValueError(f"{requirement}; got: {error}.") from error
+        raise ValueError(f"storage must be a folder that can be written; got: {error}.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"the run in {path} must be free; another process works on it. Wait for it, or choose another name=."
+            ) from error
+        yield
 
 
 @contextlib.contextmanager

@@ -7,14 +7,17 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+import torch
 
 from suptickets_ray.config import ClusterConfig
 
 _CONNECT_SECONDS = 10
+_JOIN_SECONDS = 60
 
 
 @contextmanager
@@ -45,8 +48,10 @@ def ray_session(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = cluster_address(config)
     try:
-        with _interrupts_deferred():
-            _connect(config, address, verbose)
+        if address:
+            _join(address, verbose)
+        else:
+            _start_local(config, verbose)
         _check_resources(config)
         yield
     finally:
@@ -75,23 +80,42 @@ def _interrupts_deferred() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _connect(config: ClusterConfig, address: str | None, verbose: bool) -> None:
-    logging_level = logging.INFO if verbose else logging.CRITICAL
-    try:
-        if address:
-            ray.init(address=address, log_to_driver=verbose, logging_level=logging_level)
-        else:
-            # A controller on this machine alone may poll often: phase one then ends seconds earlier.
-            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-            ray.init(
-                address="local",
-                num_cpus=_local_cpus(config),
-                include_dashboard=False,
-                log_to_driver=verbose,
-                logging_level=logging_level,
-            )
-    except (ConnectionError, ValueError) as error:
-        raise ValueError(_no_cluster(address, error)) from error
+def _logging_level(verbose: bool) -> int:
+    return logging.INFO if verbose else logging.CRITICAL
+
+
+def _start_local(config: ClusterConfig, verbose: bool) -> None:
+    # A controller on this machine alone may poll often: phase one then ends seconds earlier.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    with _interrupts_deferred():
+        ray.init(
+            address="local",
+            num_cpus=_local_cpus(config),
+            include_dashboard=False,
+            log_to_driver=verbose,
+            logging_level=_logging_level(verbose),
+        )
+
+
+def _join(address: str, verbose: bool) -> None:
+    """Joins in a thread: where something other than Ray listens, Ray tries for minutes and hears no Ctrl-C."""
+    errors: list[Exception] = []
+
+    def join() -> None:
+        try:
+            ray.init(address=address, log_to_driver=verbose, logging_level=_logging_level(verbose))
+        except Exception as error:  # noqa: BLE001 - said in the main thread, in our words
+            errors.append(error)
+
+    thread = threading.Thread(target=join, name="join-ray", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + _JOIN_SECONDS
+    while thread.is_alive():
+        thread.join(0.1)
+        if time.monotonic() > deadline:
+            raise ValueError(_no_cluster(address, f"no answer within {_JOIN_SECONDS} s"))
+    if errors:
+        raise ValueError(_no_cluster(address, errors[0])) from errors[0]
 
 
 def cluster_address(config: ClusterConfig) -> str | None:
@@ -100,12 +124,19 @@ def cluster_address(config: ClusterConfig) -> str | None:
 
 
 def check_address(config: ClusterConfig) -> None:
-    """Finds out whether anybody listens where the cluster should be: Ray itself would try for many minutes.
+    """Finds out whether anybody listens where the cluster should be, or whether this machine can be one.
 
     Raises:
-        ValueError: If nobody does.
+        ValueError: If nobody listens, or no cluster is named and this machine has too few GPUs.
     """
     address = cluster_address(config)
+    if address is None and not ray.is_initialized():
+        wanted, found = config.num_workers * config.gpus_per_worker, torch.cuda.device_count()
+        if wanted > found:
+            raise ValueError(
+                f"cluster.gpus_per_worker must fit this machine's {found} GPUs, {config.num_workers} workers at once; "
+                f"got {config.gpus_per_worker:g}. Leave it out, or name a cluster with cluster.address."
+            )
     host, colon, port = (address or "").rpartition(":")
     if not colon or "://" in host or not port.isdigit():
         return  # "auto", a file or a scheme of Ray's: only Ray knows what it means
@@ -115,7 +146,7 @@ def check_address(config: ClusterConfig) -> None:
         raise ValueError(_no_cluster(address, error)) from error
 
 
-def _no_cluster(address: str | None, error: Exception) -> str:
+def _no_cluster(address: str | None, error: Exception | str) -> str:
     return (
         f"cluster.address must be a Ray cluster that answers; got {address!r}: {error}. "
         "Leave it out, and unset RAY_ADDRESS, to start a local Ray."

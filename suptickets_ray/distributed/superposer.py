@@ -10,7 +10,7 @@ import torch
 
 from suptickets_ray import __version__
 from suptickets_ray.config_io import config_digest
-from suptickets_ray.distributed.worker import start_worker
+from suptickets_ray.distributed.worker import reported_warnings, start_worker
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.tickets.store import TicketStore
 from suptickets_ray.tickets.superposition import Accumulator, Rule, finish, fold, start
@@ -18,7 +18,7 @@ from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data.splits import Examples
 from suptickets_ray.training.evaluation import evaluate, predict, recalibrate, score, score_probabilities
 from suptickets_ray.training.gate import Gate
-from suptickets_ray.training.loop import budget_of, build_learner
+from suptickets_ray.training.loop import budget_of, build_learner, seed_torch
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.tensorboard import Scalars
 
@@ -62,8 +62,10 @@ class Superposer:
         if (chain, cycle) in self._folded:
             return self._folded[chain, cycle]
         ticket = Ticket.from_arrow(table)
-        folded = fold(self._accumulator, ticket, self._rule)
-        merged = self._settle(finish(folded, self._rule, self._provenance(folded.num_tickets)))
+        with reported_warnings(self._worker):
+            folded = fold(self._accumulator, ticket, self._rule)
+            merged = finish(folded, self._rule, self._provenance(folded.num_tickets))
+        merged = self._settle(merged)
         validation = self._score(merged, self._worker.splits.validation)
         accepted = self._gate.admit(validation["accuracy"])
         if accepted:
@@ -131,6 +133,7 @@ class Superposer:
         if config.superposition.batchnorm == "average":
             return ticket
         model = self._load(ticket)
+        seed_torch(config.seed, "recalibrate")
         recalibrate(model, self._worker.splits, derive_seed(config.seed, "recalibrate"))
         return Ticket(model.state_dict(), ticket.masks, ticket.provenance)
 

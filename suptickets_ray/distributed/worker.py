@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +48,18 @@ class Worker:
     def report(self, kind: str, **values: Any) -> None:
         """Tells the person who watches, without waiting."""
         self.monitor.report.remote({"kind": kind, **values})
+
+
+@contextmanager
+def reported_warnings(worker: Worker) -> Iterator[None]:
+    """Passes warnings of the sparse core on to the person who watches: a worker's own output is not shown."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for text in dict.fromkeys(
+        str(warning.message) for warning in caught if "Choose a higher density" in str(warning.message)
+    ):
+        worker.report("warning", text=text)
 
 
 def start_worker(settings: dict[str, Any], device: torch.device | None = None) -> Worker:

@@ -25,12 +25,12 @@ class Progress:
     tickets: int = 0
     num_tickets: int = 0
     cycle_epochs: int = 0
+    stored: int = 0
     folded: int = 0
     accuracies: dict[str, float] = field(default_factory=dict)
     _phase_start: float = 0.0
     _first_epoch: int | None = None
     _first_epoch_time: float = 0.0
-    _first_ticket: int = 0
 
     def update(self, event: dict[str, Any], now: float) -> None:
         """Takes one event in; `now` in seconds."""
@@ -46,6 +46,7 @@ class Progress:
             self.epoch, self.epochs = event["epoch"], event["epochs"]
             self.accuracies["phase one"] = event["validation_accuracy"]
         elif kind == "resumed":
+            self.stored = event.get("tickets", self.stored)
             self.tickets += event.get("tickets", 0)
         elif kind == "ticket":
             self.tickets += 1
@@ -59,8 +60,9 @@ class Progress:
         if self.phase == "pretrain" and self._first_epoch is not None and self.epoch > self._first_epoch:
             rate = (now - self._first_epoch_time) / (self.epoch - self._first_epoch)
             return rate * (self.epochs - self.epoch)
-        if self.phase == "explore" and self.tickets:
-            return (now - self._phase_start) / self.tickets * max(self.num_tickets - self.folded - 1, 0)
+        if self.phase == "explore" and self.tickets > self.stored:
+            rate = (now - self._phase_start) / (self.tickets - self.stored)
+            return rate * (self.num_tickets - self.tickets)
         return None
 
 
@@ -87,6 +89,8 @@ class TerminalView:
         self._progress.update(event, self._clock())
         if event["kind"] == "resumed":
             self._console.print(f"going on with {event['what']}")
+        if event["kind"] == "warning":
+            self._console.print(event["text"], style="bold red", markup=False)
 
     def _render(self) -> Table:
         progress = self._progress
@@ -127,6 +131,8 @@ class PlainView:
         kind, progress = event["kind"], self._progress
         if kind == "phase":
             return PHASES[event["name"]]
+        if kind == "warning":
+            return f"WARNING: {event['text']}"
         if kind == "resumed":
             return f"going on with {event['what']}"
         if kind == "epoch" and (

@@ -22,8 +22,9 @@ class Layer:
     gradient: Tensor | None = None
     """Dense gradient, averaged over ranks."""
     momentum: Tensor | None = None
+    """Optimizer momentum, where the caller of `drop_and_grow` gives it; the Sparsifier does not."""
     explored: Tensor | None = None
-    """True where a connection has ever been active."""
+    """True where a connection has ever been active, where the caller gives it; the Sparsifier does not."""
     generator: Generator | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -82,6 +83,12 @@ def apportion(quotas: Mapping[str, float], capacities: Mapping[str, int], total:
         raise ValueError(
             f"the number of active weights must be in [{len(quotas)}, {sum(capacities.values())}], so that every layer "
             f"keeps one; got {total}. Choose a higher density."
+        )
+    emptied = [name for name, quota in quotas.items() if count_down(quota, 1) == 0]
+    if emptied:
+        warnings.warn(
+            f"the density would leave {', '.join(emptied)} empty; each keeps a connection. Choose a higher density.",
+            stacklevel=3,
         )
     counts = {name: min(max(count_down(quota, 1), 1), capacities[name]) for name, quota in quotas.items()}
     while (missing := total - sum(counts.values())) != 0:

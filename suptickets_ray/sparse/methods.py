@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from suptickets_ray.lookup import choose, suggestion
+from suptickets_ray.lookup import choose, choose_or_import, suggestion
+from suptickets_ray.sparse.criteria import DROP_SCORES, GROW_SCORES, REDISTRIBUTIONS
+from suptickets_ray.sparse.distributions import DISTRIBUTIONS
+from suptickets_ray.sparse.schedules import FRACTIONS
 
 _EXCHANGE = {"drop": "magnitude", "redistribution": "none"}
 _WINDOW = {"prune_start_fraction": 0.0, "prune_end_fraction": 0.5}
@@ -101,7 +104,7 @@ def method_settings(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
         chosen: Settings to override.
 
     Raises:
-        ValueError: If the method is unknown or does not read one of the chosen settings.
+        ValueError: If the method is unknown, does not read one of the chosen settings, or one is out of range.
     """
     method = choose(METHODS, name, "method")
     for key in chosen:
@@ -110,4 +113,39 @@ def method_settings(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{key} has no effect with method {name!r}{suggestion(key, method.defaults)} It reads: {reads}."
             )
-    return {**method.defaults, **chosen}
+    settings = {**method.defaults, **chosen}
+    check_settings(settings)
+    return settings
+
+
+_TABLES: dict[str, tuple[Mapping[str, Any], str]] = {
+    "distribution": (DISTRIBUTIONS, "distribution"),
+    "redistribution": (REDISTRIBUTIONS, "redistribution"),
+    "drop_fraction_schedule": (FRACTIONS, "drop-fraction schedule"),
+}
+_SCORES: dict[str, tuple[Mapping[str, Any], str]] = {
+    "drop": (DROP_SCORES, "drop score"),
+    "grow": (GROW_SCORES, "grow score"),
+}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Checks names and ranges of a method's settings.
+
+    Raises:
+        ValueError: In one sentence that names the setting.
+    """
+    for key, (table, what) in _TABLES.items():
+        if key in settings:
+            choose(table, settings[key], what)
+    for key, (table, what) in _SCORES.items():
+        if key in settings:
+            choose_or_import(table, settings[key], what)
+    for key in settings:
+        if key == "initial_density" or key.endswith("_fraction"):
+            value = settings[key]
+            if not 0 <= value <= 1:
+                raise ValueError(f"{key} must be in [0, 1]; got {value}.")
+    interval = settings.get("update_interval_steps", 1)
+    if interval < 1:
+        raise ValueError(f"update_interval_steps must be at least 1; got {interval}.")

@@ -59,7 +59,8 @@ class Sparsifier:
             recipe: Settings of the method that override its defaults.
 
         Raises:
-            ValueError: If a setting is unknown, out of range, or cannot reach the target density.
+            ValueError: If a setting is unknown or out of range, the method could not do a single update, or the target
+                density cannot be reached.
         """
         if not 0 < density <= 1:
             raise ValueError(f"density must be in (0, 1]; got {density}.")
@@ -78,9 +79,24 @@ class Sparsifier:
         self._parameters = maskable_parameters(model)
         self._optimizer = optimizer
         self._gradients: dict[str, Tensor] = {}
+        size = mask_arithmetic.num_positions(self._parameters)
+        if mask_arithmetic.count_down(density, size) < len(self._parameters):
+            raise ValueError(
+                f"density must leave a connection for each of the {len(self._parameters)} layers of {size} weights; "
+                f"got {density}. Choose a higher one."
+            )
         if self.method.prunes:
             self._window = self._prune_window()
+        if self.method.exchanges and not any(self._exchanges_at(step) for step in self._update_steps()):
+            raise ValueError(
+                f"update_interval_steps must leave room for an update in the {total_steps} steps of phase one; got "
+                f"{self.settings['update_interval_steps']}. Choose a smaller one, or method 'static'."
+            )
         given = masks if masks is not None else self._first_masks()
+        if set(given) != set(self._parameters):
+            raise ValueError(
+                f"masks must be given for {', '.join(self._parameters)}; got {', '.join(given) or 'none'}."
+            )
         self.masks = {
             name: given[name].to(parameter.device, torch.bool) for name, parameter in self._parameters.items()
         }
@@ -186,6 +202,10 @@ class Sparsifier:
             )
         return first, last
 
+    def _update_steps(self) -> range:
+        interval = self.settings["update_interval_steps"]
+        return range(interval, self.total_steps + 1, interval)
+
     def _is_due(self, step: int) -> bool:
         if not (self.method.exchanges or self.method.prunes) or step % self.settings["update_interval_steps"]:
             return False
@@ -257,4 +277,5 @@ class Sparsifier:
             self._gradients = self._dense_gradients()
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
-                parameter.grad.mul_(self.masks[name])
+                # Filled, not multiplied: a diverged gradient is NaN, and NaN * 0 would revive a pruned weight.
+                parameter.grad.masked_fill_(~self.masks[name], 0)

@@ -32,7 +32,7 @@ def drop_and_grow(
     that are inactive after the drop, so one just dropped may return.
 
     Args:
-        weights: Parameter name to weight.
+        weights: Parameter name to weight, of any shapes.
         masks: Parameter name to bool mask of the weight's shape.
         fraction: Share of the active connections to exchange, in [0, 1].
         drop: A name of `DROP_SCORES`, or "package.module:function".
@@ -89,14 +89,15 @@ SCOPES: dict[str, str] = {
 def prune_to_density(
     weights: Tensors, density: float, *, scope: str = "global", masks: Tensors | None = None
 ) -> dict[str, Tensor]:
-    """Returns masks of the largest weights by magnitude, with exactly floor(density * positions) active.
+    """Returns masks of the largest weights by magnitude, with an exact count.
 
     Among equals the lower index wins. Every layer keeps at least one connection; a warning says so when that rule acts.
 
     Args:
-        weights: Parameter name to weight.
+        weights: Parameter name to weight, of any shapes.
         density: Share to keep, in (0, 1].
-        scope: "global" ranks all weights together; "layer" keeps the share in every layer.
+        scope: "global" ranks all weights together and keeps floor(density * all of them); "layer" keeps
+            floor(density * its weights) in every layer.
         masks: Active positions; all others rank below them, also below an active weight that happens to be 0.
 
     Raises:

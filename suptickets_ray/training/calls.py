@@ -17,14 +17,13 @@ def call_with(function: Callable[..., Any], what: str, offered: Mapping[str, Any
         options: Keyword arguments that the recipe gives.
 
     Raises:
-        ValueError: If it does not take one of the options, or needs an argument that neither gives.
+        ValueError: If it does not take one of the options, needs an argument that neither gives, or fails.
     """
     parameters = inspect.signature(function).parameters
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     arguments = {key: value for key, value in offered.items() if key in parameters}
     section = what.partition(".")[0]
     for key in options:
-        if key not in parameters and not takes_all:
+        if not takes(function, key):
             known = ", ".join(key for key in parameters if key not in offered) or "none"
             raise ValueError(f"{section}.options.{key} has no effect: {what} does not take it. Known: {known}.")
     arguments |= options
@@ -37,4 +36,15 @@ def call_with(function: Callable[..., Any], what: str, offered: Mapping[str, Any
     ]
     if missing:
         raise ValueError(f"{section}.options.{missing[0]} must be given: the function of {what} needs it.")
-    return function(**arguments)
+    try:
+        return function(**arguments)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{what} must work with these options; it failed: {type(error).__name__}: {error}") from error
+
+
+def takes(function: Callable[..., Any], key: str) -> bool:
+    """Returns whether a function has a parameter of this name, or takes any."""
+    parameters = inspect.signature(function).parameters
+    return key in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())

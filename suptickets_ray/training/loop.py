@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import Module
@@ -19,7 +21,7 @@ from suptickets_ray.sparse import Sparsifier
 from suptickets_ray.sparse.sparsifier import maskable_parameters
 from suptickets_ray.tickets.cycles import Budget, plan_budget
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.data import Splits, load_data
+from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.splits import Examples
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.optimization import make_optimizer
@@ -31,8 +33,11 @@ INITIALIZATIONS: dict[str, str] = {
 
 
 def seed_torch(seed: int, purpose: str, *keys: int) -> None:
-    """Seeds torch's global generator, which layers such as dropout draw from."""
-    torch.manual_seed(derive_seed(seed, purpose, *keys))
+    """Seeds the global generators that layers such as dropout, and data sets of the user's own, draw from."""
+    derived = derive_seed(seed, purpose, *keys)
+    torch.manual_seed(derived)
+    random.seed(derived)
+    np.random.seed(derived % 2**32)  # noqa: NPY002 - it is the global one that a data set may use
 
 
 def steps_per_epoch(config: Config, splits: Splits) -> int:
@@ -105,31 +110,6 @@ def build_learner(config: Config, splits: Splits, device: torch.device) -> Learn
     if config.model.initialization == "sparse_fan_in":
         initialize_sparse(model, sparsifier, Generator().manual_seed(derive_seed(config.seed, "weights")))
     return Learner(model, optimizer, sparsifier)
-
-
-def dry_build(config: Config) -> None:
-    """Loads the data and builds the learner once, on the CPU, to find whatever is wrong before anything is started.
-
-    Raises:
-        ValueError: As `load_data` and `build_learner`, and if one training step of two examples fails, or does not
-            give logits.
-    """
-    splits = load_data(config.data)
-    learner = build_learner(config, splits, torch.device("cpu"))
-    inputs, labels = splits.train.batch(torch.arange(min(2, len(splits.train))))
-    try:
-        logits = learner.model(inputs)
-    except Exception as error:
-        raise ValueError(
-            f"model.name must build a network for inputs of shape {tuple(inputs.shape)}; it failed: {error}"
-        ) from error
-    if tuple(logits.shape) != (len(inputs), splits.num_classes):
-        expected = (len(inputs), splits.num_classes)
-        raise ValueError(f"model.name must give logits of shape {expected}; got {tuple(logits.shape)}.")
-    cross_entropy(logits, labels).backward()
-    unused = [name for name, parameter in maskable_parameters(learner.model).items() if parameter.grad is None]
-    if unused:
-        raise ValueError(f"model.name must use every weight it has; {unused[0]!r} gets no gradient. Remove it.")
 
 
 def sparsifier_settings(config: Config) -> dict[str, Any]:

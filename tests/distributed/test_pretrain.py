@@ -74,13 +74,3 @@ def test_a_batch_split_unevenly_over_ranks_gives_the_gradient_of_the_whole_batch
     model.zero_grad()
     nn.functional.cross_entropy(model(inputs), labels).backward()
     assert torch.allclose(whole, model.weight.grad, atol=1e-7)
-
-
-def test_the_failing_workers_own_message_is_found():
-    class TrainingFailed(RuntimeError):
-        def __init__(self, failures):
-            super().__init__("training failed")
-            self.worker_failures = failures
-
-    cause = ArithmeticError("first line\nthe planted fault")
-    assert pretrain._root_cause(TrainingFailed({0: cause})) == "the planted fault"

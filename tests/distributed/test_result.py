@@ -1,7 +1,7 @@
 import pytest
 
 from suptickets_ray import load_config
-from suptickets_ray.distributed.result import Clock, assemble_result
+from suptickets_ray.distributed.result import Clock, assemble_result, without_nan
 
 
 def network(validation, test=0.5, **more):
@@ -14,7 +14,7 @@ def result(superposed, pretrained=0.7, tickets=(0.8, 0.9), accepted=(True, True)
         for chain, accuracy in enumerate(tickets)
     ]
     report = {"superposed": network(superposed), "pretrained": network(pretrained), "tickets": rows, "ensemble": {}}
-    return assemble_result(load_config(), report, {"total": 1.0})
+    return assemble_result(load_config(), report, {"total": 1.0}, [])
 
 
 def test_the_best_ticket_is_chosen_on_validation_and_the_mean_is_over_all():
@@ -52,3 +52,8 @@ def test_the_clock_counts_every_phase():
     seconds = clock.seconds()
     assert list(seconds) == ["pretrain", "explore", "total"]
     assert seconds["total"] >= seconds["pretrain"] + seconds["explore"] - 0.01
+
+
+def test_numbers_that_json_does_not_know_become_none():
+    rows = [{"loss": float("inf")}, 1.5]
+    assert without_nan({"loss": float("nan"), "rows": rows}) == {"loss": None, "rows": [{"loss": None}, 1.5]}

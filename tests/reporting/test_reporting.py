@@ -92,6 +92,15 @@ def test_progress_estimates_the_seconds_left():
     assert (progress.tickets, progress.num_tickets, progress.folded) == (2, 2, 1)
 
 
+def test_the_seconds_left_of_a_resumed_exploration_count_only_what_this_start_made():
+    progress = Progress()
+    progress.update({"kind": "phase", "name": "explore", "chains": 4, "cycles": 3}, 0.0)
+    progress.update({"kind": "resumed", "what": "8 finished tickets", "tickets": 8}, 0.0)
+    assert progress.seconds_left(1.0) is None
+    progress.update({"kind": "ticket", "chain": 0, "cycle": 2, "validation_accuracy": 0.8}, 5.0)
+    assert progress.seconds_left(5.0) == 5.0 * 3
+
+
 def test_the_terminal_view_shows_phase_epochs_tickets_and_accuracies():
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     with TerminalView(console, clock=lambda: 1.0) as view:

@@ -201,13 +201,23 @@ def test_updates_go_on_after_the_phase_only_when_asked():
             "initial_density must be at least the target density 0.25; got 0.1",
         ),
         ("dense", {}, "density must be 1 with method 'dense'; got 0.25"),
+        ("rigl", {"update_interval_steps": 20}, "update_interval_steps must leave room for an update in the 24 steps"),
+        ("rigl", {"grow": "gradeint"}, "unknown grow score 'gradeint'; did you mean 'gradient'"),
+        ("rigl", {"drop_fraction": 7}, r"drop_fraction must be in \[0, 1\]; got 7"),
+        ("rigl", {"update_interval_steps": 0}, "update_interval_steps must be at least 1; got 0"),
+        ("rigl", {"drop_fraction_schedule": "x"}, "unknown drop-fraction schedule 'x'"),
+        ("rigl", {"redistribution": "zz"}, "unknown redistribution 'zz'"),
+        ("rigl", {"update_end_fraction": -3}, r"update_end_fraction must be in \[0, 1\]; got -3"),
+        ("rigl", {**FAST, "masks": {}}, "masks must be given for weight; got none"),
+        ("gmp", {**FAST, "density": 0.001}, "density must leave a connection for each of the 1 layers of 96 weights"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(method, recipe, message):
     model = nn.Linear(8, 12)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=message):
-        Sparsifier(model, optimizer, method, density=0.25, total_steps=TOTAL, generator=torch.Generator(), **recipe)
+        settings = {"density": 0.25, "total_steps": TOTAL, "generator": torch.Generator()} | recipe
+        Sparsifier(model, optimizer, method, **settings)
 
 
 def test_step_before_the_optimizers_is_an_error_in_the_order_of_calls():
@@ -236,4 +246,21 @@ def test_state_of_another_model_is_refused():
 def test_a_method_reads_exactly_its_defaults():
     for name, method in METHODS.items():
         assert method_settings(name, {}) == dict(method.defaults)
-        assert method_settings(name, dict.fromkeys(method.defaults, "x")) == dict.fromkeys(method.defaults, "x")
+        for key in ("drop_fraction", "update_interval_steps", "grow", "distribution", "initial_density"):
+            if key in method.defaults:
+                value = {"grow": "random", "distribution": "uniform", "update_interval_steps": 7}.get(key, 0.125)
+                assert method_settings(name, {key: value}) == {**method.defaults, key: value}
+            else:
+                with pytest.raises(ValueError, match=f"{key} has no effect with method '{name}'"):
+                    method_settings(name, {key: 1})
+
+
+def test_a_diverged_gradient_revives_no_pruned_weight():
+    model, optimizer, sparsifier = build("rigl")
+    train_step(model, optimizer, sparsifier, 0)
+    for parameter in model.parameters():
+        parameter.grad.fill_(float("nan"))
+    optimizer.step()
+    for name, mask in sparsifier.masks.items():
+        assert not model.get_parameter(name)[~mask].any()
+        assert model.get_parameter(name)[mask].isnan().all()

@@ -11,7 +11,6 @@ from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
     budget_of,
     build_learner,
-    dry_build,
     epoch_order,
     sparsifier_settings,
     steps_per_epoch,
@@ -182,7 +181,7 @@ def test_phase_one_rates_by_eye():
 
 
 def test_sparse_first_weights_have_the_variance_of_the_connections_that_are_there():
-    _, _, learner = prepare("method.density=0.3")
+    _, _, learner = prepare("method.density=0.3", *FAST)
     weight, mask = learner.model[4].weight, learner.sparsifier.masks["4.weight"]
     expected = (1 / (3 * 128 * float(mask.float().mean()))) ** 0.5
     values = weight.detach()[mask]
@@ -202,31 +201,6 @@ def test_the_prune_window_counts_epochs_of_phase_one():
     assert steps == 8
     assert seen[0] == 1.0 > seen[1] > seen[2]
     assert seen[2] == seen[3] == int(0.1 * 25_856) / 25_856
-
-
-def test_what_cannot_be_built_is_found_before_anything_starts(tmp_path, monkeypatch):
-    (tmp_path / "bad_models.py").write_text(
-        "from torch import nn\n"
-        "def shape(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(3, num_classes))\n"
-        "def logits():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
-        "class Unused(nn.Module):\n"
-        "    def __init__(self):\n        super().__init__()\n"
-        "        self.used, self.idle = nn.Linear(64, 10), nn.Linear(2, 2)\n"
-        "    def forward(self, x):\n        return self.used(x.flatten(1))\n"
-        "def unused():\n    return Unused()\n"
-        "def vectors():\n    return nn.BatchNorm2d(1)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    for name, message in [
-        ("shape", r"must build a network for inputs of shape \(2, 1, 8, 8\)"),
-        ("logits", r"must give logits of shape \(2, 10\); got \(2, 3\)"),
-        ("unused", "must use every weight it has; 'idle.weight' gets no gradient"),
-        ("vectors", "must build a network with a weight of 2 or more dimensions"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            dry_build(load_config(None, [f"model.name=bad_models:{name}", "model.initialization=default"]))
-    with pytest.raises(ValueError, match="the prune window must hold at least one update"):
-        dry_build(load_config(None, ["method.name=granet", "method.update_interval_steps=5000"]))
 
 
 def test_training_learns_something():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from suptickets_ray.config import DataConfig
 from suptickets_ray.lookup import choose_or_import
-from suptickets_ray.training.calls import call_with
+from suptickets_ray.training.calls import call_with, takes
 from suptickets_ray.training.data.digits import digits
 from suptickets_ray.training.data.splits import Splits, make_splits
 
@@ -26,7 +25,7 @@ def load_data(config: DataConfig) -> Splits:
     loader = choose_or_import(DATASETS, config.name, "data set")
     files = {key: value for key in ("root", "download") if (value := getattr(config, key)) is not None}
     for key in files:
-        if key not in inspect.signature(loader).parameters:
+        if not takes(loader, key):
             raise ValueError(f"data.{key} has no effect with data set {config.name!r}, which does not take it.")
-    loaded = call_with(loader, "data.name", {"split_seed": config.split_seed, **files}, config.options)
+    loaded = call_with(loader, "data.name", {"split_seed": config.split_seed}, config.options | files)
     return make_splits(loaded, config)

@@ -28,9 +28,9 @@ class Examples:
             size: Use the first examples only.
             labels: Labels (size,) in place of the source's own.
         """
-        self._source = source
-        self._in_memory = isinstance(source, (tuple, list))
-        available = len(source[0]) if self._in_memory else len(source)
+        self.in_memory = isinstance(source, (tuple, list))
+        self._source = (source[0], source[1].long()) if self.in_memory else source
+        available = len(source[0]) if self.in_memory else len(source)
         self._size = available if size is None else size
         self._labels = labels
 
@@ -39,7 +39,7 @@ class Examples:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Returns inputs (batch, ...) and labels (batch,) of the given indices (batch,)."""
-        if self._in_memory:
+        if self.in_memory:
             inputs, labels = (tensor[indices] for tensor in self._source)
         else:
             inputs, labels = default_collate([self._source[index] for index in indices.tolist()])
@@ -54,7 +54,7 @@ class Examples:
         """Returns the labels of all examples (n,)."""
         if self._labels is not None:
             return self._labels
-        if self._in_memory:
+        if self.in_memory:
             return torch.as_tensor(self._source[1][: len(self)])
         return torch.cat([labels for _, labels in self.batches(1024)])
 
@@ -100,6 +100,8 @@ def make_splits(loaded: Mapping[str, Any], config: DataConfig) -> Splits:
                 or len(source[0]) != len(source[1])
             ):
                 raise ValueError(f"the {name} set must be a pair of tensors (inputs, labels) of equal length.")
+            if source[1].is_floating_point():
+                raise ValueError(f"the {name} labels must be whole numbers, one class each; got {source[1].dtype}.")
         elif not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
             raise ValueError(
                 f"the {name} set must be a pair of tensors or a map-style Dataset; got {type(source).__name__}."

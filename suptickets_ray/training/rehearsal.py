@@ -1,0 +1,96 @@
+"""A rehearsal on the driver: what cannot work is found before anything is started."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from suptickets_ray.config import Config
+from suptickets_ray.sparse.sparsifier import maskable_parameters
+from suptickets_ray.sparse.topology import drop_and_grow
+from suptickets_ray.training.data import Splits, load_data
+from suptickets_ray.training.loop import Learner, build_learner, seed_torch
+
+
+def rehearse(config: Config) -> None:
+    """Loads the data, builds the learner and takes one step of two examples, on the CPU.
+
+    Raises:
+        ValueError: If data, model and method do not fit together, or the user's own code fails.
+    """
+    splits = load_data(config.data)
+    seed_torch(config.seed, "rehearsal")
+    learner = build_learner(config, splits, torch.device("cpu"))
+    _check_weights(learner)
+    _check_labels(splits)
+    for name in ("test", "validation"):
+        learner.model.eval()
+        _forward(learner, splits, name, 2)
+    learner.model.train()
+    # As few as a rank may get: BatchNorm, for one, cannot train on a single example.
+    logits, labels = _forward(learner, splits, "train", min(2, config.data.batch_size // config.cluster.num_workers))
+    cross_entropy(logits, labels).backward()
+    unused = [name for name, parameter in maskable_parameters(learner.model).items() if parameter.grad is None]
+    if unused:
+        raise ValueError(f"model.name must use every weight it has; {unused[0]!r} gets no gradient. Remove it.")
+    _check_scores(learner)
+
+
+def _check_weights(learner: Learner) -> None:
+    seen: dict[int, str] = {}
+    for name, tensor in learner.model.state_dict().items():
+        if tensor.numel() and (other := seen.setdefault(tensor.data_ptr(), name)) != name:
+            raise ValueError(
+                f"model.name must build a network without shared weights; {other!r} and {name!r} are one tensor, and a "
+                "ticket holds each name on its own."
+            )
+
+
+def _check_labels(splits: Splits) -> None:
+    for name in ("train", "validation", "test"):
+        examples = getattr(splits, name)
+        labels = examples.all_labels() if examples.in_memory else examples.batch(torch.arange(min(2, len(examples))))[1]
+        if labels.ndim != 1 or int(labels.min()) < 0 or int(labels.max()) >= splits.num_classes:
+            raise ValueError(
+                f"the {name} labels must be classes 0 to {splits.num_classes - 1}, of shape (n,); got values from "
+                f"{labels.min()} to {labels.max()}, of shape {tuple(labels.shape)}."
+            )
+
+
+def _forward(learner: Learner, splits: Splits, name: str, size: int) -> tuple[Tensor, Tensor]:
+    examples = getattr(splits, name)
+    inputs, labels = examples.batch(torch.arange(min(size, len(examples))))
+    try:
+        logits = learner.model(inputs)
+    except Exception as error:
+        raise ValueError(
+            f"model.name must build a network for {name} inputs of shape {tuple(inputs.shape)}; it failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    expected = (len(inputs), splits.num_classes)
+    if tuple(logits.shape) != expected:
+        raise ValueError(f"model.name must give logits of shape {expected}; got {tuple(logits.shape)}.")
+    return logits, labels
+
+
+def _check_scores(learner: Learner) -> None:
+    """Calls the method's scores once, which may be the user's own."""
+    settings, parameters = learner.sparsifier.settings, maskable_parameters(learner.model)
+    if not learner.sparsifier.method.can_explore:
+        return
+    try:
+        drop_and_grow(
+            parameters,
+            learner.sparsifier.masks,
+            0.5,
+            drop=settings["drop"],
+            grow=settings["grow"],
+            gradients={name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None},
+            generator=torch.Generator().manual_seed(0),
+        )
+    except Exception as error:
+        raise ValueError(
+            f"method.drop and method.grow must give scores of each weight's shape; {settings['drop']!r} and "
+            f"{settings['grow']!r} failed: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,101 @@
+import pytest
+
+from suptickets_ray import load_config
+from suptickets_ray.training.rehearsal import rehearse
+
+
+def test_what_cannot_be_built_is_found_before_anything_starts(tmp_path, monkeypatch):
+    (tmp_path / "bad_models.py").write_text(
+        "from torch import nn\n"
+        "def shape(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(3, num_classes))\n"
+        "def logits():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
+        "class Unused(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.used, self.idle = nn.Linear(64, 10), nn.Linear(2, 2)\n"
+        "    def forward(self, x):\n        return self.used(x.flatten(1))\n"
+        "def unused():\n    return Unused()\n"
+        "def vectors():\n    return nn.BatchNorm2d(1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, message in [
+        ("shape", r"must build a network for test inputs of shape \(2, 1, 8, 8\)"),
+        ("logits", r"must give logits of shape \(2, 10\); got \(2, 3\)"),
+        ("unused", "must use every weight it has; 'idle.weight' gets no gradient"),
+        ("vectors", "must build a network with a weight of 2 or more dimensions"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            rehearse(load_config(None, [f"model.name=bad_models:{name}", "model.initialization=default"]))
+    with pytest.raises(ValueError, match="the prune window must hold at least one update"):
+        rehearse(load_config(None, ["method.name=granet", "method.update_interval_steps=5000"]))
+
+
+MODELS = """
+import torch
+from torch import nn
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.b.weight = self.a.weight
+    def forward(self, x):
+        return self.out(self.b(self.a(x.flatten(1))))
+def tied():
+    return Tied()
+def plain(width=64):
+    return nn.Sequential(nn.Flatten(), nn.Linear(width, 10))
+def breaks():
+    raise FileNotFoundError("weights.pt")
+def score(layer):
+    return layer.momentum.abs()
+def load(kind="good"):
+    labels = torch.arange(30) % 3
+    parts = {name: (torch.zeros(30, 64), labels) for name in ("train", "validation", "test")}
+    if kind == "shape":
+        parts["test"] = (torch.zeros(30, 63), labels)
+    if kind == "labels":
+        parts["validation"] = (torch.zeros(30, 64), labels + 1)
+    if kind == "short":
+        parts = {name: (inputs, labels.int()) for name, (inputs, labels) in parts.items()}
+    return {**parts, "num_classes": 10 if kind != "labels" else 3}
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.name=faulty:tied"], "without shared weights; 'a.weight' and 'b.weight' are one tensor"),
+        (
+            ["model.name=faulty:breaks"],
+            "model.name must work with these options; it failed: FileNotFoundError: weights.pt",
+        ),
+        (["model.name=faulty:plain", "model.options.width=x"], "model.name must work with these options; .* TypeError"),
+        (["method.grow=faulty:score"], "method.grow must give scores of each weight's shape; .*AttributeError"),
+        (["data.name=faulty:load", "data.options.kind=shape"], r"a network for test inputs of shape \(2, 63\)"),
+        (["data.name=faulty:load", "data.options.kind=labels"], "the validation labels must be classes 0 to 2"),
+        (
+            ["data.batch_size=1", "cluster.num_workers=1"],
+            "must build a network for train inputs of shape .*more than 1 value",
+        ),
+        (["method.density=0.0001"], "density must leave a connection for each of the 3 layers"),
+        (["method.update_interval_steps=100000"], "update_interval_steps must leave room for an update"),
+    ],
+)
+def test_faults_of_ones_own_code_and_data_are_settings_errors(tmp_path, monkeypatch, overrides, message):
+    (tmp_path / "faulty.py").write_text(MODELS)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        rehearse(load_config(None, overrides))
+
+
+def test_labels_of_a_shorter_type_are_as_good(tmp_path, monkeypatch):
+    (tmp_path / "faulty.py").write_text(MODELS)
+    monkeypatch.syspath_prepend(tmp_path)
+    rehearse(load_config(None, ["data.name=faulty:load", "data.options.kind=short"]))
+
+
+@pytest.mark.parametrize("content", ["def build(:", "1 / 0"])
+def test_a_module_that_cannot_be_imported_is_a_settings_error(tmp_path, monkeypatch, content):
+    (tmp_path / "unimportable.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="importing 'unimportable' failed: (SyntaxError|ZeroDivisionError)"):
+        load_config(None, ["model.name=unimportable:build"])
