@@ -39,10 +39,10 @@ TINY = [
     "train.epochs=100",
     "tickets.cycle_rate=0.04",
     "tickets.cycle_epochs=2",
-    "tickets.chains=2",
+    "tickets.chains=3",
     "train.checkpoint_every_epochs=10",
 ]
-"""Overrides of the digits recipe: 96 epochs of phase one, then 2 chains of 2 cycles."""
+"""Overrides of the digits recipe: 96 epochs of phase one, then 3 chains of 2 cycles."""
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def test_the_first_screen_has_one_command_for_the_job_and_one_for_the_tests():
     assert install_too.endswith("install --quiet --editable '.[test]'")
     assert (job, tests) == (".venv/bin/suptickets train", ".venv/bin/python -m pytest")
     assert README.index(job) < README.index(tests) < README.index("## Results")
+
+
+def test_the_wheel_that_the_first_command_installs_holds_the_built_in_recipe(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        assert wheel.read("suptickets_ray/experiments/digits.yaml") == (ROOT / "experiments/digits.yaml").read_bytes()
+        assert not [name for name in wheel.namelist() if name.startswith("tests")]
 
 
 @pytest.mark.ray

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -37,3 +39,14 @@ def show_events(monitor: Any, on_event: OnEvent) -> None:
         return
     for event in events:
         on_event(event)
+
+
+@contextmanager
+def reported_warnings(on_event: OnEvent) -> Iterator[None]:
+    """Turns warnings of the sparse core into events: what a worker prints is not shown to anybody."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for text in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
+        if "Choose a higher density" in text:
+            on_event({"kind": "warning", "text": text})

@@ -19,8 +19,8 @@ from torch.nn import Module
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest
 from suptickets_ray.distributed.failures import root_cause
-from suptickets_ray.distributed.monitor import OnEvent, show_events
-from suptickets_ray.distributed.worker import Worker, reported_warnings, start_worker
+from suptickets_ray.distributed.monitor import OnEvent, reported_warnings, show_events
+from suptickets_ray.distributed.worker import Worker, start_worker
 from suptickets_ray.sparse import masks as mask_arithmetic
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
@@ -110,8 +110,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     epochs, epoch_steps = budget_of(config).pretrain_epochs, steps_per_epoch(config, splits)
-    with reported_warnings(worker) if rank == 0 else nullcontext():
-        learner = build_learner(config, splits, worker.device)
+    learner = build_learner(config, splits, worker.device)
     first_epoch = _last_checkpoint(learner)
     forward = prepare_model(
         learner.model,
@@ -132,7 +131,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             def rate(step: int, epoch: int = epoch) -> float:
                 return phase_one_rate(config.train, epoch * epoch_steps + step, epochs * epoch_steps)
 
-            with reported_warnings(worker) if rank == 0 else nullcontext():
+            with reported_warnings(worker.send) if rank == 0 else nullcontext():
                 loss = train_epoch(
                     learner,
                     forward,

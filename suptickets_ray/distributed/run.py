@@ -16,7 +16,7 @@ from suptickets_ray.config import Config
 from suptickets_ray.config_io import differing_keys, from_yaml, to_yaml
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.folding import Folding
-from suptickets_ray.distributed.monitor import Event, Monitor, OnEvent, show_events
+from suptickets_ray.distributed.monitor import Event, Monitor, OnEvent, reported_warnings, show_events
 from suptickets_ray.distributed.pretrain import RAY_TRAIN_FOLDER, pretrain
 from suptickets_ray.distributed.result import Clock, assemble_result, without_nan
 from suptickets_ray.distributed.session import check_address, ray_session
@@ -62,17 +62,21 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     store = RunStore(path)
     if (result := finished_result(config)) is not None:
         return RunResult(path, result, resumed=True)
-    rehearse(config)
-    check_address(config.cluster)
     clock = Clock()
     warnings: list[str] = []
 
     def watch(event: Event) -> None:
-        if event["kind"] == "warning" and event["text"] not in warnings:
+        if event["kind"] == "warning":
+            if event["text"] in warnings:
+                return
             warnings.append(event["text"])
         on_event(event)
 
+    with reported_warnings(watch):
+        rehearse(config)
+    check_address(config.cluster)
     with _only_process(path), ray_session(config.cluster, verbose=verbose), _as_run_failure():
+        store.remove_temporaries()
         store.write("config.yaml", to_yaml(config).encode())
         monitor = Monitor.remote()  # type: ignore[attr-defined]
         settings = worker_settings(config, path, monitor)

@@ -10,7 +10,8 @@ import torch
 
 from suptickets_ray import __version__
 from suptickets_ray.config_io import config_digest
-from suptickets_ray.distributed.worker import reported_warnings, start_worker
+from suptickets_ray.distributed.monitor import reported_warnings
+from suptickets_ray.distributed.worker import start_worker
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.tickets.store import TicketStore
 from suptickets_ray.tickets.superposition import Accumulator, Rule, finish, fold, start
@@ -62,7 +63,7 @@ class Superposer:
         if (chain, cycle) in self._folded:
             return self._folded[chain, cycle]
         ticket = Ticket.from_arrow(table)
-        with reported_warnings(self._worker):
+        with reported_warnings(self._worker.send):
             folded = fold(self._accumulator, ticket, self._rule)
             merged = finish(folded, self._rule, self._provenance(folded.num_tickets))
         merged = self._settle(merged)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import from_dict, to_dict
+from suptickets_ray.distributed.monitor import Event
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.training.data import Splits, load_data
 
@@ -47,19 +45,11 @@ class Worker:
 
     def report(self, kind: str, **values: Any) -> None:
         """Tells the person who watches, without waiting."""
-        self.monitor.report.remote({"kind": kind, **values})
+        self.send({"kind": kind, **values})
 
-
-@contextmanager
-def reported_warnings(worker: Worker) -> Iterator[None]:
-    """Passes warnings of the sparse core on to the person who watches: a worker's own output is not shown."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for text in dict.fromkeys(
-        str(warning.message) for warning in caught if "Choose a higher density" in str(warning.message)
-    ):
-        worker.report("warning", text=text)
+    def send(self, event: Event) -> None:
+        """Sends an event on its way, without waiting."""
+        self.monitor.report.remote(event)
 
 
 def start_worker(settings: dict[str, Any], device: torch.device | None = None) -> Worker:

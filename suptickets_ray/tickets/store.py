@@ -53,6 +53,13 @@ class RunStore:
                 self._filesystem.delete_file(temporary)
             raise
 
+    def remove_temporaries(self) -> None:
+        """Removes the half-written files of killed processes; none may be writing."""
+        selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
+        for info in self._filesystem.get_file_info(selector):
+            if info.type == fs.FileType.File and info.path.endswith(".tmp"):
+                self._filesystem.delete_file(info.path)
+
     def remove_folder(self, folder: str) -> None:
         """Removes a folder and all that is in it; one that is not there is no error."""
         path = self._absolute(folder)

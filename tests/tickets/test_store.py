@@ -59,6 +59,8 @@ def test_half_written_files_of_a_killed_process_are_not_listed(tmp_path):
     TicketStore(store).put(ticket(1.0), 0, 0)
     (tmp_path / "tickets/chain-000/cycle-001.arrow.123.tmp").write_bytes(b"half")
     assert TicketStore(store).list() == [(0, 0)]
+    store.remove_temporaries()
+    assert [path.name for path in (tmp_path / "tickets/chain-000").iterdir()] == ["cycle-000.arrow"]
 
 
 def test_a_damaged_ticket_is_named(tmp_path):
