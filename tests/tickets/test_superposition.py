@@ -150,3 +150,8 @@ def test_no_ticket_and_tickets_of_two_models_are_refused():
         superpose([], density=0.5)
     with pytest.raises(ValueError, match="must be of one model"):
         superpose([ticket(A), ticket([1.0, 2.0])], density=0.5)
+
+
+def test_an_active_weight_that_happens_to_be_zero_is_kept_before_an_inactive_one():
+    grown = Ticket({"w": torch.tensor([0.0, 0.0, 5.0, 0.0])}, {"w": torch.tensor([False, False, True, True])}, {})
+    assert superpose([grown], density=0.5).masks["w"].tolist() == [False, False, True, True]

@@ -208,3 +208,26 @@ def test_training_learns_something():
     before = evaluate(learner.model, splits.validation)["accuracy"]
     pretrain(config, splits, learner)
     assert before < 0.3 < 0.6 < evaluate(learner.model, splits.validation)["accuracy"]
+
+
+def test_chains_that_share_their_masks_still_see_the_data_in_orders_of_their_own():
+    config, splits, learner = prepare(*FAST, "tickets.explore=false", "model.options.widths=[32]")
+    state = pretrain(config, splits, learner).to_bytes()
+    digests = set()
+    for chain, cycle in [(0, 0), (1, 0), (0, 1)]:
+        learner.load_bytes(state)
+        run_cycle(learner, config, splits, chain, cycle)
+        digests.add(digest(learner))
+    assert len(digests) == 3
+
+
+def test_chains_explore_on_batches_of_their_own_so_that_gradient_growth_gives_them_other_masks():
+    config, splits, learner = prepare(*FAST)
+    state = pretrain(config, splits, learner).to_bytes()
+    masks = []
+    for chain in (0, 1):
+        learner.load_bytes(state)
+        run_cycle(learner, config, splits, chain, 0)
+        masks.append(learner.ticket({}).masks)
+    assert config.method.grow == "gradient"
+    assert any(not torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
