@@ -22,6 +22,10 @@ def test_the_package_itself_loads_nothing_heavy():
     assert not {"torch", "ray", "pyarrow"} & modules_after("import suptickets_ray")
 
 
+def test_the_main_job_loads_ray_train_only_when_it_trains():
+    assert "ray.train" not in modules_after("import suptickets_ray.distributed.run")
+
+
 def test_every_public_name_is_there():
     import suptickets_ray
 

@@ -36,17 +36,19 @@ from suptickets_ray.training.optimization import phase_one_rate
 from suptickets_ray.training.tensorboard import Scalars
 
 STATE_FILE = "state.pt"
-RAY_TRAIN_FOLDER = "ray_train"
 _POLL_SECONDS = 0.2
 _MAX_FAILURES = 3  # of workers or machines; a fault in the code itself repeats, and then ends the run
 
 
-def pretrain(config: Config, settings: dict[str, Any], on_event: OnEvent, *, verbose: bool = False) -> bytes:
+def pretrain(
+    config: Config, settings: dict[str, Any], folder: str, on_event: OnEvent, *, verbose: bool = False
+) -> bytes:
     """Returns the state that phase one ends in. A killed phase one goes on from its last checkpoint.
 
     Args:
         config: The recipe.
         settings: What `worker_settings` gave.
+        folder: Where Ray Train keeps its checkpoints, under the run's folder.
         on_event: Is told of the progress.
         verbose: Whether Ray Train's own messages are shown.
 
@@ -68,7 +70,7 @@ def pretrain(config: Config, settings: dict[str, Any], on_event: OnEvent, *, ver
         run_config=RunConfig(
             # Ray Train goes on with whatever has the same name, so the name holds what the state depends on.
             name=f"phase-one-{config_digest(config)[:16]}",
-            storage_path=str(Path(settings["run_path"]) / RAY_TRAIN_FOLDER),
+            storage_path=str(Path(settings["run_path"]) / folder),
             failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose else "CRITICAL"),
@@ -79,8 +81,8 @@ def pretrain(config: Config, settings: dict[str, Any], on_event: OnEvent, *, ver
         raise RuntimeError(
             "phase one ended without a checkpoint. Start the command again; it goes on from the last one."
         )
-    with result.checkpoint.as_directory() as folder:
-        return (Path(folder) / STATE_FILE).read_bytes()
+    with result.checkpoint.as_directory() as checkpoint_dir:
+        return (Path(checkpoint_dir) / STATE_FILE).read_bytes()
 
 
 def _fit(trainer: TorchTrainer, monitor: Any, on_event: OnEvent) -> Any:

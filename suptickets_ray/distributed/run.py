@@ -14,10 +14,10 @@ import ray
 
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import differing_keys, from_yaml, to_yaml
+from suptickets_ray.config_resolution import resolve
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.folding import Folding
 from suptickets_ray.distributed.monitor import Event, Monitor, OnEvent, reported_warnings, show_events
-from suptickets_ray.distributed.pretrain import RAY_TRAIN_FOLDER, pretrain
 from suptickets_ray.distributed.result import Clock, assemble_result, without_nan
 from suptickets_ray.distributed.session import check_address, ray_session
 from suptickets_ray.distributed.worker import worker_settings
@@ -29,6 +29,7 @@ from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.rehearsal import rehearse
 
 PRETRAINED_FILE = "pretrained.pt"
+RAY_TRAIN_FOLDER = "ray_train"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     """Runs the whole job of a recipe, goes on with an interrupted one, or returns at once when it is done.
 
     Args:
-        config: The resolved recipe, from `load_config`.
+        config: The recipe, from `load_config` or made by hand.
         on_event: Is told of the progress, in this process: dicts whose `kind` is phase, resumed, epoch, cycle_epoch,
             ticket, fold or warning; accuracies are shares of 1, epochs count from 1, chains and cycles from 0.
         verbose: Whether Ray's own messages are shown.
@@ -58,6 +59,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
 
     Source: Sup-tickets, 2205.15322, algorithm 1.
     """
+    config = resolve(config)
     path = run_path(config)
     store = RunStore(path)
     if (result := finished_result(config)) is not None:
@@ -160,7 +162,10 @@ def _phase_one(config: Config, settings: dict[str, Any], store: RunStore, on_eve
         on_event({"kind": "resumed", "what": "the finished phase one"})
         state = store.read(PRETRAINED_FILE)
     else:
-        state = pretrain(config, settings, on_event, verbose=verbose)
+        # Ray Train takes seconds to import, and an answer that all is done, or a refusal, does not need it.
+        from suptickets_ray.distributed.pretrain import pretrain
+
+        state = pretrain(config, settings, RAY_TRAIN_FOLDER, on_event, verbose=verbose)
         store.write(PRETRAINED_FILE, state)
     store.remove_folder(RAY_TRAIN_FOLDER)  # its checkpoints only serve a phase one that is not finished
     return state

@@ -169,7 +169,8 @@ def train_epoch(
     """
     device = next(learner.model.parameters()).device
     forward.train()
-    total_loss, num_examples = torch.zeros((), dtype=torch.float64), 0
+    # On the device: moving every step's loss to the host would make a GPU wait for it.
+    total_loss, num_examples = torch.zeros((), dtype=torch.float64, device=device), 0
     for step in range(len(order) // batch_size):
         for group in learner.optimizer.param_groups:
             group["lr"] = rate_of_step(step)
@@ -182,7 +183,7 @@ def train_epoch(
         learner.optimizer.step()
         if learner.sparsifier.step() and after_update is not None:
             after_update()
-        total_loss += loss.detach().cpu()
+        total_loss += loss.detach()
         num_examples += len(mine)
     return float(total_loss / max(num_examples, 1))
 

@@ -79,6 +79,19 @@ def test_a_dataset_of_torch_reads_like_a_pair_of_tensors():
     assert splits.num_classes == 2
 
 
+def test_a_dataset_is_read_through_once_for_its_labels():
+    reads = []
+
+    class Counted(Squares):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    examples = Examples(Counted())
+    assert examples.all_labels().tolist() == examples.all_labels().tolist() == [0, 1] * 5
+    assert reads == list(range(10))
+
+
 def test_batches_hold_every_example_once():
     assert [labels.tolist() for _, labels in Examples(pairs(5, 9)).batches(2)] == [[0, 1], [2, 3], [4]]
 

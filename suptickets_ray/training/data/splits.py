@@ -51,12 +51,12 @@ class Examples:
             yield self.batch(indices)
 
     def all_labels(self) -> Tensor:
-        """Returns the labels of all examples (n,)."""
-        if self._labels is not None:
-            return self._labels
-        if self.in_memory:
-            return torch.as_tensor(self._source[1][: len(self)])
-        return torch.cat([labels for _, labels in self.batches(1024)])
+        """Returns the labels of all examples (n,); a Dataset is read through for them once."""
+        if self._labels is None:
+            if self.in_memory:
+                return torch.as_tensor(self._source[1][: len(self)])
+            self._labels = torch.cat([labels for _, labels in self.batches(1024)])
+        return self._labels
 
 
 @dataclass(frozen=True)
