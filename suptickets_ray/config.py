@@ -100,27 +100,41 @@ class MethodConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     name: str
-    """Sparse training method: dense, static, set, rigl, gmp or granet."""
+    """Sparse training method: dense, static, set, rigl, itop_set, itop_rigl, gmp(_uniform) or granet(_uniform)."""
     density: float
     """Share of active weights that the run ends with, in (0, 1]."""
+    dense_layers: list[str] | None = None
+    """Layers kept dense, which do not count: "first", "last", names, patterns ("layer1.*") or types ("Conv2d")."""
+    mask_embeddings: bool | None = None
+    """Whether embeddings are masked too; no when left out."""
     distribution: str | None = None
-    """How the first density is shared between layers: "erk" or "uniform"."""
+    """First masks: erk, er, uniform, or chosen by weights and gradients, e.g. snip; `suptickets options` lists all."""
+    regrow_fraction: float | None = None
+    """Share of the pruned network that the prune_and_grow_* first masks exchange by gradient, in [0, 1]."""
     initial_density: float | None = None
     """Share of active weights at the start of GraNet, in (0, 1]."""
     drop: str | None = None
-    """Score of the connections to keep: "magnitude", or your own as "package.module:function"."""
+    """Score of the connections to keep: magnitude, set, threshold, mest, or your own as "package.module:function"."""
+    drop_gradient_weight: float | None = None
+    """Lambda of MEST's drop score, |w| + lambda * |gradient|, above 0."""
     grow: str | None = None
-    """Score of the connections to grow: "gradient", "random", or your own as "package.module:function"."""
+    """Score of those to grow: gradient, random, random_unfired, momentum, momentum_neuron, mix, or your own."""
+    grow_gradient_share: float | None = None
+    """Share of mixed growth that goes by gradient, in [0, 1]."""
+    momentum_decay: float | None = None
+    """Decay per step of the average of dense gradients that momentum criteria read, in [0, 1)."""
     redistribution: str | None = None
-    """How grown connections are shared between layers: "none"."""
+    """How grown connections are shared between layers: none, magnitude, nonzeros, momentum, or your own."""
     drop_fraction: float | None = None
     """Share of a layer's connections exchanged at an update of phase one, in [0, 1]."""
     drop_fraction_schedule: str | None = None
-    """Drop fraction over phase one: "constant" or "cosine"."""
+    """Drop fraction over phase one: "constant", "cosine" or "linear"."""
     update_interval_steps: int | None = None
     """Optimizer steps between two updates of the topology."""
     update_end_fraction: float | None = None
     """Share of phase one after which connections are no longer exchanged, in [0, 1]."""
+    prune_scope: str | None = None
+    """Whether gradual pruning ranks all weights together ("global") or brings each layer to one density ("layer")."""
     prune_start_epoch: int | None = None
     """Epoch of phase one at which gradual pruning starts; 0 when left out."""
     prune_end_epoch: int | None = None
@@ -130,7 +144,13 @@ class MethodConfig:
         """Raises ValueError on a value out of range."""
         remedy = f"Did you mean {self.density / 100:g}?" if 1 < self.density < 100 else ""
         _require(0 < self.density <= 1, "method.density", "in (0, 1]", f"{self.density:g}", remedy)
-        for key in ("initial_density", "drop_fraction", "update_end_fraction"):
+        for key in (
+            "initial_density",
+            "drop_fraction",
+            "update_end_fraction",
+            "regrow_fraction",
+            "grow_gradient_share",
+        ):
             value = getattr(self, key)
             _require(value is None or 0 <= value <= 1, f"method.{key}", "in [0, 1]", value)
         interval, start, end = self.update_interval_steps, self.prune_start_epoch, self.prune_end_epoch

@@ -157,7 +157,7 @@ def _set(settings: dict[str, Any], keys: list[str], value: Any) -> None:
     settings[keys[-1]] = value
 
 
-_KEPT_ACROSS_METHODS = {"name", "density", "distribution", "update_interval_steps"}
+_KEPT_ACROSS_METHODS = {"name", "density", "dense_layers", "mask_embeddings", "update_interval_steps"}
 
 
 def _leave_out_what_the_new_choice_does_not_read(
@@ -165,10 +165,11 @@ def _leave_out_what_the_new_choice_does_not_read(
 ) -> None:
     """Drops a recipe's own settings of a method, model or data set that an override replaces by another.
 
-    A method then has its own source's defaults, but for density, distribution and update interval, which belong to the
-    problem. Without this, `method.name=gmp` on a RigL recipe would be refused for RigL's drop fraction, which nobody
-    asked of GMP, and `data.name=mine:load` would have its labels redrawn because those of the digits are. What an
-    override itself sets is never dropped: when it does nothing, it is refused.
+    A method then has its own source's defaults, but for density, dense layers and update interval, which belong to the
+    problem, and for the first masks where both methods start alike. Without this, `method.name=gmp` on a RigL recipe
+    would be refused for RigL's drop fraction, which nobody asked of GMP, and `data.name=mine:load` would have its labels
+    redrawn because those of the digits are. What an override itself sets is never dropped: when it does nothing, it is
+    refused.
     """
     chosen = {tuple(keys): value for keys, value in changes}
 
@@ -184,6 +185,12 @@ def _leave_out_what_the_new_choice_does_not_read(
         section = settings["method"]
         old_method, new_method = METHODS.get(str(section.get("name"))), METHODS[str(new_name)]
         reads = _KEPT_ACROSS_METHODS & {"name", "density", *new_method.defaults}
+        if new_method.sparse:
+            reads |= {"dense_layers", "mask_embeddings"}
+        if old_method is not None and old_method.defaults.get("distribution") == new_method.defaults.get(
+            "distribution"
+        ):
+            reads |= {"distribution", "regrow_fraction"}
         settings["method"] = section = {key: value for key, value in section.items() if key in reads}
         if not new_method.sparse:
             section["density"] = 1.0
@@ -245,6 +252,7 @@ _KINDS = {
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "text (for a number in double quotes: key='\"1\"')",
+    "list_type": "a list, e.g. [first]",
     "dict_type": "a mapping of names to values",
 }
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from suptickets_ray.config import Config, MethodConfig, SuperpositionConfig, TicketsConfig
 from suptickets_ray.lookup import choose, choose_or_import
-from suptickets_ray.sparse.methods import METHODS, Method, check_settings
+from suptickets_ray.sparse.first_masks import READ_WEIGHTS
+from suptickets_ray.sparse.methods import METHODS, Method, check_settings, readable_settings
 from suptickets_ray.tickets.cycles import plan_budget
 from suptickets_ray.tickets.superposition import Rule
 from suptickets_ray.training.data import DATASETS
@@ -41,6 +42,12 @@ def resolve(config: Config) -> Config:
         tickets=_resolve_tickets(config, method),
         superposition=_resolve_superposition(config),
     )
+    distribution = resolved.method.distribution
+    if config.model.initialization != "default" and distribution in READ_WEIGHTS:
+        raise ValueError(
+            f"model.initialization must be 'default' with method.distribution {distribution!r}, which chooses masks by "
+            f"the first weights; got {config.model.initialization!r}. Leave one of them out."
+        )
     if config.cluster.num_workers > 1 and config.data.batch_size < 2 * config.cluster.num_workers:
         raise ValueError(
             f"data.batch_size must be at least two examples for each of the {config.cluster.num_workers} workers; "
@@ -55,7 +62,9 @@ def _resolve_method(config: Config, method: Method) -> MethodConfig:
         raise ValueError(
             f"method.density must be 1 with method {section.name!r}; got {section.density}. Leave out the density."
         )
-    reads = {**method.defaults}
+    chosen_settings = {key: value for key, value in vars(section).items() if value is not None}
+    of_method = readable_settings(method, chosen_settings)
+    reads: dict[str, Any] = ({"dense_layers": None, "mask_embeddings": None} if method.sparse else {}) | of_method
     pretrain_epochs = plan_budget(
         config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate
     ).pretrain_epochs
@@ -73,7 +82,7 @@ def _resolve_method(config: Config, method: Method) -> MethodConfig:
                 f"{', '.join(reads) or 'none'}."
             )
         values[field.name] = reads.get(field.name) if chosen is None else chosen
-    check_settings({key: value for key, value in values.items() if value is not None and key in method.defaults})
+    check_settings({key: value for key, value in values.items() if value is not None and key in of_method})
     start, end = values["prune_start_epoch"], values["prune_end_epoch"]
     if start is not None and end is not None and start >= end:
         raise ValueError(

@@ -12,7 +12,10 @@ Strategy = TypeVar("Strategy")
 
 def suggestion(name: object, known: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the nearest known name, or an empty string when none is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    near.sort(
+        key=lambda word: sorted(word) != sorted(str(name))
+    )  # swapped letters are the likeliest slip: ekr, erk, er
     return f"; did you mean {near[0]!r}?" if near else "."
 
 

@@ -85,6 +85,15 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("method.name=[rigl]", r'method.name must be text .*; got \["rigl"\]'),
         ("name=1", r"name must be text \(for a number in double quotes"),
         ("seed", "an override must be dotted.key=value; got 'seed'"),
+        ("method.dense_layers=first", r'method.dense_layers must be a list, e.g. \[first\]; got "first"'),
+        ("method.distribution=snap", "unknown distribution 'snap'; did you mean 'snip'"),
+        ("method.redistribution=no", "method.redistribution must be text .*; got false"),
+        ("method.grow_gradient_share=0.3", "method.grow_gradient_share has no effect with method 'rigl'"),
+        ("method.momentum_decay=0.3", "method.momentum_decay has no effect with method 'rigl'"),
+        ("method.regrow_fraction=0.3", "method.regrow_fraction has no effect with method 'rigl'"),
+        ("method.drop_gradient_weight=0.3", "method.drop_gradient_weight has no effect with method 'rigl'"),
+        ("method.prune_scope=layer", "method.prune_scope has no effect with method 'rigl'"),
+        ("method.distribution=prune_global", "model.initialization must be 'default' with method.distribution"),
         ("name.first=a", "name.first must be a setting; name has no parts"),
         ("train.lr=[1", "the value of train.lr must be YAML"),
     ],
@@ -116,6 +125,30 @@ def test_a_method_chosen_by_an_override_has_its_own_defaults_but_the_problems_de
     assert (config.density, config.distribution, config.update_interval_steps) == (0.1, "erk", 50)
     assert load_config(None, ["method.name=set"]).method.drop_fraction_schedule == "constant"
     assert load_config(None, ["method.name=set"]).method.grow == "random"
+
+
+def test_a_criterion_brings_the_settings_that_it_reads():
+    for overrides, key, default in [
+        (["method.grow=mix"], "grow_gradient_share", 0.5),
+        (["method.grow=momentum"], "momentum_decay", 0.9),
+        (["method.redistribution=momentum"], "momentum_decay", 0.9),
+        (["method.drop=mest"], "drop_gradient_weight", 1.0),
+        (["method.distribution=prune_and_grow_global", "model.initialization=default"], "regrow_fraction", 0.5),
+    ]:
+        assert getattr(load_config(None, overrides).method, key) == default
+        assert getattr(load_config(None, [*overrides, f"method.{key}=0.25"]).method, key) == 0.25
+        assert getattr(load_config().method, key) is None
+
+
+def test_dense_layers_are_kept_across_methods_and_refused_without_masks():
+    overrides = ["method.dense_layers=[first, Conv2d]"]
+    assert load_config(None, [*overrides, "method.name=gmp"]).method.dense_layers == ["first", "Conv2d"]
+    with pytest.raises(ValueError, match="method.dense_layers has no effect with method 'dense'"):
+        load_config(None, [*overrides, "method.name=dense"])
+
+
+def test_a_uniform_method_starts_uniformly():
+    assert load_config(None, ["method.name=granet_uniform"]).method.distribution == "uniform"
 
 
 def test_a_dense_run_lends_a_sparse_method_neither_its_density_nor_its_lack_of_exploration(tmp_path):

@@ -10,18 +10,18 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest
 from suptickets_ray.distributed.failures import root_cause
 from suptickets_ray.distributed.monitor import OnEvent, reported_warnings, show_events
 from suptickets_ray.distributed.worker import Worker, start_worker
-from suptickets_ray.sparse import masks as mask_arithmetic
+from suptickets_ray.sparse.statistics import explored_fraction
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
     Learner,
@@ -124,6 +124,8 @@ def train_worker(settings: dict[str, Any]) -> None:
             "find_unused_parameters": True,
         },
     )
+    if isinstance(forward, DistributedDataParallel):
+        learner.sparsifier.share(forward)
     with (
         Scalars(worker.run_path, "phase-one", first_epoch * epoch_steps + 1) if rank == 0 else nullcontext() as scalars
     ):
@@ -143,7 +145,6 @@ def train_worker(settings: dict[str, Any]) -> None:
                     rate,
                     rank=rank,
                     world_size=world_size,
-                    after_update=lambda: assert_equal_masks(learner, world_size),
                 )
             if world_size > 1:
                 average_buffers(learner.model, world_size)
@@ -161,6 +162,7 @@ def _watch(worker: Worker, learner: Learner, scalars: Scalars, epoch: int, loss:
         train__loss=loss,
         train__lr=learner.optimizer.param_groups[0]["lr"],
         train__density=learner.sparsifier.density,
+        train__explored=explored_fraction(learner.sparsifier.explored),
         validation__accuracy=validation["accuracy"],
         validation__loss=validation["loss"],
     )
@@ -193,19 +195,3 @@ def average_buffers(model: Module, world_size: int) -> None:
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
             buffer.div_(world_size)
-
-
-def assert_equal_masks(learner: Learner, world_size: int) -> None:
-    """Compares the masks of all ranks after an update.
-
-    Raises:
-        RuntimeError: If they differ, which would train another network on every rank.
-    """
-    if world_size == 1:
-        return
-    device = next(learner.model.parameters()).device
-    own = torch.frombuffer(bytearray.fromhex(mask_arithmetic.digest(learner.sparsifier.masks)), dtype=torch.uint8)
-    gathered = [torch.empty_like(own, device=device) for _ in range(world_size)]
-    dist.all_gather(gathered, own.to(device))
-    if any(not torch.equal(gathered[0], other) for other in gathered[1:]):
-        raise RuntimeError(f"masks must be equal on all ranks; they differ at update {learner.sparsifier.num_updates}.")

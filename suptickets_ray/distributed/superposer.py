@@ -38,10 +38,12 @@ class Superposer:
         self._worker = start_worker(settings, torch.device("cpu"))  # it asks Ray for no GPU, so it has none
         config, splits = self._worker.config, self._worker.splits
         section = config.superposition
-        self._rule = Rule(section.method, config.method.density, section.cima_factor, section.prune, section.scope)
         learner = build_learner(config, splits, torch.device("cpu"))
         learner.load_bytes(pretrained)
         self._pretrained = learner.ticket({"run": config.name, "config_digest": config_digest(config)})
+        # The density that phase one really has: structured first masks are exact in channels, not in weights.
+        density = self._pretrained.density
+        self._rule = Rule(section.method, density, section.cima_factor, section.prune, section.scope)
         self._model = build_model(config.model, splits.sample_shape, splits.num_classes).to(self._worker.device)
         self._accumulator: Accumulator | None = start(self._pretrained) if section.include_pretrained else None
         self._superposed: Ticket | None = None

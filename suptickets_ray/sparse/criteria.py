@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
+
+from suptickets_ray.sparse.masks import num_true, top_mask, true_positions
 
 
 @dataclass(frozen=True)
@@ -19,13 +22,20 @@ class Layer:
     name: str
     weight: Tensor
     mask: Tensor
+    """Active connections; for a grow score those that are left after the drop."""
+    count: int = 0
+    """How many connections will be dropped, or grown."""
     gradient: Tensor | None = None
     """Dense gradient, averaged over ranks."""
     momentum: Tensor | None = None
-    """Optimizer momentum, where the caller of `drop_and_grow` gives it; the Sparsifier does not."""
+    """Running average of the dense gradient; unlike the optimizer's momentum it exists off the mask too."""
     explored: Tensor | None = None
-    """True where a connection has ever been active, where the caller gives it; the Sparsifier does not."""
+    """True where a connection has ever been active."""
     generator: Generator | None = None
+    gradient_weight: float = 1.0
+    """MEST's lambda."""
+    gradient_share: float = 0.5
+    """Share of the growth of "mix" that goes by gradient."""
 
 
 Score = Callable[[Layer], Tensor]
@@ -33,25 +43,167 @@ Score = Callable[[Layer], Tensor]
 
 
 def keep_magnitude(layer: Layer) -> Tensor:
-    """Returns |w|: the smallest weights are dropped. Source: Han et al., 1506.02626."""
+    """Drops the smallest |w| of each layer. Source: Han et al., 1506.02626."""
     return layer.weight.abs()
 
 
+def keep_magnitude_by_sign(layer: Layer) -> Tensor:
+    """Drops the smallest positive and the largest negative weights, from both signs by their share.
+
+    The score is the weight's quantile, (rank + 1/2) / number, among the active weights of its sign. Dropping the lowest
+    quantiles hands the count out between the signs in the ratio of their numbers (Webster's rule), exactly and
+    disjointly. A weight of 0 counts as positive.
+
+    Source: SET, Mocanu et al. 2018, algorithm 1.
+    """
+    weight = layer.weight.reshape(-1)
+    active = layer.mask.reshape(-1)
+    scores = torch.zeros(weight.numel(), dtype=torch.float64, device=weight.device)
+    for sign in (active & (weight >= 0), active & (weight < 0)):
+        positions = true_positions(sign)
+        ranks = torch.empty(len(positions), dtype=torch.float64, device=weight.device)
+        # Of equal weights the lower index ranks higher, as everywhere: it is the one that stays.
+        order = weight[positions].abs().flip(0).sort(stable=True).indices
+        ranks[len(positions) - 1 - order] = torch.arange(len(positions), dtype=torch.float64, device=weight.device)
+        scores[positions] = (ranks + 0.5) / max(len(positions), 1)
+    return scores.view(layer.weight.shape)
+
+
+def keep_above_threshold(layer: Layer) -> Tensor:
+    """Drops whatever lies under one magnitude threshold for all layers, set so that the total count is exact.
+
+    Source: Mostafa & Wang, 1902.05967, section 3, with the threshold found exactly instead of adapted slowly.
+    """
+    return layer.weight.abs()
+
+
+def keep_magnitude_and_gradient(layer: Layer) -> Tensor:
+    """Drops the smallest |w| + lambda * |dL/dw| of each layer. Source: MEST, 2110.14032, section 3."""
+    return layer.weight.abs() + layer.gradient_weight * _given(layer, "gradient").abs()
+
+
 def grow_random(layer: Layer) -> Tensor:
-    """Returns uniform scores, so that any set of free positions is equally likely. Source: SET, Mocanu et al. 2018."""
+    """Grows any free positions, all sets of them equally likely. Source: SET, Mocanu et al. 2018."""
     if layer.generator is None:
         raise ValueError("random growth must be given a generator; got none. Pass generator=torch.Generator().")
     scores = torch.rand(layer.weight.shape, generator=layer.generator, device=layer.generator.device)
     return scores.to(layer.weight.device)
 
 
+def grow_random_unfired(layer: Layer) -> Tensor:
+    """Grows random positions that were never active, others where these do not suffice. Source: ITOP, 2102.02887."""
+    return grow_random(layer) + ~_given(layer, "explored")
+
+
 def grow_gradient(layer: Layer) -> Tensor:
-    """Returns |dL/dw| of the dense gradient. Source: RigL, 1911.11134, section 3 (4)."""
-    if layer.gradient is None:
-        raise ValueError(f"gradient growth must be given the dense gradient of {layer.name!r}; got none.")
-    return layer.gradient.abs()
+    """Grows the largest |dL/dw| of the dense gradient. Source: RigL, 1911.11134, section 3 (4)."""
+    return _given(layer, "gradient").abs()
 
 
-DROP_SCORES: dict[str, Score] = {"magnitude": keep_magnitude}
-GROW_SCORES: dict[str, Score] = {"gradient": grow_gradient, "random": grow_random}
-REDISTRIBUTIONS: dict[str, str] = {"none": "every layer grows as many connections as it dropped"}
+def grow_momentum(layer: Layer) -> Tensor:
+    """Grows the largest |running average of the dense gradient|. Source: Dettmers & Zettlemoyer, 1907.04840."""
+    return _given(layer, "momentum").abs()
+
+
+def grow_momentum_neuron(layer: Layer) -> Tensor:
+    """Shares growth between output neurons by their mean |momentum| over free positions, in each the largest first.
+
+    The j-th best free position of a neuron with mean m scores m / (j - 1/2), so that taking the highest scores hands
+    out the count in the ratio of the means (Webster's rule), and goes on with the others where a neuron is full.
+
+    Source: Dettmers & Zettlemoyer, 1907.04840, section 3.2, by neuron instead of by layer.
+    """
+    momentum = _given(layer, "momentum").abs().reshape(layer.weight.shape[0], -1).double()
+    free = ~layer.mask.reshape(momentum.shape)
+    momentum = torch.where(free, momentum, -1.0)
+    means = momentum.clamp(min=0).sum(1) / free.sum(1).clamp(min=1)
+    order = momentum.sort(dim=1, descending=True, stable=True).indices
+    ranks = torch.empty_like(momentum)
+    places = torch.arange(momentum.shape[1], dtype=torch.float64, device=momentum.device)
+    ranks.scatter_(1, order, places.expand_as(momentum))
+    return (means[:, None] / (ranks + 0.5)).view(layer.weight.shape)
+
+
+def grow_mix(layer: Layer) -> Tensor:
+    """Grows a share by the largest |dL/dw| and the rest at random. Source: the mixed growth of ITOP, 2102.02887."""
+    scores = grow_random(layer)
+    count = round(layer.gradient_share * layer.count)
+    best = top_mask(grow_gradient(layer), count, among=~layer.mask)
+    return scores.masked_fill_(best, 2.0)
+
+
+def share_as_dropped(layer: Layer) -> float:
+    """Every layer grows as many connections as it dropped."""
+    return float(layer.count)
+
+
+def share_by_magnitude(layer: Layer) -> float:
+    """Layers grow in the ratio of their mean |w| over active connections. Source: as momentum, 1907.04840."""
+    return _mean_over_active(layer, layer.weight)
+
+
+def share_by_nonzeros(layer: Layer) -> float:
+    """Layers grow in the ratio of their number of active connections."""
+    return float(num_true(layer.mask))
+
+
+def share_by_momentum(layer: Layer) -> float:
+    """Layers grow in the ratio of their mean |momentum| over active connections. Source: 1907.04840, section 3.2."""
+    return _mean_over_active(layer, _given(layer, "momentum"))
+
+
+DROP_SCORES: dict[str, Score] = {
+    "magnitude": keep_magnitude,
+    "set": keep_magnitude_by_sign,
+    "threshold": keep_above_threshold,
+    "mest": keep_magnitude_and_gradient,
+}
+GROW_SCORES: dict[str, Score] = {
+    "gradient": grow_gradient,
+    "random": grow_random,
+    "random_unfired": grow_random_unfired,
+    "momentum": grow_momentum,
+    "momentum_neuron": grow_momentum_neuron,
+    "mix": grow_mix,
+}
+REDISTRIBUTIONS: dict[str, Callable[[Layer], float]] = {
+    "none": share_as_dropped,
+    "magnitude": share_by_magnitude,
+    "nonzeros": share_by_nonzeros,
+    "momentum": share_by_momentum,
+}
+"""How the grown connections are shared between layers: a layer before its drop to its part, at least 0."""
+
+RANKED_OVER_ALL_LAYERS = frozenset({"threshold"})
+"""Drop scores whose connections are ranked over all layers together instead of in each layer."""
+
+_NEEDS: dict[Callable[[Layer], Any], frozenset[str]] = {
+    keep_magnitude_and_gradient: frozenset({"gradient"}),
+    grow_gradient: frozenset({"gradient"}),
+    grow_mix: frozenset({"gradient"}),
+    grow_momentum: frozenset({"momentum"}),
+    grow_momentum_neuron: frozenset({"momentum"}),
+    share_by_momentum: frozenset({"momentum"}),
+}
+
+
+def needs(criterion: Callable[[Layer], Any]) -> frozenset[str]:
+    """Returns which costly tensors a criterion reads: "gradient", "momentum", both or none.
+
+    A function of your own says so by an attribute, e.g. `score.needs = {"momentum"}`; else it gets the gradient.
+    """
+    own = {*DROP_SCORES.values(), *GROW_SCORES.values(), *REDISTRIBUTIONS.values()}
+    return frozenset(getattr(criterion, "needs", _NEEDS.get(criterion, () if criterion in own else {"gradient"})))
+
+
+def _given(layer: Layer, what: str) -> Tensor:
+    tensor: Tensor | None = getattr(layer, what)
+    if tensor is None:
+        names = {"gradient": "dense gradient", "momentum": "dense momentum", "explored": "mask of explored positions"}
+        raise ValueError(f"this criterion must be given the {names[what]} of {layer.name!r}; got none.")
+    return tensor
+
+
+def _mean_over_active(layer: Layer, values: Tensor) -> float:
+    active = values.reshape(-1)[true_positions(layer.mask)]
+    return float(active.abs().mean(dtype=torch.float64)) if len(active) else 0.0

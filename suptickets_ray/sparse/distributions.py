@@ -20,15 +20,30 @@ def uniform(shapes: Shapes, density: float) -> dict[str, float]:
     return dict.fromkeys(shapes, density)
 
 
-def erdos_renyi_kernel(shapes: Shapes, density: float) -> dict[str, float]:
-    """Returns densities proportional to sum(shape) / prod(shape); over-full layers become dense.
+def erdos_renyi(shapes: Shapes, density: float) -> dict[str, float]:
+    """Returns densities proportional to (inputs + outputs) / (inputs * outputs), whatever the kernel's size.
 
-    What the dense layers do not need is not lost: the rest is scaled up until the total fits and none is over-full.
+    Source: SET, Mocanu et al. 2018, section 2; for convolutions as in RigL, 1911.11134, section 3 (1).
+    """
+    return _proportional(
+        {name: sum(shape[:2]) / math.prod(shape[:2]) for name, shape in shapes.items()}, shapes, density
+    )
+
+
+def erdos_renyi_kernel(shapes: Shapes, density: float) -> dict[str, float]:
+    """Returns densities proportional to sum(shape) / prod(shape).
 
     Source: RigL, 1911.11134, section 3 (1), "Erdos-Renyi-Kernel".
     """
+    return _proportional({name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}, shapes, density)
+
+
+def _proportional(raw: Mapping[str, float], shapes: Shapes, density: float) -> dict[str, float]:
+    """Densities in the ratio of `raw`; over-full layers become dense.
+
+    What the dense layers do not need is not lost: the rest is scaled up until the total fits and none is over-full.
+    """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    raw = {name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}
     dense: set[str] = set()
     while True:
         sparse = [name for name in shapes if name not in dense]
@@ -44,6 +59,7 @@ def erdos_renyi_kernel(shapes: Shapes, density: float) -> dict[str, float]:
 
 DISTRIBUTIONS: dict[str, Callable[[Shapes, float], dict[str, float]]] = {
     "erk": erdos_renyi_kernel,
+    "er": erdos_renyi,
     "uniform": uniform,
 }
 
@@ -65,8 +81,13 @@ def layer_densities(shapes: Shapes, density: float, distribution: str = "erk") -
     return dict.fromkeys(shapes, 1.0) if density == 1 else share(shapes, density)
 
 
-def apportion(quotas: Mapping[str, float], capacities: Mapping[str, int], total: int) -> dict[str, int]:
-    """Returns whole counts near `quotas` that sum to exactly `total`, each in [1, capacity].
+def apportion(
+    quotas: Mapping[str, float],
+    capacities: Mapping[str, int],
+    total: int,
+    least: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Returns whole counts near `quotas` that sum to exactly `total`, each in [least, capacity].
 
     Quotas are rounded down, then what is missing goes to the largest remainders, earlier layers first
     (largest-remainder method), so that no layer is emptied and the model's density is exact.
@@ -74,30 +95,63 @@ def apportion(quotas: Mapping[str, float], capacities: Mapping[str, int], total:
     Args:
         quotas: Wished counts, fractional, summing to about `total`.
         capacities: Number of positions of each layer.
-        total: Count to hand out, in [number of layers, sum of capacities].
+        total: Count to hand out, in [sum of the least, sum of capacities].
+        least: Fewest that each layer must get; 1 when left out.
 
     Raises:
         ValueError: If `total` cannot be handed out.
     """
-    if not len(quotas) <= total <= sum(capacities.values()):
+    least = dict.fromkeys(quotas, 1) if least is None else least
+    if not sum(least.values()) <= total <= sum(capacities.values()):
         raise ValueError(
-            f"the number of active weights must be in [{len(quotas)}, {sum(capacities.values())}], so that every layer "
-            f"keeps one; got {total}. Choose a higher density."
+            f"the number of active weights must be in [{sum(least.values())}, {sum(capacities.values())}], so that "
+            f"every layer keeps one; got {total}. Choose a higher density."
         )
-    emptied = [name for name, quota in quotas.items() if count_down(quota, 1) == 0]
+    emptied = [name for name, quota in quotas.items() if count_down(quota, 1) < least[name]]
     if emptied:
         warnings.warn(
             f"the density would leave {', '.join(emptied)} empty; each keeps a connection. Choose a higher density.",
             stacklevel=3,
         )
-    counts = {name: min(max(count_down(quota, 1), 1), capacities[name]) for name, quota in quotas.items()}
+    counts = {name: min(max(count_down(quota, 1), least[name]), capacities[name]) for name, quota in quotas.items()}
     while (missing := total - sum(counts.values())) != 0:
         sign = 1 if missing > 0 else -1
-        movable = [name for name in counts if 1 <= counts[name] + sign <= capacities[name]]
+        movable = [name for name in counts if least[name] <= counts[name] + sign <= capacities[name]]
         movable.sort(key=lambda name: sign * (counts[name] - quotas[name]))
         for name in movable[: abs(missing)]:
             counts[name] += sign
     return counts
+
+
+def share_out(
+    shares: Mapping[str, float], capacities: Mapping[str, int], total: int, least: Mapping[str, int]
+) -> dict[str, int]:
+    """Returns whole counts in the ratio of `shares` that sum to exactly `total`, none beyond its layer's capacity.
+
+    What a full layer cannot take is shared again among the others. Where all that are left have a share of 0, or a
+    share is not finite, they are filled in the ratio of their capacities.
+
+    Raises:
+        ValueError: If `total` is above the sum of capacities, or below the sum of `least`.
+    """
+    shares = {name: max(share, 0.0) for name, share in shares.items()}
+    if not all(map(math.isfinite, shares.values())):
+        shares = dict.fromkeys(shares, 0.0)
+    quotas: dict[str, float] = {}
+    remaining = total
+    while open_names := [name for name in shares if name not in quotas]:
+        sum_of_shares = sum(shares[name] for name in open_names)
+        if sum_of_shares == 0:
+            shares = {**shares, **{name: float(capacities[name]) for name in open_names}}
+            sum_of_shares = sum(shares[name] for name in open_names)
+        fair = {name: shares[name] * remaining / sum_of_shares if sum_of_shares else 0.0 for name in open_names}
+        full = [name for name in open_names if fair[name] > capacities[name]]
+        if not full:
+            quotas |= fair
+        for name in full:
+            quotas[name] = capacities[name]
+            remaining -= capacities[name]
+    return apportion({name: quotas[name] for name in shares}, capacities, total, least)
 
 
 def layer_counts(shapes: Shapes, density: float, distribution: str = "erk") -> dict[str, int]:

@@ -48,9 +48,15 @@ def cosine_fraction(step: int, total_steps: int, initial: float, minimum: float 
     return minimum + (initial - minimum) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def linear_fraction(step: int, total_steps: int, initial: float, minimum: float = 0.005) -> float:
+    """Returns the drop fraction on a straight line from `initial` at step 0 to `minimum` at `total_steps`, then that."""
+    return initial + (minimum - initial) * min(max(step, 0) / total_steps, 1.0)
+
+
 FRACTIONS: dict[str, Callable[[int, int, float], float]] = {
     "constant": constant_fraction,
     "cosine": cosine_fraction,
+    "linear": linear_fraction,
 }
 
 

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from suptickets_ray.lookup import choose
 from suptickets_ray.sparse import masks as mask_arithmetic
-from suptickets_ray.sparse.distributions import layer_counts, random_masks
-from suptickets_ray.sparse.methods import METHODS, method_settings
+from suptickets_ray.sparse.first_masks import NEED_GRADIENT, STRUCTURED, Start, first_masks, uniform_counts
+from suptickets_ray.sparse.maskable import last_linear, maskable_parameters
+from suptickets_ray.sparse.methods import METHODS, criteria_needs, method_settings
+from suptickets_ray.sparse.ranks import ActiveGradientReduction, assert_equal_masks
 from suptickets_ray.sparse.schedules import cubic_density, drop_fraction
-from suptickets_ray.sparse.topology import drop_and_grow, prune_to_density
-
-
-def maskable_parameters(model: Module) -> dict[str, Tensor]:
-    """Returns the parameters with 2 or more dimensions, (out, in) or (out, in, kh, kw), in the model's order."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.ndim >= 2}
+from suptickets_ray.sparse.stepping import Connections, MaskedStep
+from suptickets_ray.sparse.topology import drop_and_grow, prune_layers, prune_to_density
 
 
 class Sparsifier:
     """Keeps a model sparse while any optimizer of torch trains it.
 
-    Before every `optimizer.step()` the gradients are masked, so that weights and optimizer state stay 0 off the mask;
-    call `step()` after it, and the method's topology updates happen on time. With several ranks, attach it to the
-    inner module of DistributedDataParallel: by then the gradients are the dense ones, averaged over ranks, and equal
-    generators make equal masks.
+    At every `optimizer.step()` weights and optimizer state stay 0 off the masks; call `step()` after it, and the
+    method's topology updates happen on time. A step that a GradScaler skips does not count. Under
+    DistributedDataParallel masks are equal on all ranks, given equal generators: gradients are averaged before any
+    decision.
     """
 
     def __init__(
@@ -43,24 +42,30 @@ class Sparsifier:
         generator: Generator,
         masks: Mapping[str, Tensor] | None = None,
         keep_updating: bool = False,
+        dense_layers: Sequence[str] = (),
+        mask_embeddings: bool = False,
         **recipe: Any,
     ) -> None:
         """Attaches to the model and zeroes what its first masks leave out.
 
         Args:
-            model: The plain module, not a wrapper.
+            model: The module; torch.compile's wrapper is looked through. With that of DistributedDataParallel, `share`
+                is called with it.
             optimizer: Holds the model's parameters.
             method: A name of `METHODS`.
-            density: Target density in (0, 1].
+            density: Target density in (0, 1], over the masked weights.
             total_steps: Optimizer steps of the sparse training phase; schedules end with it.
             generator: Source of the first masks and of random growth, on the CPU; equal on all ranks.
-            masks: First masks, instead of drawing them.
+            masks: First masks, instead of those of the recipe's distribution.
             keep_updating: Drop and grow after `total_steps` too, with the fraction that the schedule ended at.
+            dense_layers: Layers to keep dense, as `maskable_parameters` takes them.
+            mask_embeddings: Whether embeddings are masked too.
             recipe: Settings of the method that override its defaults.
 
         Raises:
-            ValueError: If a setting is unknown or out of range, the method could not do a single update, or the target
-                density cannot be reached.
+            ValueError: If a setting is unknown or out of range, a weight cannot be masked, the method could not do a
+                single update, or the target density cannot be reached.
+            RuntimeError: If the first masks need a gradient and the parameters hold none.
         """
         if not 0 < density <= 1:
             raise ValueError(f"density must be in (0, 1]; got {density}.")
@@ -69,6 +74,8 @@ class Sparsifier:
         self.method = choose(METHODS, method, "method")
         if not self.method.sparse and density != 1:
             raise ValueError(f"density must be 1 with method {method!r}; got {density}.")
+        if not self.method.sparse and (dense_layers or mask_embeddings):
+            raise ValueError(f"dense_layers and mask_embeddings have no effect with method {method!r}. Leave them out.")
         self.settings = method_settings(method, recipe)
         self.target_density = density
         self.total_steps = total_steps
@@ -76,37 +83,66 @@ class Sparsifier:
         self.generator = generator
         self.num_steps = 0
         self.num_updates = 0
-        self._parameters = maskable_parameters(model)
-        self._optimizer = optimizer
-        self._gradients: dict[str, Tensor] = {}
-        size = mask_arithmetic.num_positions(self._parameters)
-        if mask_arithmetic.count_down(density, size) < len(self._parameters):
-            raise ValueError(
-                f"density must leave a connection for each of the {len(self._parameters)} layers of {size} weights; "
-                f"got {density}. Choose a higher one."
-            )
-        if self.method.prunes:
-            self._window = self._prune_window()
-        if self.method.exchanges and not any(self._exchanges_at(step) for step in self._update_steps()):
-            raise ValueError(
-                f"update_interval_steps must leave room for an update in the {total_steps} steps of phase one; got "
-                f"{self.settings['update_interval_steps']}. Choose a smaller one, or method 'static'."
-            )
-        given = masks if masks is not None else self._first_masks()
-        if set(given) != set(self._parameters):
-            raise ValueError(
-                f"masks must be given for {', '.join(self._parameters)}; got {', '.join(given) or 'none'}."
-            )
-        self.masks = {
-            name: given[name].to(parameter.device, torch.bool) for name, parameter in self._parameters.items()
-        }
-        self._apply(self.masks)
-        self._hook = optimizer.register_step_pre_hook(self._before_optimizer_step)
+        self.parameters: dict[str, Parameter] = maskable_parameters(model, dense_layers, mask_embeddings)
+        """The masked weights by name, in the model's order."""
+        self._last_linear = last_linear(model, self.parameters)
+        self._needs = criteria_needs(self.settings)
+        self._gradients: dict[str, Tensor] | None = None
+        self._momenta: dict[str, Tensor] = {}
+        self._ddp: DistributedDataParallel | None = None
+        self._attached = True
+        self._check_settings()
+        given = self._given(masks) if masks is not None else self._first_masks()
+        self._explored = {name: mask_arithmetic.pack(mask) for name, mask in given.items()}
+        self._active_steps = dict.fromkeys(self.parameters, 0)
+        self._dense_gradient_steps = dict.fromkeys(self.parameters, 0)
+        self._stepping = MaskedStep(optimizer, self.parameters, self._before_optimizer_step)
+        self._stepping.set_masks(given, exchanging=False)
+        if isinstance(model, DistributedDataParallel):
+            self.share(model)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The bool masks, of the weights' shapes; changing what this returns changes nothing."""
+        return {name: connections.mask() for name, connections in self._stepping.connections.items()}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of active weights of each layer."""
+        return {name: connections.count for name, connections in self._stepping.connections.items()}
 
     @property
     def density(self) -> float:
         """The share of active weights among the maskable ones, in (0, 1]."""
-        return mask_arithmetic.density(self.masks)
+        total = mask_arithmetic.num_positions(self.parameters)
+        return sum(self.counts.values()) / total if total else 1.0
+
+    @property
+    def explored(self) -> dict[str, Tensor]:
+        """Bool masks of the positions that have ever been active. Source: ITOP, 2102.02887, section 3."""
+        return {
+            name: mask_arithmetic.unpack(bits, self.parameters[name].shape) for name, bits in self._explored.items()
+        }
+
+    @property
+    def connections(self) -> dict[str, Connections]:
+        """The masks in the form that they are kept in."""
+        return self._stepping.connections
+
+    @property
+    def active_steps(self) -> dict[str, int]:
+        """Sum over all steps so far of each layer's number of active weights: what its training cost depends on."""
+        return dict(self._active_steps)
+
+    @property
+    def dense_gradient_steps(self) -> dict[str, int]:
+        """Sum over the steps so far that needed dense gradients of each layer's number of inactive weights."""
+        return dict(self._dense_gradient_steps)
+
+    @property
+    def needs_dense_gradients(self) -> bool:
+        """Whether the coming step needs gradients off the masks: before an update by gradient; always for momentum."""
+        return "momentum" in self._needs or self._exchanges_by_gradient_at(self.num_steps + 1)
 
     def step(self) -> bool:
         """Counts one optimizer step and updates the topology when the method says so.
@@ -115,16 +151,23 @@ class Sparsifier:
             Whether the topology was updated.
 
         Raises:
-            RuntimeError: If an update is due but no `optimizer.step()` with gradients came before.
+            RuntimeError: If no `optimizer.step()` came before, or masks differ between ranks.
         """
-        due = self._is_due(self.num_steps + 1)
-        if due and not self._gradients:
-            raise RuntimeError("step() must follow optimizer.step(); none came since the last call. Call it first.")
-        self.num_steps += 1
+        if not self._attached:
+            return False
+        if self._stepping.num_steps == self.num_steps:
+            self._accept_skipped()
+            return False
+        self.num_steps = self._stepping.num_steps
+        for name, connections in self._stepping.connections.items():
+            self._active_steps[name] += connections.count
+        due = self._is_due(self.num_steps)
         if due:
             self._update()
             self.num_updates += 1
-        self._gradients = {}
+            if self._ddp is not None:
+                assert_equal_masks(self.masks, self._ddp.process_group, f"after update {self.num_updates}")
+        self._gradients = None
         return due
 
     def explore(self, fraction: float) -> None:
@@ -136,53 +179,152 @@ class Sparsifier:
             fraction: Share of each layer's connections to exchange, in [0, 1].
 
         Raises:
-            RuntimeError: If the parameters hold no gradients.
+            RuntimeError: If the criteria read gradients and the parameters hold none, or momenta before any step.
             ValueError: If the method has no criteria to explore with.
 
         Source: Sup-tickets, 2205.15322, section 3.2.
         """
         if not self.method.can_explore:
             raise ValueError("explore() must have a method that drops and grows; this one keeps its masks.")
-        self._gradients = self._dense_gradients()
+        if "momentum" in self._needs and not self._momenta:
+            raise RuntimeError("explore() by momentum must follow a step; none came. Train a step first.")
+        self._gradients = self._dense_gradients() if "gradient" in self._needs else None
         self._exchange(fraction)
-        self._gradients = {}
+        self._gradients = None
+
+    def mask_gradients(self) -> None:
+        """Zeroes the gradients off the masks, so that their norm is the sparse network's: call it before clipping.
+
+        The dense ones are kept where the coming update needs them. Without clipping there is no need to call this.
+        """
+        self._take_gradients()
+        self._stepping.mask_gradients()
+
+    def share(self, model: DistributedDataParallel, *, compress: bool = True) -> None:
+        """Tells that the model is trained by DistributedDataParallel.
+
+        From now on masks are compared over its ranks at every update, and between updates only the gradients of active
+        weights are sent.
+
+        Args:
+            model: The wrapper of the model.
+            compress: Whether to send active gradients only; False leaves the wrapper's communication as it is, e.g. to
+                register a hook of your own.
+
+        Raises:
+            RuntimeError: If the masks differ between ranks now.
+        """
+        assert_equal_masks(self.masks, model.process_group, "at the start")
+        self._ddp = model
+        if compress and self.method.sparse:
+            # DistributedDataParallel compares annotations, which are strings here; a lambda has none.
+            reduction = ActiveGradientReduction(self, model.process_group)
+            model.register_comm_hook(state=reduction, hook=lambda state, bucket: state.reduce(bucket))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns masks, counters and generator state: all that the next updates depend on, tensors and ints only."""
+        """Returns all that the next updates depend on: masks as packed bits, counters, schedule, generator, history."""
         return {
-            "masks": {name: mask.clone() for name, mask in self.masks.items()},
+            "shapes": {name: list(parameter.shape) for name, parameter in self.parameters.items()},
+            "masks": {name: mask_arithmetic.pack(mask) for name, mask in self.masks.items()},
+            "explored": {name: bits.clone() for name, bits in self._explored.items()},
+            "momenta": {name: momentum.clone() for name, momentum in self._momenta.items()},
             "num_steps": self.num_steps,
             "num_updates": self.num_updates,
+            "active_steps": dict(self._active_steps),
+            "dense_gradient_steps": dict(self._dense_gradient_steps),
             "generator": self.generator.get_state(),
+            "schedule": self._schedule(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from what `state_dict()` returned.
+        """Continues from what `state_dict()` returned; load the model's and the optimizer's state, too.
 
         Raises:
-            ValueError: If the state was taken from a model with other parameters.
+            ValueError: If the state was taken from a model with other parameters, or under another method or schedule.
         """
-        shapes = {name: tuple(mask.shape) for name, mask in state["masks"].items()}
-        expected = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
+        shapes = {name: tuple(state["shapes"][name]) for name in state["masks"]}
+        expected = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
         if shapes != expected:
             differing = sorted(set(shapes.items()) ^ set(expected.items()))
             raise ValueError(f"the state must be of this model; these differ: {differing}.")
-        self.num_steps = state["num_steps"]
+        own = self._schedule()
+        if changed := sorted(key for key in {*own, *state["schedule"]} if own.get(key) != state["schedule"].get(key)):
+            raise ValueError(
+                f"the state must be of the same method and schedule; these differ: {', '.join(changed)}. "
+                "Build the Sparsifier with the settings that the state was saved under."
+            )
+        self.num_steps = self._stepping.num_steps = state["num_steps"]
         self.num_updates = state["num_updates"]
-        self.generator.set_state(state["generator"])
-        self.masks = {name: state["masks"][name].to(mask.device) for name, mask in self.masks.items()}
-        self._apply(self.masks)
+        self.generator.set_state(state["generator"].cpu())
+        self._explored = {name: bits.cpu().clone() for name, bits in state["explored"].items()}
+        self._active_steps = dict(state["active_steps"])
+        self._dense_gradient_steps = dict(state["dense_gradient_steps"])
+        self._momenta = {name: m.to(self.parameters[name].device).clone() for name, m in state["momenta"].items()}
+        self._gradients = None
+        loaded = {name: mask_arithmetic.unpack(bits, shapes[name]) for name, bits in state["masks"].items()}
+        self._stepping.set_masks(self._given(loaded), exchanging=False)
 
     def detach(self) -> None:
-        """Stops masking: the optimizer's hook is removed."""
-        self._hook.remove()
+        """Stops masking and updating: the optimizer's hooks are removed."""
+        self._attached = False
+        self._stepping.detach()
+
+    def _schedule(self) -> dict[str, Any]:
+        method = next(name for name, row in METHODS.items() if row is self.method)
+        chosen = {"method": method, "density": self.target_density, "total_steps": self.total_steps}
+        return {**chosen, "keep_updating": self.keep_updating, **self.settings}
+
+    def _check_settings(self) -> None:
+        size = mask_arithmetic.num_positions(self.parameters)
+        if mask_arithmetic.count_down(self.target_density, size) < len(self.parameters):
+            raise ValueError(
+                f"density must leave a connection for each of the {len(self.parameters)} layers of {size} weights; "
+                f"got {self.target_density}. Choose a higher one."
+            )
+        if self.method.prunes:
+            self._window = self._prune_window()
+            if self.settings["prune_scope"] == "layer":
+                uniform_counts(self._sizes(), self.target_density, self._last_linear)
+        if self.method.prunes and self.settings.get("distribution") in STRUCTURED:
+            raise ValueError(
+                "distribution must not be a structured one with a method that prunes single weights later; got "
+                f"{self.settings['distribution']!r}."
+            )
+        interval = self.settings.get("update_interval_steps", 1)
+        steps = range(interval, self.total_steps + 1, interval)
+        if self.method.exchanges and not any(self._exchanges_at(step) for step in steps):
+            raise ValueError(
+                f"update_interval_steps must leave room for an update in the {self.total_steps} steps of phase one; "
+                f"got {interval}. Choose a smaller one, or method 'static'."
+            )
+
+    def _given(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if set(masks) != set(self.parameters):
+            raise ValueError(f"masks must be given for {', '.join(self.parameters)}; got {', '.join(masks) or 'none'}.")
+        for name, parameter in self.parameters.items():
+            if masks[name].shape != parameter.shape:
+                raise ValueError(
+                    f"the mask of {name!r} must have the shape {tuple(parameter.shape)}; got "
+                    f"{tuple(masks[name].shape)}."
+                )
+        return {name: masks[name].to(parameter.device, torch.bool) for name, parameter in self.parameters.items()}
 
     def _first_masks(self) -> dict[str, Tensor]:
-        shapes = {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
         if not self.method.sparse or self.method.starts_dense:
-            return {name: torch.ones(shape, dtype=torch.bool) for name, shape in shapes.items()}
-        density = self.settings.get("initial_density", self.target_density)
-        return random_masks(layer_counts(shapes, density, self.settings["distribution"]), shapes, self.generator)
+            return {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in self.parameters.items()}
+        distribution = self.settings["distribution"]
+        start = Start(
+            self.parameters,
+            self.settings.get("initial_density", self.target_density),
+            self.generator,
+            self._dense_gradients() if distribution in NEED_GRADIENT else None,
+            self.settings.get("regrow_fraction", 0.0),
+            self._last_linear,
+        )
+        return self._given(first_masks(distribution, start))
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: parameter.numel() for name, parameter in self.parameters.items()}
 
     def _prune_window(self) -> tuple[int, int]:
         """First and last pruning update, as multiples of the interval; the last must come before the phase ends."""
@@ -202,10 +344,6 @@ class Sparsifier:
             )
         return first, last
 
-    def _update_steps(self) -> range:
-        interval = self.settings["update_interval_steps"]
-        return range(interval, self.total_steps + 1, interval)
-
     def _is_due(self, step: int) -> bool:
         if not (self.method.exchanges or self.method.prunes) or step % self.settings["update_interval_steps"]:
             return False
@@ -218,6 +356,9 @@ class Sparsifier:
             return self.keep_updating
         return step <= mask_arithmetic.count_down(self.settings["update_end_fraction"], self.total_steps)
 
+    def _exchanges_by_gradient_at(self, step: int) -> bool:
+        return "gradient" in self._needs and self._is_due(step) and self._exchanges_at(step)
+
     def _prunes_at(self, step: int) -> bool:
         return self.method.prunes and step // self.settings["update_interval_steps"] <= self._window[1]
 
@@ -226,56 +367,82 @@ class Sparsifier:
             first, last = self._window
             update = self.num_steps // self.settings["update_interval_steps"]
             initial = self.settings.get("initial_density", 1.0)
-            density = cubic_density(update, first, last, initial, self.target_density)
-            self._apply(prune_to_density(self._parameters, density, masks=self.masks))
+            self._prune(cubic_density(update, first, last, initial, self.target_density))
         if self._exchanges_at(self.num_steps):
             settings = self.settings
             schedule, initial = settings["drop_fraction_schedule"], settings["drop_fraction"]
             self._exchange(drop_fraction(schedule, self.num_steps, self.total_steps, initial))
 
+    def _prune(self, density: float) -> None:
+        if self.settings["prune_scope"] == "global":
+            masks = prune_to_density(self.parameters, density, masks=self.masks)
+        else:
+            counts = uniform_counts(self.counts, density, self._last_linear, self._sizes())
+            masks = prune_layers(self.parameters, counts, self.masks)
+        self._stepping.set_masks(masks, exchanging=True)
+
     def _exchange(self, fraction: float) -> None:
-        new_masks = drop_and_grow(
-            self._parameters,
+        settings = self.settings
+        masks = drop_and_grow(
+            self.parameters,
             self.masks,
             fraction,
-            drop=self.settings["drop"],
-            grow=self.settings["grow"],
-            redistribution=self.settings["redistribution"],
+            drop=settings["drop"],
+            grow=settings["grow"],
+            redistribution=settings["redistribution"],
             gradients=self._gradients,
+            momenta=self._momenta or None,
+            explored={name: mask.to(self.parameters[name].device) for name, mask in self.explored.items()},
             generator=self.generator,
+            gradient_weight=settings.get("drop_gradient_weight", 1.0),
+            gradient_share=settings.get("grow_gradient_share", 0.5),
         )
-        self._apply(new_masks)
+        for name, mask in masks.items():
+            self._explored[name] |= mask_arithmetic.pack(mask)
+        self._stepping.set_masks(masks, exchanging=True)
 
-    @torch.no_grad()
-    def _apply(self, new_masks: Mapping[str, Tensor]) -> None:
-        """Makes the masks current; what was and stays active keeps weight and state, everything else becomes 0."""
-        for name, parameter in self._parameters.items():
-            gone = ~(self.masks[name] & new_masks[name])
-            for tensor in self._masked_tensors(parameter):
-                tensor.masked_fill_(gone, 0)
-            self.masks[name] = new_masks[name]
-
-    def _masked_tensors(self, parameter: Tensor) -> Iterator[Tensor]:
-        """The weight and every optimizer state tensor of its shape."""
-        yield parameter
-        for state in self._optimizer.state.get(parameter, {}).values():
-            if isinstance(state, Tensor) and state.shape == parameter.shape:
-                yield state
+    def _accept_skipped(self) -> None:
+        """No optimizer step came: right if a GradScaler skipped it for its gradients, else a wrong order of calls."""
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        if all(bool(gradient.isfinite().all()) for gradient in gradients):
+            raise RuntimeError(
+                "step() must follow optimizer.step() of the optimizer that the Sparsifier is attached to; none came "
+                "since the last call. Call it first, and zero_grad() after both."
+            )
 
     def _dense_gradients(self) -> dict[str, Tensor]:
-        missing = [name for name, parameter in self._parameters.items() if parameter.grad is None]
+        missing = [name for name, parameter in self.parameters.items() if parameter.grad is None]
         if missing:
             raise RuntimeError(
                 f"every masked weight must have a gradient; {missing[0]!r} has none. Call backward() first."
             )
-        return {name: parameter.grad.clone() for name, parameter in self._parameters.items()}  # type: ignore[union-attr]
+        return {name: parameter.grad.clone() for name, parameter in self.parameters.items()}  # type: ignore[union-attr]
 
     @torch.no_grad()
-    def _before_optimizer_step(self, *_: object) -> None:
-        """Masks the gradients; the dense ones are kept when the coming update needs them."""
-        if self._is_due(self.num_steps + 1):
-            self._gradients = self._dense_gradients()
-        for name, parameter in self._parameters.items():
-            if parameter.grad is not None:
-                # Filled, not multiplied: a diverged gradient is NaN, and NaN * 0 would revive a pruned weight.
-                parameter.grad.masked_fill_(~self.masks[name], 0)
+    def _take_gradients(self) -> None:
+        """Keeps what the coming update needs of the dense gradients, once a step."""
+        if self._gradients is not None or not self.needs_dense_gradients:
+            return
+        self._gradients = self._dense_gradients()
+        scale = getattr(self._stepping.optimizer, "grad_scale", None)  # a fused optimizer unscales inside of its step
+        if scale is not None:
+            for gradient in self._gradients.values():
+                gradient.div_(scale)
+
+    @torch.no_grad()
+    def _before_optimizer_step(self) -> None:
+        dense = self.needs_dense_gradients
+        self._take_gradients()
+        if not dense:
+            return
+        assert self._gradients is not None
+        for name, connections in self._stepping.connections.items():
+            self._dense_gradient_steps[name] += self.parameters[name].numel() - connections.count
+        if "momentum" in self._needs:
+            decay = self.settings["momentum_decay"]
+            for name, gradient in self._gradients.items():
+                # As torch's SGD: the first gradient as it is, then a decaying sum.
+                momentum = self._momenta.get(name)
+                self._momenta[name] = gradient.clone() if momentum is None else momentum.mul_(decay).add_(gradient)
+            if not self._is_due(self.num_steps + 1):
+                self._gradients = None

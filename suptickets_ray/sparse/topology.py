@@ -9,8 +9,9 @@ import torch
 from torch import Generator, Tensor
 
 from suptickets_ray.lookup import choose, choose_or_import
-from suptickets_ray.sparse.criteria import DROP_SCORES, GROW_SCORES, REDISTRIBUTIONS, Layer
-from suptickets_ray.sparse.masks import Tensors, count_down, count_up, num_positions, top_mask
+from suptickets_ray.sparse.criteria import DROP_SCORES, GROW_SCORES, RANKED_OVER_ALL_LAYERS, REDISTRIBUTIONS, Layer
+from suptickets_ray.sparse.distributions import share_out
+from suptickets_ray.sparse.masks import Tensors, count_down, count_up, num_positions, num_true, top_mask, top_masks
 
 
 def drop_and_grow(
@@ -25,11 +26,14 @@ def drop_and_grow(
     momenta: Tensors | None = None,
     explored: Tensors | None = None,
     generator: Generator | None = None,
+    gradient_weight: float = 1.0,
+    gradient_share: float = 0.5,
 ) -> dict[str, Tensor]:
     """Returns new masks in which a share of every layer's connections is exchanged at equal density.
 
-    In each layer ceil(fraction * active) connections are dropped, and exactly as many are grown among the positions
-    that are inactive after the drop, so one just dropped may return.
+    In each layer ceil(fraction * active) connections are dropped (with drop="threshold" that share of all layers
+    together), and exactly as many are grown, over all layers together, among the positions that are inactive after the
+    drop, so one just dropped may return. No layer is emptied; a warning says so when that rule acts.
 
     Args:
         weights: Parameter name to weight, of any shapes.
@@ -37,47 +41,66 @@ def drop_and_grow(
         fraction: Share of the active connections to exchange, in [0, 1].
         drop: A name of `DROP_SCORES`, or "package.module:function".
         grow: A name of `GROW_SCORES`, or "package.module:function".
-        redistribution: A name of `REDISTRIBUTIONS`.
-        gradients: Dense gradients, averaged over ranks; needed by gradient growth.
-        momenta: Optimizer momenta, for scores that read them.
-        explored: Masks of the positions that have ever been active, for scores that read them.
+        redistribution: How many of the grown connections each layer gets: a name of `REDISTRIBUTIONS`, or
+            "package.module:function".
+        gradients: Dense gradients, averaged over ranks; needed by gradient and mixed growth and by MEST's drop.
+        momenta: Running averages of the dense gradients; needed by whatever is called momentum.
+        explored: Masks of the positions that have ever been active; needed by random_unfired growth.
         generator: Source of randomness; needed by random growth.
+        gradient_weight: MEST's lambda, at least 0.
+        gradient_share: Share of the growth of "mix" that goes by gradient, in [0, 1].
 
     Returns:
-        New bool masks with the counts of the old ones; the inputs are untouched.
+        New bool masks with as many active connections as the old ones, in each layer where redistribution is "none";
+        the inputs are untouched.
 
     Raises:
         ValueError: If the fraction is out of range, a name is unknown, or a score lacks what it needs.
 
-    Source: SET (Mocanu et al. 2018); RigL, 1911.11134, algorithm 1.
+    Source: SET (Mocanu et al. 2018); RigL, 1911.11134, algorithm 1; redistribution: 1907.04840, algorithm 1.
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"the drop fraction must be in [0, 1]; got {fraction}.")
     drop_score = choose_or_import(DROP_SCORES, drop, "drop score")
     grow_score = choose_or_import(GROW_SCORES, grow, "grow score")
-    choose(REDISTRIBUTIONS, redistribution, "redistribution")
-    new_masks = {}
-    for name, mask in masks.items():
-        layer = Layer(
+    share_of = choose_or_import(REDISTRIBUTIONS, redistribution, "redistribution")
+
+    def layer(name: str, mask: Tensor, count: int) -> Layer:
+        return Layer(
             name,
             weights[name].detach(),
             mask,
+            count,
             gradients[name] if gradients is not None else None,
             momenta[name] if momenta is not None else None,
             explored[name] if explored is not None else None,
             generator,
+            gradient_weight,
+            gradient_share,
         )
-        active = int(mask.sum())
-        kept = _best_among(drop_score(layer), mask, active - count_up(fraction, active))
-        new_masks[name] = kept | _best_among(grow_score(layer), ~kept, active - int(kept.sum()))
-    return new_masks
 
-
-def _best_among(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """Returns the mask of the `count` best candidates; other positions are never chosen, whatever their score."""
-    chosen = torch.zeros_like(candidates)
-    chosen[candidates] = top_mask(scores[candidates], count)
-    return chosen
+    active = {name: num_true(mask) for name, mask in masks.items()}
+    if drop in RANKED_OVER_ALL_LAYERS:
+        scores = [drop_score(layer(name, mask, 0)) for name, mask in masks.items()]
+        num_kept = sum(active.values()) - count_up(fraction, sum(active.values()))
+        kept = dict(zip(masks, top_masks(scores, num_kept, list(masks.values())), strict=True))
+    else:
+        dropped = {name: count_up(fraction, count) for name, count in active.items()}
+        kept = {
+            name: top_mask(drop_score(layer(name, mask, dropped[name])), active[name] - dropped[name], among=mask)
+            for name, mask in masks.items()
+        }
+    left = {name: num_true(mask) for name, mask in kept.items()}
+    grown = share_out(
+        {name: share_of(layer(name, mask, active[name] - left[name])) for name, mask in masks.items()},
+        capacities={name: mask.numel() - left[name] for name, mask in masks.items()},
+        least={name: int(left[name] == 0 and active[name] > 0) for name in masks},
+        total=sum(active.values()) - sum(left.values()),
+    )
+    return {
+        name: kept[name] | top_mask(grow_score(layer(name, kept[name], grown[name])), grown[name], among=~kept[name])
+        for name in masks
+    }
 
 
 SCOPES: dict[str, str] = {
@@ -128,22 +151,28 @@ def prune_to_count(weights: Tensors, count: int, masks: Tensors | None = None) -
     Raises:
         ValueError: If `count` is below the number of layers or above the number of weights.
     """
-    if not len(weights) <= count <= num_positions(weights):
+    return keep_best(_magnitudes(weights, masks), count)
+
+
+def keep_best(scores: Tensors, count: int) -> dict[str, Tensor]:
+    """Returns masks of the `count` best scores of all layers together; every layer keeps at least one.
+
+    Raises:
+        ValueError: If `count` is below the number of layers or above the number of positions.
+    """
+    if not len(scores) <= count <= num_positions(scores):
         raise ValueError(
-            f"the number of active weights must be in [{len(weights)}, {num_positions(weights)}], so that every layer "
+            f"the number of active weights must be in [{len(scores)}, {num_positions(scores)}], so that every layer "
             f"keeps one; got {count}. Choose a higher density."
         )
-    sizes = [weight.numel() for weight in weights.values()]
-    scores = torch.cat([score.reshape(-1) for score in _magnitudes(weights, masks).values()])
-    parts = top_mask(scores, count).split(sizes)
-    emptied = [name for name, part in zip(weights, parts, strict=True) if not bool(part.any())]
+    masks = dict(zip(scores, top_masks(list(scores.values()), count), strict=True))
+    emptied = [name for name, mask in masks.items() if not bool(mask.any())]
     if emptied:
         _say_that_the_rule_acts(emptied)
         # Each layer's best comes first; the rest then compete for what is left, so that the count stays exact.
-        for part in scores.split(sizes):
-            part[top_mask(part, 1)] = torch.inf
-        parts = top_mask(scores, count).split(sizes)
-    return {name: part.view(weight.shape) for (name, weight), part in zip(weights.items(), parts, strict=True)}
+        raised = [score.masked_fill(top_mask(score, 1), torch.inf) for score in scores.values()]
+        masks = dict(zip(scores, top_masks(raised, count), strict=True))
+    return masks
 
 
 def _magnitudes(weights: Tensors, masks: Tensors | None) -> dict[str, Tensor]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Generator
-from torch.nn.functional import cross_entropy
-
 from suptickets_ray.config import Config
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.tickets.cycles import triangular
 from suptickets_ray.training.data import Splits
-from suptickets_ray.training.loop import Learner, epoch_order, seed_torch, steps_per_epoch, train_epoch
+from suptickets_ray.training.loop import (
+    Learner,
+    compute_gradient,
+    epoch_order,
+    seed_torch,
+    steps_per_epoch,
+    train_epoch,
+)
 
 
 def run_cycle(
@@ -42,7 +45,7 @@ def run_cycle(
     if tickets.explore:
         assert tickets.exploration_fraction is not None
         seed_torch(seed, "explore", chain, cycle)
-        compute_exploration_gradient(learner, splits, config.data.batch_size, derive_seed(seed, "batch", chain, cycle))
+        compute_gradient(learner.model, splits, config.data.batch_size, derive_seed(seed, "batch", chain, cycle))
         learner.sparsifier.explore(tickets.exploration_fraction)
         learner.optimizer.zero_grad()
     epoch_steps = steps_per_epoch(config, splits)
@@ -56,13 +59,3 @@ def run_cycle(
         loss = train_epoch(learner, learner.model, splits.train, order, config.data.batch_size, rate)
         if after_epoch is not None:
             after_epoch(epoch, loss)
-
-
-def compute_exploration_gradient(learner: Learner, splits: Splits, batch_size: int, seed: int) -> None:
-    """Leaves the dense gradient of one batch, drawn by `seed`, in the parameters."""
-    device = next(learner.model.parameters()).device
-    indices = torch.randperm(len(splits.train), generator=Generator().manual_seed(seed))[:batch_size]
-    inputs, labels = (tensor.to(device) for tensor in splits.train.batch(indices))
-    learner.model.train()
-    learner.optimizer.zero_grad()
-    cross_entropy(learner.model(inputs), labels).backward()

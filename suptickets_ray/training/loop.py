@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 from suptickets_ray.config import Config
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.sparse import Sparsifier
-from suptickets_ray.sparse.sparsifier import maskable_parameters
+from suptickets_ray.sparse.first_masks import NEED_GRADIENT
+from suptickets_ray.sparse.maskable import maskable_parameters
 from suptickets_ray.tickets.cycles import Budget, plan_budget
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import Splits
@@ -96,6 +97,12 @@ def build_learner(config: Config, splits: Splits, device: torch.device) -> Learn
     if not maskable_parameters(model):
         raise ValueError("model.name must build a network with a weight of 2 or more dimensions; this one has none.")
     optimizer = make_optimizer(model, config.train)
+    if config.method.distribution in NEED_GRADIENT:
+        seed_torch(config.seed, "first masks")
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        compute_gradient(model, splits, config.data.batch_size, derive_seed(config.seed, "first masks"))
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
     epoch_steps = steps_per_epoch(config, splits)
     sparsifier = Sparsifier(
         model,
@@ -107,9 +114,20 @@ def build_learner(config: Config, splits: Splits, device: torch.device) -> Learn
         keep_updating=config.tickets.update_masks,
         **sparsifier_settings(config),
     )
+    optimizer.zero_grad()
     if config.model.initialization == "sparse_fan_in":
-        initialize_sparse(model, sparsifier, Generator().manual_seed(derive_seed(config.seed, "weights")))
+        initialize_sparse(sparsifier, Generator().manual_seed(derive_seed(config.seed, "weights")))
     return Learner(model, optimizer, sparsifier)
+
+
+def compute_gradient(model: Module, splits: Splits, batch_size: int, seed: int) -> None:
+    """Leaves the dense gradient of one training batch, drawn by `seed`, in the model's parameters."""
+    device = next(model.parameters()).device
+    indices = torch.randperm(len(splits.train), generator=Generator().manual_seed(seed))[:batch_size]
+    inputs, labels = (tensor.to(device) for tensor in splits.train.batch(indices))
+    model.train()
+    model.zero_grad()
+    cross_entropy(model(inputs), labels).backward()
 
 
 def sparsifier_settings(config: Config) -> dict[str, Any]:
@@ -128,15 +146,16 @@ def sparsifier_settings(config: Config) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def initialize_sparse(model: Module, sparsifier: Sparsifier, generator: Generator) -> None:
-    """Redraws every maskable weight from a normal of variance 1 / (3 * fan_in * density of its layer).
+def initialize_sparse(sparsifier: Sparsifier, generator: Generator) -> None:
+    """Redraws every masked weight from a normal of variance 1 / (3 * fan_in * density of its layer).
 
     The variance is that of torch's default for linear layers, over the connections that a unit really has.
 
     Source: Evci et al., 2010.03533, section 3.1 (there with variance 2 / fan_in).
     """
-    for name, parameter in maskable_parameters(model).items():
-        mask = sparsifier.masks[name]
+    masks = sparsifier.masks
+    for name, parameter in sparsifier.parameters.items():
+        mask = masks[name]
         fan_in = parameter[0].numel() * float(mask.sum()) / mask.numel()
         drawn = torch.randn(parameter.shape, generator=generator) / (3 * fan_in) ** 0.5
         parameter.copy_(drawn.to(parameter.device).masked_fill(~mask.to(parameter.device), 0))
@@ -152,7 +171,6 @@ def train_epoch(
     *,
     rank: int = 0,
     world_size: int = 1,
-    after_update: Callable[[], None] | None = None,
 ) -> float:
     """Trains one epoch and returns the mean loss of this rank's examples.
 
@@ -165,7 +183,6 @@ def train_epoch(
         rate_of_step: Learning rate of a step of this epoch, counted from 0.
         rank: This process among the ranks.
         world_size: Number of ranks.
-        after_update: Called after every change of the topology.
     """
     device = next(learner.model.parameters()).device
     forward.train()
@@ -181,8 +198,7 @@ def train_epoch(
         # DDP averages over ranks, whose shares of a batch may differ by one: this makes it the batch's mean.
         (loss * (world_size / batch_size)).backward()
         learner.optimizer.step()
-        if learner.sparsifier.step() and after_update is not None:
-            after_update()
+        learner.sparsifier.step()
         total_loss += loss.detach()
         num_examples += len(mine)
     return float(total_loss / max(num_examples, 1))

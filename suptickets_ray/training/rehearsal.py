@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from suptickets_ray.config import Config
-from suptickets_ray.sparse.sparsifier import maskable_parameters
 from suptickets_ray.sparse.topology import drop_and_grow
 from suptickets_ray.training.data import Splits, load_data
 from suptickets_ray.training.loop import Learner, build_learner, seed_torch
@@ -31,7 +30,7 @@ def rehearse(config: Config) -> None:
     # As few as a rank may get: BatchNorm, for one, cannot train on a single example.
     logits, labels = _forward(learner, splits, "train", min(2, config.data.batch_size // config.cluster.num_workers))
     cross_entropy(logits, labels).backward()
-    unused = [name for name, parameter in maskable_parameters(learner.model).items() if parameter.grad is None]
+    unused = [name for name, parameter in learner.sparsifier.parameters.items() if parameter.grad is None]
     if unused:
         raise ValueError(f"model.name must use every weight it has; {unused[0]!r} gets no gradient. Remove it.")
     _check_scores(learner)
@@ -76,7 +75,7 @@ def _forward(learner: Learner, splits: Splits, name: str, size: int) -> tuple[Te
 
 def _check_scores(learner: Learner) -> None:
     """Calls the method's scores once, which may be the user's own."""
-    settings, parameters = learner.sparsifier.settings, maskable_parameters(learner.model)
+    settings, parameters = learner.sparsifier.settings, learner.sparsifier.parameters
     if not learner.sparsifier.method.can_explore:
         return
     try:

@@ -38,8 +38,8 @@ def test_uniform_gives_every_layer_the_same():
 
 
 def test_an_unknown_distribution_is_named_with_the_nearest():
-    with pytest.raises(ValueError, match="unknown distribution 'ekr'; did you mean 'erk'"):
-        layer_densities({"a": (4, 4)}, 0.3, "ekr")
+    with pytest.raises(ValueError, match="unknown distribution 'erkk'; did you mean 'erk'"):
+        layer_densities({"a": (4, 4)}, 0.3, "erkk")
 
 
 def test_a_layer_that_would_be_empty_keeps_a_connection_and_that_is_said():

@@ -1,24 +1,65 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from suptickets_ray.sparse import Sparsifier
-from suptickets_ray.sparse.masks import num_active
+from suptickets_ray.sparse import Sparsifier, cosine_fraction, drop_and_grow, stepping
+from suptickets_ray.sparse.criteria import DROP_SCORES, GROW_SCORES, REDISTRIBUTIONS
+from suptickets_ray.sparse.first_masks import FIRST_MASKS, STRUCTURED
+from suptickets_ray.sparse.masks import digest, num_active
 from suptickets_ray.sparse.methods import METHODS, method_settings
+from suptickets_ray.sparse.statistics import explored_fraction
 
 TOTAL = 24
 FAST = {"update_interval_steps": 3}
 
 
-def build(method="rigl", density=0.25, optimizer="sgd", seed=0, **recipe):
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    "sgd nesterov foreach": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, foreach=True),
+    "sgd fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3, fused=True),
+    "sgd without momentum": lambda p: torch.optim.SGD(p, lr=0.1),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=1e-3),
+    "adam amsgrad foreach": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True, foreach=True),
+    "adam fused": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "adamw fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01, initial_accumulator_value=0.1),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.01),
+    "adadelta": torch.optim.Adadelta,
+    # Not known to work element by element, or known not to:
+    "adamax": lambda p: torch.optim.Adamax(p, lr=0.01),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+    "asgd": lambda p: torch.optim.ASGD(p, lr=0.01),
+    "an optimizer of the user's own": lambda p: DensifyingOptimizer(p, lr=0.01),
+}
+
+
+class DensifyingOptimizer(torch.optim.Optimizer):
+    """Moves every weight, whatever its gradient: without masking after the step it would revive all of them."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p]
+                    state["noise"] = state.get("noise", torch.zeros_like(p)) + p.grad.mean() + 1
+                    p.sub_(group["lr"] * (p.grad + 0.01 * state["noise"].sign()))
+
+
+def build(method="rigl", density=0.25, optimizer="sgd", seed=0, width=12, **recipe):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4))
-    make = {
-        "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
-        "adam": lambda p: torch.optim.Adam(p, lr=0.01),
-        "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
-    }[optimizer]
-    chosen = make(model.parameters())
+    model = nn.Sequential(nn.Linear(8, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 4))
+    chosen = OPTIMIZERS[optimizer](model.parameters())
     if "update_interval_steps" in METHODS[method].defaults:
         recipe = FAST | recipe
     sparsifier = Sparsifier(
@@ -46,20 +87,368 @@ def target(method):
     return 1.0 if not METHODS[method].sparse else 0.25
 
 
+def assert_nothing_off_the_masks(model, optimizer, sparsifier):
+    saved = optimizer.state_dict()["state"]
+    for index, (name, parameter) in enumerate(model.named_parameters()):
+        if name not in sparsifier.masks:
+            continue
+        off = ~sparsifier.masks[name]
+        assert not parameter[off].any()
+        for value in saved.get(index, {}).values():
+            if isinstance(value, torch.Tensor) and value.ndim:
+                assert value.shape == parameter.shape
+                assert not value[off].any()
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_weights_and_optimizer_state_stay_zero_off_the_mask(method, optimizer):
     model, chosen, sparsifier = build(method, target(method), optimizer)
     for step in range(TOTAL):
         train_step(model, chosen, sparsifier, step)
-        for name, parameter in model.named_parameters():
-            if name not in sparsifier.masks:
-                continue
-            off = ~sparsifier.masks[name]
-            assert not parameter[off].any()
-            for state in chosen.state[parameter].values():
-                if isinstance(state, torch.Tensor) and state.shape == parameter.shape:
-                    assert not state[off].any()
+        assert_nothing_off_the_masks(model, chosen, sparsifier)
+
+
+WIDE = 16_384  # 131,072 weights in the first layer: gathered at density 0.05
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("width", [12, WIDE])
+def test_no_optimizer_revives_a_pruned_weight(optimizer, width):
+    density = 0.25 if width == 12 else 0.05
+    model, chosen, sparsifier = build("rigl", density, optimizer, width=width, keep_updating=True)
+    assert (sparsifier.connections["0.weight"].positions is not None) == (width == WIDE)
+    for step in range(50 if width == 12 else 12):
+        before = {name: model.get_parameter(name).detach().clone() for name in sparsifier.masks}
+        masks = sparsifier.masks
+        updated = train_step(model, chosen, sparsifier, step)
+        assert_nothing_off_the_masks(model, chosen, sparsifier)
+        for name, mask in masks.items():
+            grown = sparsifier.masks[name] & ~mask
+            assert updated or not grown.any()
+            assert not model.get_parameter(name)[grown].any()
+        assert any(not torch.equal(before[name], model.get_parameter(name)) for name in masks)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_gathered_layers_are_stepped_by_the_same_arithmetic(optimizer, monkeypatch):
+    gathered = build("rigl", 0.05, optimizer, width=WIDE)
+    monkeypatch.setattr(stepping, "GATHERED_DENSITY", 0.0)
+    masked = build("rigl", 0.05, optimizer, width=WIDE)
+    assert gathered[2].connections["0.weight"].positions is not None
+    assert masked[2].connections["0.weight"].positions is None
+    monkeypatch.undo()
+    for step in range(5):
+        train_step(*gathered, step)
+        monkeypatch.setattr(stepping, "GATHERED_DENSITY", 0.0)
+        train_step(*masked, step)
+        monkeypatch.undo()
+    for name, mask in gathered[2].masks.items():
+        assert (mask == masked[2].masks[name]).float().mean() > 0.999  # rounding may decide between two equals
+    close = torch.isclose(gathered[0][0].weight, masked[0][0].weight, rtol=1e-4, atol=1e-6)
+    assert close.float().mean() > 0.999
+
+
+def test_a_gathered_layers_state_is_saved_in_the_weights_shape_and_a_plain_optimizer_reads_it():
+    model, optimizer, sparsifier = build("rigl", 0.05, "adam", width=WIDE)
+    train_step(model, optimizer, sparsifier, 0)
+    weight = model[0].weight
+    assert optimizer.state[weight]["exp_avg"].shape == (sparsifier.counts["0.weight"],)
+    saved = optimizer.state_dict()
+    assert saved["state"][0]["exp_avg"].shape == weight.shape
+    plain = OPTIMIZERS["adam"](model.parameters())
+    plain.load_state_dict(saved)
+    plain.step()
+    sparsifier.detach()
+    assert optimizer.state[weight]["exp_avg"].shape == weight.shape
+    optimizer.step()
+
+
+def test_a_learning_rate_scheduler_reaches_gathered_layers():
+    model, optimizer, sparsifier = build("static", 0.05, "sgd", width=WIDE)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step == 0))
+    train_step(model, optimizer, sparsifier, 0)
+    scheduler.step()
+    before = model[0].weight.detach().clone()
+    train_step(model, optimizer, sparsifier, 1)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_an_error_inside_of_the_optimizers_step_leaves_it_whole():
+    model, optimizer, sparsifier = build("static", 0.05, "sgd", width=WIDE)
+    train_step(model, optimizer, sparsifier, 0)
+    optimizer.param_groups[0]["momentum"] = "broken"
+    with pytest.raises(TypeError):
+        train_step(model, optimizer, sparsifier, 1)
+    optimizer.param_groups[0]["momentum"] = 0.9
+    train_step(model, optimizer, sparsifier, 2)
+    assert_nothing_off_the_masks(model, optimizer, sparsifier)
+
+
+@pytest.mark.parametrize("width", [12, WIDE])
+@pytest.mark.parametrize("make", [torch.optim.LBFGS, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)])
+def test_closures_are_masked_too(width, make):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 4))
+    optimizer = make(model.parameters())
+    settings = {"density": 0.05, "total_steps": 20, "generator": torch.Generator().manual_seed(0)}
+    sparsifier = Sparsifier(model, optimizer, "rigl", update_interval_steps=2, **settings)
+    inputs, labels = torch.randn(16, 8), torch.randint(4, (16,))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        return loss
+
+    losses = []
+    for _ in range(6):
+        losses.append(float(optimizer.step(closure).detach()))
+        sparsifier.step()
+        for name, mask in sparsifier.masks.items():
+            assert not model.get_parameter(name)[~mask].any()
+    assert sparsifier.num_updates == 3
+    if isinstance(optimizer, torch.optim.SGD):  # L-BFGS's history does not know that the weights were exchanged
+        assert losses[-1] < losses[0]
+
+
+def test_accumulated_gradients_are_one_step():
+    model, optimizer, sparsifier = build("rigl")
+    whole = build("rigl")
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(6):
+        inputs, labels = torch.randn(16, 8, generator=generator), torch.randint(4, (16,), generator=generator)
+        model.eval(), whole[0].eval()  # BatchNorm would see other batches
+        optimizer.zero_grad()
+        for part in (slice(0, 8), slice(8, 16)):
+            (nn.functional.cross_entropy(model(inputs[part]), labels[part]) / 2).backward()
+        optimizer.step()
+        sparsifier.step()
+        whole[1].zero_grad()
+        nn.functional.cross_entropy(whole[0](inputs), labels).backward()
+        whole[1].step()
+        whole[2].step()
+        for name, mask in sparsifier.masks.items():
+            assert torch.equal(mask, whole[2].masks[name])
+    assert sparsifier.num_steps == 6
+    assert torch.allclose(model[0].weight, whole[0][0].weight, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam fused"])
+def test_a_step_that_the_gradient_scaler_skips_does_not_count(optimizer):
+    model, chosen, sparsifier = build("rigl", 0.25, optimizer, update_interval_steps=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    generator = torch.Generator().manual_seed(0)
+    taken = []
+    for step in range(8):
+        chosen.zero_grad()
+        inputs, labels = torch.randn(16, 8, generator=generator), torch.randint(4, (16,), generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = nn.functional.cross_entropy(model(inputs), labels)
+        scaler.scale(loss * (float("inf") if step in (0, 3) else 1.0)).backward()
+        before = model[0].weight.detach().clone()
+        scaler.step(chosen)
+        scaler.update()
+        taken.append(sparsifier.step())
+        assert torch.equal(model[0].weight, before) == (step in (0, 3))
+        assert_nothing_off_the_masks(model, chosen, sparsifier)
+    assert taken == [False, True, True, False, True, True, True, True]
+    assert sparsifier.num_steps == sparsifier.num_updates == 6
+
+
+def test_a_fused_optimizers_scaled_gradients_are_unscaled_for_the_criteria():
+    kept = {}
+    for scale in (1.0, 2.0**12):
+        model, chosen, sparsifier = build("rigl", 0.25, "adam fused", drop="mest", update_interval_steps=1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        nn.functional.cross_entropy(model(torch.ones(4, 8).cumsum(0)), torch.arange(4)).mul(scale).backward()
+        scaler.scale(torch.zeros((), requires_grad=True))  # GradScaler wants to have seen a loss
+        scaler.step(chosen)
+        sparsifier.step()
+        kept[scale] = sparsifier.masks["0.weight"]
+    assert torch.equal(*kept.values())
+
+
+def test_clipping_sees_the_sparse_networks_gradient():
+    model, optimizer, sparsifier = build("rigl", 0.25, update_interval_steps=1)
+    other = build("rigl", 0.25, update_interval_steps=1)
+    for each in (model, other[0]):
+        nn.functional.cross_entropy(each(torch.ones(4, 8).cumsum(0)), torch.arange(4)).backward()
+    dense_norm = nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    sparsifier.mask_gradients()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+    assert norm < dense_norm
+    optimizer.step()
+    other[1].step()
+    assert sparsifier.step() and other[2].step()
+    # the update still saw the dense gradient
+    assert all(torch.equal(mask, other[2].masks[name]) for name, mask in sparsifier.masks.items())
+
+
+@pytest.mark.parametrize(
+    ("key", "table"), [("drop", DROP_SCORES), ("grow", GROW_SCORES), ("redistribution", REDISTRIBUTIONS)]
+)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.can_explore])
+def test_every_method_trains_and_explores_with_every_criterion(method, key, table):
+    for row in table:
+        model, optimizer, sparsifier = build(method, **{key: row})
+        for step in range(TOTAL):
+            train_step(model, optimizer, sparsifier, step)
+        assert num_active(sparsifier.masks) == int(0.25 * 144)
+        before = sparsifier.masks
+        nn.functional.cross_entropy(model(torch.ones(4, 8).cumsum(0)), torch.arange(4)).backward()
+        sparsifier.explore(0.5)
+        assert num_active(sparsifier.masks) == int(0.25 * 144)
+        assert digest(before) != digest(sparsifier.masks)
+        assert_nothing_off_the_masks(model, optimizer, sparsifier)
+
+
+@pytest.mark.parametrize("distribution", FIRST_MASKS)
+def test_every_first_mask_can_be_trained_from(distribution):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
+    if distribution == "from_nonzeros":
+        for layer in (model[0], model[2]):
+            layer.weight.data.view(-1)[::2] = 0
+    nn.functional.cross_entropy(model(torch.randn(16, 8)), torch.arange(16) % 4).backward()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    settings = {"density": 0.5, "total_steps": TOTAL, "generator": torch.Generator().manual_seed(0)}
+    sparsifier = Sparsifier(model, optimizer, "rigl", distribution=distribution, **FAST, **settings)
+    density = sparsifier.density
+    assert (density == 0.5) == (distribution not in STRUCTURED)
+    for step in range(TOTAL):
+        train_step(model, optimizer, sparsifier, step)
+    assert sparsifier.density == density
+
+
+def test_first_masks_by_gradient_ask_for_one():
+    model = nn.Linear(8, 12)
+    settings = {"density": 0.5, "total_steps": TOTAL, "generator": torch.Generator()}
+    with pytest.raises(RuntimeError, match=r"'weight' has none. Call backward\(\) first"):
+        Sparsifier(model, torch.optim.SGD(model.parameters()), "static", distribution="snip", **settings)
+
+
+def test_momentum_growth_sees_the_running_average_of_dense_gradients():
+    model, optimizer, sparsifier = build("rigl", grow="momentum", momentum_decay=0.5, masks=FIRST)
+    same, same_optimizer, static = build("static", masks=FIRST)
+    average = torch.zeros(12, 8)
+    for step in range(3):
+        train_step(model, optimizer, sparsifier, step)
+        generator = torch.Generator().manual_seed(step)
+        inputs, labels = torch.randn(16, 8, generator=generator), torch.randint(4, (16,), generator=generator)
+        same_optimizer.zero_grad()
+        nn.functional.cross_entropy(same(inputs), labels).backward()
+        average = 0.5 * average + same[0].weight.grad
+        same_optimizer.step()
+        static.step()
+    first = {"w": FIRST["0.weight"]}
+    fraction = cosine_fraction(3, TOTAL, 0.3)
+    by_hand = drop_and_grow({"w": same[0].weight}, first, fraction, grow="momentum", momenta={"w": average})
+    assert torch.equal(sparsifier.masks["0.weight"], by_hand["w"])
+
+
+def test_uniform_methods_keep_every_layer_at_the_density_and_the_last_at_a_fifth():
+    for method in ("gmp_uniform", "granet_uniform"):
+        model, optimizer, sparsifier = build(method, 0.15, width=40)
+        for step in range(TOTAL):
+            train_step(model, optimizer, sparsifier, step)
+        assert sparsifier.counts == {"0.weight": 72 - 32, "3.weight": 32}  # 480 weights in all, 160 in the last
+
+
+def test_global_and_uniform_pruning_differ():
+    found = {}
+    for method in ("gmp", "gmp_uniform", "granet", "granet_uniform"):
+        model, optimizer, sparsifier = build(method, 0.3, width=40)
+        for step in range(TOTAL):
+            train_step(model, optimizer, sparsifier, step)
+        found[method] = sparsifier.counts["0.weight"]
+    assert found["gmp_uniform"] == found["granet_uniform"] == int(0.3 * 320)
+    assert found["gmp"] != found["gmp_uniform"]
+    assert found["granet"] != found["granet_uniform"]
+
+
+def test_layers_kept_dense_are_left_alone():
+    model, optimizer, sparsifier = build("rigl", dense_layers=["first"])
+    assert list(sparsifier.masks) == ["3.weight"]
+    for step in range(3):
+        train_step(model, optimizer, sparsifier, step)
+    assert model[0].weight.all()
+    assert sparsifier.density == 0.25
+
+
+def test_explored_positions_only_grow_in_number():
+    model, optimizer, sparsifier = build("itop_set", drop_fraction=0.5)
+    shares = [explored_fraction(sparsifier.explored)]
+    for step in range(TOTAL):
+        train_step(model, optimizer, sparsifier, step)
+        shares.append(explored_fraction(sparsifier.explored))
+        for name, mask in sparsifier.masks.items():
+            assert not (mask & ~sparsifier.explored[name]).any()
+    assert shares[0] == 0.25
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.6
+
+
+def test_growth_of_never_active_positions_explores_more_than_plain_random_growth():
+    def explored(grow):
+        model, optimizer, sparsifier = build("itop_set", grow=grow, drop_fraction=0.5)
+        for step in range(TOTAL):
+            train_step(model, optimizer, sparsifier, step)
+        return explored_fraction(sparsifier.explored)
+
+    assert explored("random_unfired") > explored("random")
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 8)
+        self.conv = nn.Conv1d(8, 8, 3, padding=1)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.up = nn.ConvTranspose1d(8, 8, 2)
+        self.head = nn.Linear(8, 9)
+        self.tied = nn.Linear(8, 9)
+        self.tied.weight = self.head.weight
+
+    def forward(self, tokens):
+        x = self.conv(self.embedding(tokens).transpose(1, 2)).transpose(1, 2)
+        x = x + self.attention(x, x, x)[0]
+        x = self.up(x.transpose(1, 2)).mean(2)
+        return self.head(x) + self.tied(x)
+
+
+@pytest.mark.parametrize("mask_embeddings", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_all_kinds_of_layers_train_sparse_also_compiled(mask_embeddings, compiled):
+    torch.manual_seed(0)
+    model = Attending()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    forward = torch.compile(model, backend="aot_eager") if compiled else model
+    sparsifier = Sparsifier(
+        forward,
+        optimizer,
+        "rigl",
+        density=0.3,
+        total_steps=12,
+        update_interval_steps=3,
+        generator=torch.Generator().manual_seed(0),
+        mask_embeddings=mask_embeddings,
+    )
+    assert ("embedding.weight" in sparsifier.masks) == mask_embeddings
+    assert "tied.weight" not in sparsifier.masks
+    tokens = torch.randint(9, (16, 5))
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(forward(tokens), tokens[:, 0])
+        loss.backward()
+        optimizer.step()
+        sparsifier.step()
+        losses.append(float(loss.detach()))
+        for name, mask in sparsifier.masks.items():
+            assert not model.get_parameter(name)[~mask].any()
+    assert sparsifier.num_updates == 3
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -86,6 +475,70 @@ def test_saved_and_loaded_into_new_objects_training_goes_on_bit_for_bit(method):
         train_step(*other, step)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other[0].parameters(), strict=True))
     assert all(torch.equal(sparsifier.masks[name], mask) for name, mask in other[2].masks.items())
+
+
+CONTINUE = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from test_sparsifier import TOTAL, build, train_step
+saved = torch.load(sys.argv[2], weights_only=True)
+parts = build(**saved["how"], seed=99)
+for part, state in zip(parts, saved["states"], strict=True):
+    part.load_state_dict(state)
+for step in range(5, 25):
+    assert train_step(*parts, step)
+torch.save([part.state_dict() for part in parts], sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"method": "itop_set", "optimizer": "adamw", "density": 0.25},
+        {"method": "rigl", "grow": "momentum", "drop": "mest", "redistribution": "nonzeros", "optimizer": "sgd"},
+        {"method": "rigl", "grow": "mix", "optimizer": "adam fused", "width": 16_384, "density": 0.05},
+    ],
+    ids=["random_unfired", "momentum", "gathered"],
+)
+def test_saved_and_loaded_into_a_fresh_process_the_next_20_updates_are_bit_equal(how, tmp_path):
+    how = {**how, "update_interval_steps": 1, "update_end_fraction": 1.0, "keep_updating": True}
+    parts = build(**how)
+    for step in range(5):
+        train_step(*parts, step)
+    torch.save({"how": how, "states": [part.state_dict() for part in parts]}, tmp_path / "saved.pt")
+    files = [str(Path(__file__).parent), str(tmp_path / "saved.pt"), str(tmp_path / "continued.pt")]
+    subprocess.run([sys.executable, "-c", CONTINUE, *files], check=True)
+    for step in range(5, 25):
+        assert train_step(*parts, step)
+    continued = torch.load(tmp_path / "continued.pt", weights_only=True)
+    assert as_bits(continued) == as_bits([part.state_dict() for part in parts])
+
+
+def as_bits(value):
+    if isinstance(value, torch.Tensor):
+        return (
+            value.dtype,
+            value.shape,
+            value.contiguous().view(torch.uint8).flatten().tolist() if value.ndim else value.item(),
+        )
+    if isinstance(value, dict):
+        return {key: as_bits(part) for key, part in value.items()}
+    return [as_bits(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def test_masks_and_explored_positions_are_saved_as_bits():
+    state = build("rigl")[2].state_dict()
+    for key in ("masks", "explored"):
+        assert {name: (bits.dtype, bits.numel()) for name, bits in state[key].items()} == {
+            "0.weight": (torch.uint8, 12),
+            "3.weight": (torch.uint8, 6),
+        }
+
+
+def test_a_state_of_another_schedule_is_refused():
+    state = build("rigl")[2].state_dict()
+    with pytest.raises(ValueError, match="same method and schedule; these differ: drop_fraction, grow"):
+        build("rigl", grow="random", drop_fraction=0.1)[2].load_state_dict(state)
 
 
 def _as_file(value):

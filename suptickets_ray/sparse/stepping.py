@@ -1,0 +1,283 @@
+"""Keeping weights and optimizer state masked at every `optimizer.step()`, at less than the price of a dense step.
+
+Off the mask weight, gradient and state are all 0, so an optimizer that works element by element changes nothing there.
+A large, sparse layer is therefore stepped on its active values alone: they are gathered, stepped by the optimizer's own
+arithmetic, and written back; its state stays gathered in between, (active,) instead of the weight's shape. Other layers
+have their gradient masked before the step, which is the same arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import SGD, Adadelta, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
+
+from suptickets_ray.sparse.masks import num_true, true_positions
+
+ELEMENTWISE = frozenset({SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta})
+"""Optimizers that leave a weight at 0 whose gradient and state are 0; after any other, weight and state are masked."""
+
+GATHERED_SIZE, GATHERED_DENSITY = 1 << 16, 0.1
+"""Layers from this many weights on and up to this density are gathered: below, masking costs less."""
+
+
+class Connections:
+    """One layer's mask in the form that costs least: at most 1 byte per weight, nothing for a dense layer."""
+
+    def __init__(self, mask: Tensor) -> None:
+        """Takes a bool mask of the weight's shape, on the weight's device."""
+        self.shape = mask.shape
+        self.device = mask.device
+        self.count = num_true(mask)
+        self.positions: Tensor | None = None
+        """Flat indices of the active weights, int64 (count,), of a gathered layer."""
+        self.inactive: Tensor | None = None
+        """The mask's opposite, of a layer that is masked in place."""
+        if mask.numel() >= GATHERED_SIZE and self.count <= GATHERED_DENSITY * mask.numel():
+            self.positions = true_positions(mask)
+        elif self.count < mask.numel():
+            self.inactive = ~mask
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the mask takes."""
+        return sum(t.numel() * t.element_size() for t in (self.positions, self.inactive) if t is not None)
+
+    def mask(self) -> Tensor:
+        """Returns the bool mask, of the weight's shape."""
+        if self.positions is not None:
+            mask = torch.zeros(self.shape.numel(), dtype=torch.bool, device=self.device)
+            return mask.index_fill_(0, self.positions, True).view(self.shape)
+        if self.inactive is not None:
+            return ~self.inactive
+        return torch.ones(self.shape, dtype=torch.bool, device=self.device)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Returns the active entries (count,) of a tensor of the weight's shape."""
+        if self.positions is not None:
+            return tensor.reshape(-1).index_select(0, self.positions)
+        return tensor.reshape(-1) if self.inactive is None else tensor[~self.inactive]
+
+    def scatter_(self, tensor: Tensor, values: Tensor) -> None:
+        """Writes values (count,) to the active entries of a tensor of the weight's shape; others stay."""
+        if self.positions is None:
+            active = self.mask()
+            tensor[active] = values
+        elif tensor.is_contiguous():
+            tensor.view(-1).index_copy_(0, self.positions, values)
+        else:
+            tensor.copy_(tensor.reshape(-1).index_copy(0, self.positions, values).view(self.shape))
+
+    def fill_(self, tensor: Tensor) -> None:
+        """Zeroes a tensor of the weight's shape off the mask."""
+        if self.positions is not None:
+            values = self.gather(tensor)
+            tensor.zero_()
+            self.scatter_(tensor, values)
+        elif self.inactive is not None:
+            # Filled, not multiplied: a diverged gradient is NaN, and NaN * 0 would revive a pruned weight.
+            tensor.masked_fill_(self.inactive, 0)
+
+
+class MaskedStep:
+    """Hooks into an optimizer: what is off the mask stays 0 through its steps."""
+
+    def __init__(
+        self, optimizer: Optimizer, parameters: Mapping[str, Parameter], before: Callable[[], None] = lambda: None
+    ) -> None:
+        """Attaches to the optimizer, with all connections active.
+
+        Args:
+            optimizer: Holds the parameters; may hold others.
+            parameters: The masked weights by name.
+            before: Called when the gradients of a step are complete, and not yet masked.
+        """
+        self.connections: dict[str, Connections] = {}
+        self.num_steps = 0
+        """Steps that the optimizer took; one that a GradScaler skips does not count."""
+        self.optimizer = optimizer
+        self._parameters = dict(parameters)
+        self._before = before
+        self._elementwise = type(optimizer) in ELEMENTWISE
+        self._withheld: list[tuple[Parameter, Tensor]] = []
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_post_hook(self._with_dense_state),
+        ]
+
+    @torch.no_grad()
+    def set_masks(self, masks: Mapping[str, Tensor], *, exchanging: bool) -> None:
+        """Makes the masks current, and everything off them 0.
+
+        Args:
+            masks: Bool masks by name, on the weights' devices.
+            exchanging: Whether connections are exchanged: what was and stays active keeps weight and state, and what is
+                new starts at 0. If not, the weights and states are taken to be those of the new masks.
+        """
+        for name, parameter in self._parameters.items():
+            old, new = self.connections.get(name), Connections(masks[name])
+            if exchanging and old is not None:
+                self._exchange_state(parameter, old, new)
+                staying = Connections(old.mask() & masks[name])
+            else:
+                self._spread_state(name)
+                staying = new
+            for tensor in (parameter, *self._state_tensors(parameter)):
+                staying.fill_(tensor)
+            self.connections[name] = new
+
+    def _exchange_state(self, parameter: Parameter, old: Connections, new: Connections) -> None:
+        """Carries gathered state over to the new positions; where the layer is not gathered any more, it is spread."""
+        state = self.optimizer.state.get(parameter, {})
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.shape != (old.count,) or old.positions is None:
+                continue
+            if new.positions is None:
+                state[key] = self._spread(value, old)
+                continue
+            carried = value.new_zeros(new.count)
+            # Both ascend, so what stays comes in the same order.
+            carried[old.mask().view(-1)[new.positions]] = value[new.mask().view(-1)[old.positions]]
+            state[key] = carried
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Zeroes the gradients off the masks."""
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None:
+                self.connections[name].fill_(parameter.grad)
+
+    def detach(self) -> None:
+        """Removes the hooks; the optimizer's state has the weights' shapes again."""
+        for name in self._parameters:
+            self._spread_state(name)
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before_step(self, optimizer: Optimizer, arguments: Any, options: Any) -> Any:
+        # `arguments` begins with the optimizer itself.
+        closure = arguments[1] if len(arguments) > 1 else options.get("closure")
+        if closure is not None:
+            seen = False
+
+            def masked_closure() -> Any:
+                nonlocal seen
+                loss = closure()
+                if not seen:
+                    self._before()
+                seen = True
+                self.mask_gradients()
+                return loss
+
+            for name in self._parameters:
+                self._spread_state(name)
+            return (arguments[0], masked_closure), {key: value for key, value in options.items() if key != "closure"}
+        if self._is_skipped():
+            return None
+        self._before()
+        with torch.no_grad():
+            gathered = self._elementwise and self._step_gathered()
+            for name, parameter in self._parameters.items():
+                if parameter.grad is not None and not (gathered and self.connections[name].positions is not None):
+                    self.connections[name].fill_(parameter.grad)
+        return None
+
+    def _after_step(self, *_: object) -> None:
+        for parameter, gradient in self._withheld:
+            parameter.grad = gradient
+        self._withheld.clear()
+        if self._is_skipped():
+            return
+        self.num_steps += 1
+        if not self._elementwise:
+            with torch.no_grad():
+                for name, parameter in self._parameters.items():
+                    for tensor in (parameter, *self._state_tensors(parameter)):
+                        self.connections[name].fill_(tensor)
+
+    def _is_skipped(self) -> bool:
+        """Whether a GradScaler has a fused optimizer skip this step, which it does inside of it."""
+        found_inf = getattr(self.optimizer, "found_inf", None)
+        return found_inf is not None and bool(found_inf.item())
+
+    def _step_gathered(self) -> bool:
+        """Steps the gathered layers by the optimizer's own arithmetic, and withholds their gradients from the optimizer.
+
+        A second optimizer of the same class and settings does it. The first one is never changed, so that an error
+        inside of its step leaves it as it was.
+        """
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        twin: Optimizer = object.__new__(type(self.optimizer))
+        twin.__dict__.update(self.optimizer.__dict__)
+        twin.__dict__.pop("step", None)  # a learning-rate scheduler's wrapper, bound to the first one
+        twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+        twin.param_groups, twin.state = [], defaultdict(dict)
+        stepped: list[tuple[Parameter, Tensor, Connections]] = []
+        for group in self.optimizer.param_groups:
+            gathered = []
+            for parameter in group["params"]:
+                connections = self.connections.get(names.get(id(parameter), ""))
+                if connections is None or connections.positions is None or parameter.grad is None:
+                    continue
+                values = connections.gather(parameter)
+                values.requires_grad_().grad = connections.gather(parameter.grad)
+                twin.state[values] = self._gathered_state(parameter, connections)
+                stepped.append((parameter, values, connections))
+                gathered.append(values)
+            twin.param_groups.append({**group, "params": gathered})
+        if not stepped:
+            return False
+        twin.step()
+        for parameter, values, connections in stepped:
+            connections.scatter_(parameter, values.detach())
+            if twin.state[values]:
+                self.optimizer.state[parameter] = twin.state[values]
+            assert parameter.grad is not None
+            self._withheld.append((parameter, parameter.grad))
+            parameter.grad = None
+        return True
+
+    def _gathered_state(self, parameter: Parameter, connections: Connections) -> dict[str, Any]:
+        return {
+            key: connections.gather(value) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+        }
+
+    def _spread_state(self, name: str) -> None:
+        """Gives the state of a gathered layer the weight's shape again."""
+        parameter, connections = self._parameters[name], self.connections.get(name)
+        if connections is None or connections.positions is None or parameter not in self.optimizer.state:
+            return
+        state = self.optimizer.state[parameter]
+        for key, value in state.items():
+            state[key] = self._spread(value, connections)
+
+    def _spread(self, value: Any, connections: Connections) -> Any:
+        if not isinstance(value, Tensor) or value.shape != (connections.count,) or connections.positions is None:
+            return value
+        dense = value.new_zeros(connections.shape)
+        connections.scatter_(dense, value)
+        return dense
+
+    def _with_dense_state(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """What is saved has the weights' shapes, as without masks: any optimizer of this class reads it."""
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state = dict(state_dict["state"])
+        for index, parameter in enumerate(parameters):
+            if index in state and id(parameter) in names:
+                connections = self.connections[names[id(parameter)]]
+                state[index] = {key: self._spread(value, connections) for key, value in state[index].items()}
+        return {**state_dict, "state": state}
+
+    def _state_tensors(self, parameter: Parameter) -> Iterator[Tensor]:
+        """Every optimizer state tensor of the weight's shape."""
+        for value in self.optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                yield value

@@ -1,0 +1,100 @@
+"""What each rank of test_ranks.py runs: `python ddp_ranks.py CASE RANK WORLD_SIZE FOLDER`."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from suptickets_ray.sparse import Sparsifier
+
+STEPS, INTERVAL = 12, 4
+
+
+def train(rank, world_size, *, compress, grow="gradient", seed=0, width=512):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, width), nn.ReLU(), nn.Linear(width, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    sparsifier = Sparsifier(
+        model,
+        optimizer,
+        "rigl",
+        density=0.05,
+        total_steps=STEPS,
+        update_interval_steps=INTERVAL,
+        update_end_fraction=1.0,
+        grow=grow,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    ddp = DistributedDataParallel(model)
+    sparsifier.share(ddp, compress=compress)
+    sent, due = [], []
+    plain_all_reduce = dist.all_reduce
+
+    def counting_all_reduce(tensor, *arguments, **options):
+        sent.append(tensor.numel() * tensor.element_size())
+        return plain_all_reduce(tensor, *arguments, **options)
+
+    dist.all_reduce = counting_all_reduce
+    bytes_by_step = []
+    for step in range(STEPS):
+        sent.clear()
+        generator = torch.Generator().manual_seed(step)
+        inputs = torch.randn(16, 256, generator=generator)[rank::world_size]
+        labels = torch.randint(4, (16,), generator=generator)[rank::world_size]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(ddp(inputs), labels).backward()
+        bytes_by_step.append(sum(sent))
+        optimizer.step()
+        due.append(sparsifier.step())
+    dist.all_reduce = plain_all_reduce
+    return {
+        "model": model.state_dict(),
+        "masks": sparsifier.masks,
+        "bytes": bytes_by_step,
+        "updated": due,
+        "dense_bytes": sum(4 * p.numel() for p in model.parameters()),
+    }
+
+
+def main(case, rank, world_size, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{case}", rank=rank, world_size=world_size)
+    if case == "differing":
+        torch.manual_seed(0)
+        try:
+            train(rank, world_size, compress=True, seed=rank)
+            outcome = "no error"
+        except RuntimeError as error:
+            outcome = str(error)
+    elif case == "drifting":
+        outcome = drifting(rank, world_size)
+    else:
+        grow = "momentum" if case == "momentum" else "gradient"
+        outcome = train(rank, world_size, compress=case != "plain", grow=grow)
+    torch.save(outcome, Path(folder) / f"{case}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def drifting(rank, world_size):
+    """Ranks whose generators part ways after the first masks: random growth differs at the first update."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ddp = DistributedDataParallel(model)
+    settings = {"density": 0.5, "total_steps": 4, "update_interval_steps": 1, "dense_layers": ["last"]}
+    sparsifier = Sparsifier(ddp, optimizer, "set", generator=generator, **settings)
+    generator.manual_seed(rank)
+    nn.functional.cross_entropy(ddp(torch.ones(2, 16)), torch.tensor([0, 1])).backward()
+    optimizer.step()
+    try:
+        sparsifier.step()
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

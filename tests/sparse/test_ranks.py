@@ -1,0 +1,71 @@
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parent / "ddp_ranks.py"
+
+
+@pytest.fixture(scope="module")
+def outcome_of(tmp_path_factory):
+    """Runs a case of ddp_ranks.py on real gloo ranks, once, and returns what each rank saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+
+    @cache
+    def run(case, world_size=2):
+        commands = [
+            [sys.executable, str(SCRIPT), case, str(rank), str(world_size), str(folder)] for rank in range(world_size)
+        ]
+        processes = [subprocess.Popen(command) for command in commands]
+        try:
+            assert [process.wait(timeout=120) for process in processes] == [0] * world_size
+        finally:
+            for process in processes:
+                process.kill()
+        return [torch.load(folder / f"{case}-{rank}.pt") for rank in range(world_size)]
+
+    return run
+
+
+def test_all_ranks_hold_the_same_masks_and_weights(outcome_of):
+    first, second = outcome_of("compressed")
+    assert all(torch.equal(mask, second["masks"][name]) for name, mask in first["masks"].items())
+    assert all(torch.equal(tensor, second["model"][name]) for name, tensor in first["model"].items())
+
+
+def test_between_updates_only_active_gradients_are_sent(outcome_of):
+    result = outcome_of("compressed")[0]
+    dense = result["dense_bytes"]
+    assert result["updated"] == [False, False, False, True] * 3
+    for num_bytes, updated in zip(result["bytes"], result["updated"], strict=True):
+        if updated:
+            assert num_bytes == dense
+        else:
+            assert 0 < num_bytes <= 1.1 * 0.05 * dense
+
+
+def test_active_gradients_give_the_same_weights_as_plain_ddp(outcome_of):
+    compressed, plain = outcome_of("compressed")[0], outcome_of("plain")[0]
+    for name, mask in compressed["masks"].items():
+        assert torch.equal(mask, plain["masks"][name])
+    for name, tensor in compressed["model"].items():
+        assert torch.allclose(tensor, plain["model"][name], rtol=1e-5, atol=1e-7)
+
+
+def test_growth_by_momentum_sends_all_gradients(outcome_of):
+    first, second = outcome_of("momentum")
+    assert set(first["bytes"]) == {first["dense_bytes"]}
+    assert all(torch.equal(mask, second["masks"][name]) for name, mask in first["masks"].items())
+
+
+def test_first_masks_that_differ_between_ranks_are_refused_by_name(outcome_of):
+    for text in outcome_of("differing"):
+        assert text.startswith("masks must be equal on all ranks; at the start those of 0.weight differ.")
+
+
+def test_masks_that_come_to_differ_are_named_with_the_update_and_the_layer(outcome_of):
+    for text in outcome_of("drifting"):
+        assert "after update 1 those of 0.weight differ. Give every rank the same weights and a generator" in text
