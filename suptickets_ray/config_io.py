@@ -167,9 +167,9 @@ def _leave_out_what_the_new_choice_does_not_read(
 
     A method then has its own source's defaults, but for density, dense layers and update interval, which belong to the
     problem, and for the first masks where both methods start alike. Without this, `method.name=gmp` on a RigL recipe
-    would be refused for RigL's drop fraction, which nobody asked of GMP, and `data.name=mine:load` would have its labels
-    redrawn because those of the digits are. What an override itself sets is never dropped: when it does nothing, it is
-    refused.
+    would be refused for RigL's drop fraction, which nobody asked of GMP, and `data.name=mine:load` would have its
+    labels redrawn because those of the digits are. What an override itself sets is never dropped: when it does nothing,
+    it is refused.
     """
     chosen = {tuple(keys): value for keys, value in changes}
 

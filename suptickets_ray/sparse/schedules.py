@@ -49,7 +49,7 @@ def cosine_fraction(step: int, total_steps: int, initial: float, minimum: float 
 
 
 def linear_fraction(step: int, total_steps: int, initial: float, minimum: float = 0.005) -> float:
-    """Returns the drop fraction on a straight line from `initial` at step 0 to `minimum` at `total_steps`, then that."""
+    """Returns the drop fraction on a line from `initial` at step 0 to `minimum` at `total_steps`, and that after it."""
     return initial + (minimum - initial) * min(max(step, 0) / total_steps, 1.0)
 
 

@@ -207,7 +207,7 @@ class MaskedStep:
         return found_inf is not None and bool(found_inf.item())
 
     def _step_gathered(self) -> bool:
-        """Steps the gathered layers by the optimizer's own arithmetic, and withholds their gradients from the optimizer.
+        """Steps the gathered layers by the optimizer's own arithmetic, and withholds their gradients from it.
 
         A second optimizer of the same class and settings does it. The first one is never changed, so that an error
         inside of its step leaves it as it was.

@@ -74,6 +74,7 @@ def main(case, rank, world_size, folder):
         grow = "momentum" if case == "momentum" else "gradient"
         outcome = train(rank, world_size, compress=case != "plain", grow=grow)
     torch.save(outcome, Path(folder) / f"{case}-{rank}.pt")
+    dist.barrier()  # a rank that leaves early tears its connections down under the others
     dist.destroy_process_group()
 
 
