@@ -179,6 +179,7 @@ RANKED_OVER_ALL_LAYERS = frozenset({"threshold"})
 
 _NEEDS: dict[Callable[[Layer], Any], frozenset[str]] = {
     keep_magnitude_and_gradient: frozenset({"gradient"}),
+    grow_random_unfired: frozenset({"explored"}),
     grow_gradient: frozenset({"gradient"}),
     grow_mix: frozenset({"gradient"}),
     grow_momentum: frozenset({"momentum"}),
@@ -188,12 +189,15 @@ _NEEDS: dict[Callable[[Layer], Any], frozenset[str]] = {
 
 
 def needs(criterion: Callable[[Layer], Any]) -> frozenset[str]:
-    """Returns which costly tensors a criterion reads: "gradient", "momentum", both or none.
+    """Returns which costly tensors a criterion reads, of "gradient", "momentum" and "explored".
 
-    A function of your own says so by an attribute, e.g. `score.needs = {"momentum"}`; else it gets the gradient.
+    A function of your own says so by an attribute, e.g. `score.needs = {"momentum"}`; else it gets the gradient and the
+    explored positions.
     """
     own = {*DROP_SCORES.values(), *GROW_SCORES.values(), *REDISTRIBUTIONS.values()}
-    return frozenset(getattr(criterion, "needs", _NEEDS.get(criterion, () if criterion in own else {"gradient"})))
+    return frozenset(
+        getattr(criterion, "needs", _NEEDS.get(criterion, () if criterion in own else {"gradient", "explored"}))
+    )
 
 
 def _given(layer: Layer, what: str) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 Tensors = Mapping[str, Tensor]
 """Parameter name to tensor, in the model's parameter order."""
 
-_SAMPLE_SIZE = 1 << 15
-"""From twice as many scores on, a sample of this size says where the threshold must lie."""
+_SAMPLED_SIZE, _SAMPLE_SHARE, _LARGEST_SAMPLE = 1 << 13, 16, 1 << 15
+"""From this many scores on, a sample of one in 16, but no more than this, says where the threshold must lie."""
 
 
 def count_down(share: float, total: int) -> int:
@@ -82,9 +82,8 @@ def _top_candidates(
     _check_count(count, num_candidates)
     if 2 * num_candidates > total:
         # Cheaper than gathering most of the scores. Where candidates are at -inf too, the others might win a tie.
-        filled = [torch.where(mask, flat, -math.inf) for flat, mask in zip(flats, among, strict=True)]
-        masks = top_masks(filled, count)
-        if not any(bool((mask > some).any()) for mask, some in zip(masks, among, strict=True)):
+        masks = top_masks([_fill_others(flat, mask) for flat, mask in zip(flats, among, strict=True)], count)
+        if sum(num_true(mask & some) for mask, some in zip(masks, among, strict=True)) == count:
             return [mask.view(score.shape) for mask, score in zip(masks, scores, strict=True)]
     positions = [true_positions(mask) for mask in among]
     chosen = top_masks([flat[some] for flat, some in zip(flats, positions, strict=True)], count)
@@ -94,6 +93,13 @@ def _top_candidates(
         mask[some[true_positions(best)]] = True
         masks.append(mask.view(score.shape))
     return masks
+
+
+def _fill_others(flat: Tensor, among: Tensor) -> Tensor:
+    if flat.device.type == "cpu":
+        array = _as_array(flat)
+        return torch.from_numpy(np.where(among.numpy(), array, array.dtype.type(-np.inf)))
+    return torch.where(among, flat, -math.inf)
 
 
 def _as_array(flat: Tensor) -> np.ndarray[Any, Any]:
@@ -109,14 +115,14 @@ def _without_nan(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _top_of_arrays(arrays: Sequence[np.ndarray[Any, Any]], count: int) -> list[np.ndarray[Any, Any]]:
     threshold = _kth_largest(arrays, count)
-    masks = [array > threshold for array in arrays]
-    missing = count - sum(int(np.count_nonzero(mask)) for mask in masks)
-    for array, mask in zip(arrays, masks, strict=True):
-        if missing == 0:
+    masks = [array >= threshold for array in arrays]
+    surplus = sum(int(np.count_nonzero(mask)) for mask in masks) - count
+    for array, mask in zip(reversed(arrays), reversed(masks), strict=True):
+        if surplus == 0:
             break
-        ties = np.flatnonzero(array == threshold)[:missing]
-        mask[ties] = True
-        missing -= len(ties)
+        ties = np.flatnonzero(array == threshold)[-surplus:]
+        mask[ties] = False
+        surplus -= len(ties)
     return masks
 
 
@@ -127,8 +133,10 @@ def _kth_largest(arrays: Sequence[np.ndarray[Any, Any]], count: int) -> Any:
     costs time but never exactness, all are.
     """
     total = sum(array.size for array in arrays)
-    if total >= 2 * _SAMPLE_SIZE:
-        stride = total // _SAMPLE_SIZE | 1  # odd, so that it does not walk down the columns of a matrix
+    if total >= _SAMPLED_SIZE:
+        stride = (
+            max(total // _LARGEST_SAMPLE, _SAMPLE_SHARE) | 1
+        )  # odd, so that it does not walk down the columns of a matrix
         sample = np.sort(np.concatenate([array[::stride] for array in arrays]))[::-1]
         share = count / total
         middle, margin = share * len(sample), 5 * math.sqrt(len(sample) * share * (1 - share)) + 5

@@ -392,7 +392,7 @@ class Sparsifier:
             redistribution=settings["redistribution"],
             gradients=self._gradients,
             momenta=self._momenta or None,
-            explored={name: mask.to(self.parameters[name].device) for name, mask in self.explored.items()},
+            explored=self._explored_on_device() if "explored" in self._needs else None,
             generator=self.generator,
             gradient_weight=settings.get("drop_gradient_weight", 1.0),
             gradient_share=settings.get("grow_gradient_share", 0.5),
@@ -400,6 +400,9 @@ class Sparsifier:
         for name, mask in masks.items():
             self._explored[name] |= mask_arithmetic.pack(mask)
         self._stepping.set_masks(masks, exchanging=True)
+
+    def _explored_on_device(self) -> dict[str, Tensor]:
+        return {name: mask.to(self.parameters[name].device) for name, mask in self.explored.items()}
 
     def _accept_skipped(self) -> None:
         """No optimizer step came: right if a GradScaler skipped it for its gradients, else a wrong order of calls."""
@@ -416,14 +419,15 @@ class Sparsifier:
             raise RuntimeError(
                 f"every masked weight must have a gradient; {missing[0]!r} has none. Call backward() first."
             )
-        return {name: parameter.grad.clone() for name, parameter in self.parameters.items()}  # type: ignore[union-attr]
+        return {name: parameter.grad for name, parameter in self.parameters.items()}  # type: ignore[misc]
 
     @torch.no_grad()
     def _take_gradients(self) -> None:
         """Keeps what the coming update needs of the dense gradients, once a step."""
         if self._gradients is not None or not self.needs_dense_gradients:
             return
-        self._gradients = self._dense_gradients()
+        # Copied: they are masked before they are read.
+        self._gradients = {name: gradient.clone() for name, gradient in self._dense_gradients().items()}
         scale = getattr(self._stepping.optimizer, "grad_scale", None)  # a fused optimizer unscales inside of its step
         if scale is not None:
             for gradient in self._gradients.values():

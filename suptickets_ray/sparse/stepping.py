@@ -66,22 +66,32 @@ class Connections:
     def scatter_(self, tensor: Tensor, values: Tensor) -> None:
         """Writes values (count,) to the active entries of a tensor of the weight's shape; others stay."""
         if self.positions is None:
-            active = self.mask()
-            tensor[active] = values
-        elif tensor.is_contiguous():
-            tensor.view(-1).index_copy_(0, self.positions, values)
+            tensor[self.mask()] = values
         else:
-            tensor.copy_(tensor.reshape(-1).index_copy(0, self.positions, values).view(self.shape))
+            _write_(tensor, self.positions, values)
 
     def fill_(self, tensor: Tensor) -> None:
         """Zeroes a tensor of the weight's shape off the mask."""
         if self.positions is not None:
-            values = self.gather(tensor)
-            tensor.zero_()
-            self.scatter_(tensor, values)
+            _keep_only_(tensor, self.positions)
         elif self.inactive is not None:
             # Filled, not multiplied: a diverged gradient is NaN, and NaN * 0 would revive a pruned weight.
             tensor.masked_fill_(self.inactive, 0)
+
+
+def _write_(tensor: Tensor, positions: Tensor, values: Tensor) -> None:
+    """Writes values (count,) at flat positions (count,) of a tensor of any layout."""
+    if tensor.is_contiguous():
+        tensor.view(-1).index_copy_(0, positions, values)
+    else:
+        tensor.copy_(tensor.reshape(-1).index_copy(0, positions, values).view(tensor.shape))
+
+
+def _keep_only_(tensor: Tensor, positions: Tensor) -> None:
+    """Zeroes a tensor but for its flat positions (count,)."""
+    values = tensor.reshape(-1).index_select(0, positions)
+    tensor.zero_()
+    _write_(tensor, positions, values)
 
 
 class MaskedStep:
@@ -123,28 +133,36 @@ class MaskedStep:
         for name, parameter in self._parameters.items():
             old, new = self.connections.get(name), Connections(masks[name])
             if exchanging and old is not None:
-                self._exchange_state(parameter, old, new)
-                staying = Connections(old.mask() & masks[name])
+                self._exchange(parameter, old, new, masks[name])
             else:
                 self._spread_state(name)
-                staying = new
-            for tensor in (parameter, *self._state_tensors(parameter)):
-                staying.fill_(tensor)
+                for tensor in (parameter, *self._state_tensors(parameter)):
+                    new.fill_(tensor)
             self.connections[name] = new
 
-    def _exchange_state(self, parameter: Parameter, old: Connections, new: Connections) -> None:
-        """Carries gathered state over to the new positions; where the layer is not gathered any more, it is spread."""
+    def _exchange(self, parameter: Parameter, old: Connections, new: Connections, new_mask: Tensor) -> None:
+        """Zeroes weight and state but for what was and stays active."""
+        old_mask = old.mask()
+        if old.positions is None:
+            gone = ~(old_mask & new_mask)
+            for tensor in (parameter, *self._state_tensors(parameter)):
+                tensor.masked_fill_(gone, 0)
+            return
+        stays = new_mask.reshape(-1)[old.positions]
         state = self.optimizer.state.get(parameter, {})
         for key, value in state.items():
-            if not isinstance(value, Tensor) or value.shape != (old.count,) or old.positions is None:
+            if not isinstance(value, Tensor) or value.shape != (old.count,):
                 continue
             if new.positions is None:
                 state[key] = self._spread(value, old)
                 continue
+            # Gathered state is carried over; positions ascend in both, so what stays comes in the same order.
             carried = value.new_zeros(new.count)
-            # Both ascend, so what stays comes in the same order.
-            carried[old.mask().view(-1)[new.positions]] = value[new.mask().view(-1)[old.positions]]
+            carried[old_mask.view(-1)[new.positions]] = value[stays]
             state[key] = carried
+        staying = old.positions[stays]
+        for tensor in (parameter, *self._state_tensors(parameter)):
+            _keep_only_(tensor, staying)
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
