@@ -1,4 +1,4 @@
-"""The command line: suptickets train."""
+"""The command line: suptickets train | options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, _interrupt)
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     try:
-        return _train(options, console)
+        return _COMMANDS[options.command](options, console)
     except KeyboardInterrupt:
         errors.print("Interrupted. What is finished is kept; the same command goes on from there.")
         return EXIT_INTERRUPTED
@@ -35,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(str(error), markup=False, soft_wrap=True)
         return EXIT_USAGE
     except Exception as error:  # noqa: BLE001 - whatever it is, a person gets a sentence, and a developer the rest
-        if options.verbose:
+        if getattr(options, "verbose", False):
             traceback.print_exc()
         errors.print(f"The run failed: {error}", markup=False, soft_wrap=True)
-        if not options.verbose:
+        if not getattr(options, "verbose", True):
             errors.print("--verbose shows where. The same command goes on from what is finished.")
         return EXIT_FAILED
 
@@ -60,7 +60,15 @@ def _parser() -> argparse.ArgumentParser:
         help="a recipe (the built-in digits recipe when left out) and overrides such as tickets.chains=8",
     )
     train.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
+    commands.add_parser("options", help="list every method, criterion, model and data set, with one line each")
     return parser
+
+
+def _options(options: argparse.Namespace, console: Console) -> int:
+    from suptickets_ray.reporting.options import option_tables
+
+    console.print(option_tables())
+    return EXIT_DONE
 
 
 def _train(options: argparse.Namespace, console: Console) -> int:
@@ -93,6 +101,9 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     console.print(f"Files: {finished.path}", markup=False, soft_wrap=True)
     console.print(f"Curves: tensorboard --logdir {finished.path}/tensorboard", markup=False, soft_wrap=True)
     return EXIT_DONE
+
+
+_COMMANDS = {"train": _train, "options": _options}
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from suptickets_ray.cli import main
+from suptickets_ray.reporting.options import OPTIONS, describe
 
 
 def command(*arguments):
@@ -143,3 +145,15 @@ def test_an_interrupt_ends_a_local_run_with_130_and_leaves_no_process(tmp_path, 
     while (left := processes_marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
+
+
+def test_options_lists_every_row_of_every_table_with_a_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["options"]) == 0
+    printed = capsys.readouterr().out
+    titles = "|".join(rf"^{re.escape(key)}\s*$" for key in OPTIONS)
+    blocks = dict(zip(OPTIONS, re.split(titles, printed, flags=re.M)[1:], strict=True))
+    for key, table in OPTIONS.items():
+        for name, row in table.items():
+            assert describe(row)
+            assert re.search(rf"^ *{name} +{re.escape(describe(row)[:40])}", blocks[key], re.M), (key, name)

@@ -75,6 +75,16 @@ def test_the_example_of_your_own_model_and_data_runs(ray_address, tmp_path):
     assert result["superposed"]["accuracy"] > 0.8
 
 
+def test_the_loop_of_your_own_trains_sparse():
+    example = next(block for block in PYTHON if "Sparsifier" in block)
+    scope: dict = {}
+    exec(example, scope)
+    assert scope["sparsifier"].density == int(0.1 * 1408) / 1408
+    assert scope["sparsifier"].num_updates == 7  # every 100 steps until 75 %
+    inputs = scope["torch"].randn(1000, 20)
+    assert (scope["model"](inputs).argmax(1) == (inputs[:, 0] > 0)).float().mean() > 0.9
+
+
 def test_the_example_from_python_names_what_there_is():
     example = next(block for block in PYTHON if "load_config" in block)
     scope: dict = {}

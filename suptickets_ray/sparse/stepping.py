@@ -22,8 +22,8 @@ from suptickets_ray.sparse.masks import num_true, true_positions
 ELEMENTWISE = frozenset({SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta})
 """Optimizers that leave a weight at 0 whose gradient and state are 0; after any other, weight and state are masked."""
 
-GATHERED_SIZE, GATHERED_DENSITY = 1 << 16, 0.1
-"""Layers from this many weights on and up to this density are gathered: below, masking costs less."""
+GATHERED_SIZE, GATHERED_DENSITY = 1 << 16, 0.125
+"""Layers from this many weights on and up to this density are gathered: there, 8 bytes a position are 1 a weight."""
 
 
 class Connections:
