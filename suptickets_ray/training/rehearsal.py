@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -78,18 +80,25 @@ def _check_scores(learner: Learner) -> None:
     settings, parameters = learner.sparsifier.settings, learner.sparsifier.parameters
     if not learner.sparsifier.method.can_explore:
         return
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
     try:
-        drop_and_grow(
-            parameters,
-            learner.sparsifier.masks,
-            0.5,
-            drop=settings["drop"],
-            grow=settings["grow"],
-            gradients={name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None},
-            generator=torch.Generator().manual_seed(0),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a layer was kept from being emptied says nothing about the run
+            drop_and_grow(
+                parameters,
+                learner.sparsifier.masks,
+                0.5,
+                drop=settings["drop"],
+                grow=settings["grow"],
+                redistribution=settings["redistribution"],
+                gradients=gradients,
+                momenta=gradients,
+                explored=learner.sparsifier.explored,
+                generator=torch.Generator().manual_seed(0),
+            )
     except Exception as error:
         raise ValueError(
-            f"method.drop and method.grow must give scores of each weight's shape; {settings['drop']!r} and "
-            f"{settings['grow']!r} failed: {type(error).__name__}: {error}"
+            f"method.drop and method.grow must give scores of each weight's shape, and method.redistribution a number; "
+            f"{settings['drop']!r}, {settings['grow']!r} and {settings['redistribution']!r} failed: "
+            f"{type(error).__name__}: {error}"
         ) from error

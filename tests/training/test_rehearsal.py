@@ -1,6 +1,8 @@
 import pytest
 
 from suptickets_ray import load_config
+from suptickets_ray.sparse.criteria import DROP_SCORES, GROW_SCORES, REDISTRIBUTIONS
+from suptickets_ray.sparse.first_masks import FIRST_MASKS
 from suptickets_ray.training.rehearsal import rehearse
 
 
@@ -69,7 +71,7 @@ def load(kind="good"):
             "model.name must work with these options; it failed: FileNotFoundError: weights.pt",
         ),
         (["model.name=faulty:plain", "model.options.width=x"], "model.name must work with these options; .* TypeError"),
-        (["method.grow=faulty:score"], "method.grow must give scores of each weight's shape; .*AttributeError"),
+        (["method.grow=faulty:score"], "method.grow must give scores of each weight's shape, .*AttributeError"),
         (["data.name=faulty:load", "data.options.kind=shape"], r"a network for test inputs of shape \(2, 63\)"),
         (["data.name=faulty:load", "data.options.kind=labels"], "the validation labels must be classes 0 to 2"),
         (
@@ -99,3 +101,17 @@ def test_a_module_that_cannot_be_imported_is_a_settings_error(tmp_path, monkeypa
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match="importing 'unimportable' failed: (SyntaxError|ZeroDivisionError)"):
         load_config(None, ["model.name=unimportable:build"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(f"method.grow={row}" for row in GROW_SCORES),
+        *(f"method.drop={row}" for row in DROP_SCORES),
+        *(f"method.redistribution={row}" for row in REDISTRIBUTIONS),
+        *(f"method.distribution={row}" for row in FIRST_MASKS if row != "from_nonzeros"),
+        "method.dense_layers=[first]",
+    ],
+)
+def test_every_row_of_the_core_can_be_used_by_a_recipe(override):
+    rehearse(load_config(None, [override, "model.initialization=default"]))
