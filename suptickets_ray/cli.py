@@ -1,4 +1,4 @@
-"""The command line: suptickets train | options."""
+"""The command line: suptickets train | superpose | options."""
 
 from __future__ import annotations
 
@@ -60,6 +60,19 @@ def _parser() -> argparse.ArgumentParser:
         help="a recipe (the built-in digits recipe when left out) and overrides such as tickets.chains=8",
     )
     train.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
+    superpose = commands.add_parser(
+        "superpose",
+        help="fold the stored tickets of runs anew under another rule; nothing is trained",
+        description="Fold the stored tickets of one or more runs of a model anew, and evaluate the result.",
+    )
+    superpose.add_argument(
+        "settings",
+        nargs="+",
+        metavar="RUN_DIR | key=value",
+        help="folders of runs, and settings of superposition such as method=cima cima_factor=0.2",
+    )
+    superpose.add_argument("--sweep", action="store_true", help="compare the methods and the paper's CIMA factors")
+    superpose.add_argument("--output", metavar="FILE", help="keep the superposed ticket as an Arrow file")
     commands.add_parser("options", help="list every method, criterion, model and data set, with one line each")
     return parser
 
@@ -68,6 +81,30 @@ def _options(options: argparse.Namespace, console: Console) -> int:
     from suptickets_ray.reporting.options import option_tables
 
     console.print(option_tables())
+    return EXIT_DONE
+
+
+def _superpose(options: argparse.Namespace, console: Console) -> int:
+    from suptickets_ray.reporting.superpose import fold_runs, judge_runs, open_runs, sweep, sweep_table
+    from suptickets_ray.reporting.table import closing_table
+
+    overrides = [text for text in options.settings if "=" in text]
+    paths = [text for text in options.settings if "=" not in text]
+    if not paths:
+        raise ValueError("superpose must be given the folder of a run, e.g. runs/digits; got settings only.")
+    if options.sweep and options.output:
+        raise ValueError("--output has no effect with --sweep, which compares rules. Leave one of them out.")
+    runs = open_runs(paths, overrides)
+    if options.sweep:
+        console.print(sweep_table(sweep(runs), sum(len(run.keys) for run in runs)))
+        return EXIT_DONE
+    superposing, reports = fold_runs(runs)
+    result = judge_runs(runs, superposing, reports)
+    console.print(closing_table(result))
+    console.print(f"Digest: {result['superposed']['digest']}", markup=False, soft_wrap=True)
+    if options.output:
+        superposing.superposed.save(options.output)
+        console.print(f"File: {options.output}", markup=False, soft_wrap=True)
     return EXIT_DONE
 
 
@@ -103,7 +140,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     return EXIT_DONE
 
 
-_COMMANDS = {"train": _train, "options": _options}
+_COMMANDS = {"train": _train, "superpose": _superpose, "options": _options}
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -10,6 +10,7 @@ ROWS: dict[str, str] = {
     "pretrained": "phase-one net",
     "mean_ticket": "mean ticket",
     "best_ticket": "best ticket (by validation)",
+    "unpruned_mean": "mean of all tickets, not pruned",
     "superposed": "sup-ticket",
     "ensemble": "ensemble of all tickets",
 }

@@ -5,17 +5,19 @@ The fold is streaming and pure: an `Accumulator` is a value, folding one more ti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from suptickets_ray.lookup import choose
 from suptickets_ray.sparse.distributions import apportion
-from suptickets_ray.sparse.masks import count_down, num_positions
-from suptickets_ray.sparse.topology import SCOPES, prune_layers, prune_to_count
-from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.sparse.masks import count_down, top_mask, true_positions
+from suptickets_ray.sparse.topology import SCOPES, keep_best
+from suptickets_ray.tickets.ticket import Part, SparseTensor, Ticket
 
 PRUNE_TIMES: dict[str, str] = {
     "each": "prune to the target density after every ticket",
@@ -51,17 +53,15 @@ class Rule:
 
 @dataclass(frozen=True)
 class Accumulator:
-    """What the fold knows of the tickets so far."""
+    """What the fold knows of the tickets so far, at the positions that any of them, or what survived, uses."""
 
-    mean: Mapping[str, Tensor]
+    mean: Mapping[str, Part]
     """Running average of every tensor; a sum for CAA's masked weights."""
-    masks: Mapping[str, Tensor]
-    """Where any ticket so far, or with `prune: each` what survived of them, is active."""
     layer_counts: Mapping[str, int]
     """Active weights of each layer in the first ticket, for `scope: layer`."""
     num_tickets: int
     num_active: Mapping[str, Tensor]
-    """CAA: in how many tickets each weight is active, int32 of the weight's shape."""
+    """CAA: in how many tickets each position of the mean is active, int32 (count,)."""
 
 
 def connection_independent(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:
@@ -98,78 +98,104 @@ AVERAGES: dict[str, Callable[[Tensor, Tensor, int, float | None], Tensor]] = {
 
 def start(ticket: Ticket) -> Accumulator:
     """Returns the fold of one ticket."""
-    masks = ticket.masks
+    masked = {name: part for name, part in ticket.parts.items() if isinstance(part, SparseTensor)}
     return Accumulator(
-        mean=ticket.state_dict(),
-        masks=masks,
-        layer_counts={name: int(mask.sum()) for name, mask in masks.items()},
+        mean=ticket.parts,
+        layer_counts={name: len(part.positions) for name, part in masked.items()},
         num_tickets=1,
-        num_active={name: mask.int() for name, mask in masks.items()},
+        num_active={name: torch.ones(len(part.positions), dtype=torch.int32) for name, part in masked.items()},
     )
 
 
 def fold(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumulator:
     """Returns the fold of one more ticket; the given one stays as it was.
 
-    Integer buffers are never averaged: the newest ticket's are taken.
+    Integer buffers are never averaged: the newest ticket's are taken. Only positions that are active in the ticket or
+    in what is folded are touched: everywhere else both are 0.
 
     Raises:
         ValueError: If the ticket is not of the same model.
     """
     if accumulator is None:
         return start(ticket)
-    state, masks = ticket.state_dict(), ticket.masks
-    if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in accumulator.mean.items()} or (
-        masks.keys() != accumulator.masks.keys()
-    ):
+    if _form(ticket.parts) != _form(accumulator.mean):
         raise ValueError("tickets must be of one model to be superposed; these differ in names or shapes of tensors.")
     num_tickets = accumulator.num_tickets + 1
-    mean = {}
-    for name, new in state.items():
-        # CAA is about connections: parameters that are not masked are averaged alike by CIA.
-        method = "cia" if rule.method == "caa" and name not in masks else rule.method
+    mean: dict[str, Part] = {}
+    num_active: dict[str, Tensor] = {}
+    for name, new in ticket.parts.items():
         old = accumulator.mean[name]
-        mean[name] = AVERAGES[method](old, new, num_tickets, rule.cima_factor) if new.is_floating_point() else new
-    folded = replace(
-        accumulator,
-        mean=mean,
-        masks={name: accumulator.masks[name] | mask for name, mask in masks.items()},
-        num_tickets=num_tickets,
-        num_active={name: accumulator.num_active[name] + mask for name, mask in masks.items()},
-    )
+        if isinstance(new, SparseTensor):
+            assert isinstance(old, SparseTensor)
+            positions = _union(old, new)
+            average = AVERAGES[rule.method]
+            values = average(old.at(positions), new.at(positions), num_tickets, rule.cima_factor)
+            mean[name] = SparseTensor(new.shape, positions, values)
+            if rule.method == "caa":
+                counted = SparseTensor(old.shape, old.positions, accumulator.num_active[name])
+                num_active[name] = counted.at(positions) + new.mask().view(-1)[positions]
+        elif new.is_floating_point():
+            # CAA is about connections: parameters that are not masked are averaged alike by CIA.
+            average = AVERAGES["cia" if rule.method == "caa" else rule.method]
+            assert isinstance(old, Tensor)
+            mean[name] = average(old, new, num_tickets, rule.cima_factor)
+        else:
+            mean[name] = new
+    folded = replace(accumulator, mean=mean, num_tickets=num_tickets, num_active=num_active)
     if rule.prune == "last" or rule.method == "caa":  # CAA keeps unpruned sums, so that pruning each ends like last
         return folded
-    state, masks = _pruned(folded, rule)
-    return replace(folded, mean=state, masks=masks)
+    return replace(folded, mean=_pruned(folded, rule))
 
 
 def finish(accumulator: Accumulator, rule: Rule, provenance: Mapping[str, Any]) -> Ticket:
     """Returns the superposed net, pruned to exactly the target density unless fewer weights are active at all."""
-    state, masks = _pruned(accumulator, rule)
-    return Ticket(state, masks, provenance)
+    return Ticket.of_parts(_pruned(accumulator, rule), provenance)
 
 
-def _pruned(accumulator: Accumulator, rule: Rule) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    state = dict(accumulator.mean)
+def finish_unpruned(accumulator: Accumulator, provenance: Mapping[str, Any]) -> Ticket:
+    """Returns the average as it is, with whatever density that has: the reference of stochastic weight averaging.
+
+    Meant for a fold with CIA and `prune: last`.
+
+    Source: Izmailov et al., 1803.05407.
+    """
+    return Ticket.of_parts(accumulator.mean, provenance)
+
+
+def _form(parts: Mapping[str, Part]) -> dict[str, tuple[tuple[int, ...], bool]]:
+    return {name: (tuple(part.shape), isinstance(part, SparseTensor)) for name, part in parts.items()}
+
+
+def _union(first: SparseTensor, second: SparseTensor) -> Tensor:
+    """The flat indices that are active in either, ascending."""
+    return true_positions(first.mask().view(-1).index_fill_(0, second.positions, True))
+
+
+def _pruned(accumulator: Accumulator, rule: Rule) -> dict[str, Part]:
+    parts = dict(accumulator.mean)
+    masked = {name: part for name, part in parts.items() if isinstance(part, SparseTensor)}
     if rule.method == "caa":
-        for name, num_active in accumulator.num_active.items():
-            state[name] = state[name] / num_active.clamp(min=1)
-    weights = {name: state[name] for name in accumulator.masks}
-    if not weights:
-        return state, {}
-    total = count_down(rule.density, num_positions(weights))
+        for name, part in masked.items():
+            masked[name] = replace(part, values=part.values / accumulator.num_active[name].clamp(min=1))
+    if not masked:
+        return parts
+    sizes = {name: math.prod(part.shape) for name, part in masked.items()}
+    total = count_down(rule.density, sum(sizes.values()))
+    # What is 0 in all tickets is not filled up, also where fewer connections are active than may be kept.
+    used = {name: part for name, part in masked.items() if len(part.positions)}
+    scores = {name: part.values.abs() for name, part in used.items()}
     if rule.scope == "global":
-        kept = prune_to_count(weights, total, accumulator.masks)
+        num_used = sum(map(len, scores.values()))
+        kept = keep_best(scores, min(total, num_used)) if used else {}
     else:
         share = total / sum(accumulator.layer_counts.values())
         quotas = {name: share * count for name, count in accumulator.layer_counts.items()}
-        sizes = {name: weight.numel() for name, weight in weights.items()}
-        kept = prune_layers(weights, apportion(quotas, sizes, total), accumulator.masks)
-    # What is 0 in all tickets is not filled up, also where fewer connections are active than may be kept.
-    masks = {name: kept[name] & mask for name, mask in accumulator.masks.items()}
-    for name, mask in masks.items():
-        state[name] = state[name].masked_fill(~mask, 0)
-    return state, masks
+        counts = apportion(quotas, sizes, total)
+        kept = {name: top_mask(score, min(counts[name], len(score))) for name, score in scores.items()}
+    for name, part in masked.items():
+        some = true_positions(kept[name]) if name in kept else part.positions
+        parts[name] = SparseTensor(part.shape, part.positions[some], part.values[some])
+    return parts
 
 
 def superpose(

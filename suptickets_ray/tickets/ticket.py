@@ -6,7 +6,8 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from suptickets_ray.sparse import masks as mask_arithmetic
+from suptickets_ray.sparse.masks import true_positions
 
 FORMAT_VERSION = 1
 _METADATA_KEY = b"suptickets_ray.ticket"
@@ -46,8 +47,41 @@ SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class SparseTensor:
+    """A masked tensor by its active entries alone."""
+
+    shape: tuple[int, ...]
+    positions: Tensor
+    """Flat indices of the active entries, int64 (count,), ascending."""
+    values: Tensor
+    """The active entries, (count,)."""
+
+    def dense(self) -> Tensor:
+        """Returns the tensor, of `shape`, 0 where nothing is active."""
+        flat = torch.zeros(math.prod(self.shape), dtype=self.values.dtype)
+        return flat.index_copy_(0, self.positions, self.values).view(self.shape)
+
+    def mask(self) -> Tensor:
+        """Returns the bool mask, of `shape`."""
+        flat = torch.zeros(math.prod(self.shape), dtype=torch.bool)
+        return flat.index_fill_(0, self.positions, True).view(self.shape)
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Returns the entries (n,) at flat indices (n,) that ascend and hold all of this tensor's own."""
+        entries = self.values.new_zeros(len(positions))
+        entries[self.mask().view(-1)[positions]] = self.values
+        return entries
+
+
+Part = Tensor | SparseTensor
+
+
 class Ticket:
-    """Weights, masks, buffers and provenance at the end of a cycle. A value: nothing in it changes after it is made."""
+    """Weights, masks, buffers and provenance at the end of a cycle. A value: nothing in it changes after it is made.
+
+    Of masked tensors only the active entries are held.
+    """
 
     def __init__(self, state: Mapping[str, Tensor], masks: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
         """Copies the tensors to the CPU.
@@ -60,28 +94,38 @@ class Ticket:
         Raises:
             ValueError: If a mask belongs to no tensor, has another shape, or a weight is not 0 off its mask.
         """
-        self._state = {name: _owned(tensor) for name, tensor in state.items()}
-        self._masks = {name: _owned(mask.bool()) for name, mask in masks.items()}
-        self._provenance = dict(provenance)
-        for name, mask in self._masks.items():
-            if name not in self._state or self._state[name].shape != mask.shape:
-                found = tuple(self._state[name].shape) if name in self._state else "no such tensor"
+        for name, mask in masks.items():
+            if name not in state or state[name].shape != mask.shape:
+                found = tuple(state[name].shape) if name in state else "no such tensor"
                 raise ValueError(f"the mask of {name!r} must have its tensor's shape {tuple(mask.shape)}; got {found}.")
-            off_mask = self._state[name][~mask]
-            if bool(off_mask.ne(0).any()):
-                raise ValueError(
-                    f"{name!r} must be 0 off its mask; got {int(off_mask.ne(0).sum())} other values there."
-                )
-            self._state[name].masked_fill_(~mask, 0)  # -0.0 too: equal tickets have equal bits
+        self._parts: dict[str, Part] = {
+            name: _gathered(name, tensor, masks[name]) if name in masks else _owned(tensor)
+            for name, tensor in state.items()
+        }
+        self._provenance = dict(provenance)
+
+    @classmethod
+    def of_parts(cls, parts: Mapping[str, Part], provenance: Mapping[str, Any]) -> Ticket:
+        """Returns the ticket of parts that nobody changes any more; they are not copied."""
+        ticket = cls({}, {}, provenance)
+        ticket._parts = dict(parts)
+        return ticket
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """The tensors by name, masked ones by their active entries. Not to be changed."""
+        return self._parts
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns a copy of all tensors by name, for `Module.load_state_dict`."""
-        return {name: tensor.clone() for name, tensor in self._state.items()}
+        return {
+            name: part.dense() if isinstance(part, SparseTensor) else part.clone() for name, part in self._parts.items()
+        }
 
     @property
     def masks(self) -> dict[str, Tensor]:
         """A copy of the bool masks by name, each of its weight's shape."""
-        return {name: mask.clone() for name, mask in self._masks.items()}
+        return {name: part.mask() for name, part in self._parts.items() if isinstance(part, SparseTensor)}
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -90,18 +134,15 @@ class Ticket:
 
     @cached_property
     def density(self) -> float:
-        """The share of active weights among the masked tensors, in (0, 1]."""
-        return mask_arithmetic.density(self._masks)
+        """The share of active weights among the masked tensors, in [0, 1]; 1 when none is masked."""
+        masked = [part for part in self._parts.values() if isinstance(part, SparseTensor)]
+        total = sum(math.prod(part.shape) for part in masked)
+        return sum(len(part.positions) for part in masked) / total if total else 1.0
 
     @cached_property
     def digest(self) -> str:
         """The sha256 of names, shapes, types, masks and active values: equal for equal content, whatever its origin."""
-        summary = hashlib.sha256()
-        for row in self._rows():
-            header = [row["name"], row["shape"], row["dtype"], row["mask"] is not None]
-            for part in (json.dumps(header).encode(), row["mask"] or b"", row["values"]):
-                summary.update(len(part).to_bytes(8, "little") + part)
-        return summary.hexdigest()
+        return _digest(self._rows())
 
     def to_arrow(self) -> pa.Table:
         """Returns the ticket as a table of `SCHEMA`, with version, digest and provenance as schema metadata."""
@@ -128,16 +169,14 @@ class Ticket:
             raise ValueError(f"the ticket's metadata must be readable; it is damaged: {error!r}.") from error
         if version != FORMAT_VERSION:
             raise ValueError(f"the ticket's version must be {FORMAT_VERSION}; got {version}. Update suptickets_ray.")
-        state: dict[str, Tensor] = {}
-        masks: dict[str, Tensor] = {}
-        for row in table.to_pylist():
-            tensor, mask = _decode(row)
-            state[row["name"]] = tensor
-            if mask is not None:
-                masks[row["name"]] = mask
-        ticket = Ticket(state, masks, provenance)
-        if ticket.digest != digest:
-            raise ValueError(f"the ticket's content must have the digest {digest}; got {ticket.digest}: it is damaged.")
+        rows = table.to_pylist()
+        parts = {row["name"]: _decode(row) for row in rows}
+        if len(parts) != len(rows):
+            raise ValueError("the ticket must hold each tensor once; it is damaged.")
+        if (found := _digest(rows)) != digest:
+            raise ValueError(f"the ticket's content must have the digest {digest}; got {found}: it is damaged.")
+        ticket = Ticket.of_parts(parts, provenance)
+        ticket.digest = digest
         return ticket
 
     def to_bytes(self) -> bytes:
@@ -176,8 +215,8 @@ class Ticket:
         """
         return Ticket.from_bytes(Path(path).read_bytes())
 
-    def _rows(self) -> list[dict[str, Any]]:
-        return [_encode(name, tensor, self._masks.get(name)) for name, tensor in self._state.items()]
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        return (_encode(name, part) for name, part in self._parts.items())
 
 
 def _owned(tensor: Tensor) -> Tensor:
@@ -185,39 +224,60 @@ def _owned(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _encode(name: str, tensor: Tensor, mask: Tensor | None) -> dict[str, Any]:
-    dtype = str(tensor.dtype).removeprefix("torch.")
+def _gathered(name: str, tensor: Tensor, mask: Tensor) -> SparseTensor:
+    flat = tensor.detach().cpu().reshape(-1)
+    positions = true_positions(mask.detach().cpu().bool())
+    values = flat[positions]
+    surplus = int(torch.count_nonzero(flat)) - int(torch.count_nonzero(values))
+    if surplus:
+        raise ValueError(f"{name!r} must be 0 off its mask; got {surplus} other values there.")
+    return SparseTensor(tuple(tensor.shape), positions, values)
+
+
+def _digest(rows: Iterable[Mapping[str, Any]]) -> str:
+    summary = hashlib.sha256()
+    for row in rows:
+        header = [row["name"], row["shape"], row["dtype"], row["mask"] is not None]
+        for part in (json.dumps(header).encode(), row["mask"] or b"", row["values"]):
+            summary.update(len(part).to_bytes(8, "little"))
+            summary.update(part)
+    return summary.hexdigest()
+
+
+def _encode(name: str, part: Part) -> dict[str, Any]:
+    values = part.values if isinstance(part, SparseTensor) else part.reshape(-1)
+    dtype = str(values.dtype).removeprefix("torch.")
     if dtype not in _DTYPES:
         raise ValueError(f"the type of {name!r} must be one of {', '.join(_DTYPES)}; got {dtype}.")
-    active = tensor.reshape(-1) if mask is None else tensor[mask]
+    mask = None
+    if isinstance(part, SparseTensor):
+        mask = np.packbits(part.mask().view(-1).numpy(), bitorder="little").tobytes()
     return {
         "name": name,
-        "shape": list(tensor.shape),
+        "shape": list(part.shape),
         "dtype": dtype,
-        "mask": None if mask is None else np.packbits(mask.reshape(-1).numpy(), bitorder="little").tobytes(),
-        "values": active.contiguous().view(torch.uint8).numpy().tobytes(),
+        "mask": mask,
+        "values": values.contiguous().view(torch.uint8).numpy().tobytes(),
     }
 
 
-def _decode(row: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+def _decode(row: Mapping[str, Any]) -> Part:
     name, shape = row["name"], row["shape"]
     if row["dtype"] not in _DTYPES or any(size < 0 for size in shape):
         raise ValueError(f"tensor {name!r} must have a known type and shape; got {row['dtype']} and {shape}.")
     dtype, num_positions = _DTYPES[row["dtype"]], math.prod(shape)
-    mask = None
+    positions = None
     num_values = num_positions
     if row["mask"] is not None:
         if len(row["mask"]) != (num_positions + 7) // 8:
             raise ValueError(f"the mask of {name!r} must hold {num_positions} bits; got {len(row['mask'])} bytes.")
-        bits = np.unpackbits(np.frombuffer(row["mask"], np.uint8), count=num_positions, bitorder="little")
-        mask = torch.from_numpy(bits.astype(bool)).view(shape)
-        num_values = int(mask.sum())
+        bits = np.unpackbits(np.frombuffer(row["mask"], np.uint8), bitorder="little")
+        if bits[num_positions:].any():
+            raise ValueError(f"the mask of {name!r} must end with its last weight; there are bits behind it.")
+        positions = torch.from_numpy(np.flatnonzero(bits[:num_positions].view(np.bool_)))
+        num_values = len(positions)
     if len(row["values"]) != num_values * dtype.itemsize:
         raise ValueError(f"{name!r} must hold {num_values} values of {row['dtype']}; got {len(row['values'])} bytes.")
     values = torch.empty(num_values, dtype=dtype)
     values.view(torch.uint8).copy_(torch.from_numpy(np.frombuffer(row["values"], np.uint8).copy()))
-    if mask is None:
-        return values.view(shape), None
-    tensor = torch.zeros(shape, dtype=dtype)
-    tensor[mask] = values
-    return tensor, mask
+    return values.view(shape) if positions is None else SparseTensor(tuple(shape), positions, values)

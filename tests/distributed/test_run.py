@@ -12,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from suptickets_ray import Ticket, load_config, train
-from suptickets_ray.sparse.masks import num_active
+from suptickets_ray.sparse.masks import num_active, unpack
 from suptickets_ray.tickets.superposition import superpose
 
 pytestmark = pytest.mark.ray
@@ -70,7 +70,8 @@ def test_the_sup_ticket_is_the_accepted_tickets_superposed_in_canonical_order(fi
     result, run = read(finished_run.path), Path(finished_run.path)
     config = load_config(run / "config.yaml")
     state = torch.load(run / "pretrained.pt", weights_only=True)
-    folded = [Ticket(state["model"], state["sparsifier"]["masks"], {})]
+    bits = state["sparsifier"]["masks"]
+    folded = [Ticket(state["model"], {name: unpack(bits[name], state["model"][name].shape) for name in bits}, {})]
     assert folded[0].digest == result["pretrained"]["digest"]
     folded += [
         Ticket.load(run / f"tickets/chain-{row['chain']:03d}/cycle-{row['cycle']:03d}.arrow")

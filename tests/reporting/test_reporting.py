@@ -17,6 +17,7 @@ RESULT = {
     "mean_ticket": network(0.82),
     "best_ticket": network(0.83, density=0.1),
     "superposed": network(0.85, density=0.1, digest="abc"),
+    "unpruned_mean": network(0.845, density=0.25),
     "ensemble": network(0.86),
     "tickets": [
         network(0.83, density=0.1, chain=0, cycle=0, accepted=True),
@@ -52,6 +53,8 @@ def test_the_closing_table_names_every_network_with_both_accuracies():
         "mean ticket",
         "best ticket",
         "sup-ticket",
+        "not pruned",
+        "0.2500",
         "ensemble",
         "85.00%",
         "86.00%",

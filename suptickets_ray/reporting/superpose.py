@@ -1,0 +1,189 @@
+"""Folding the stored tickets of finished runs anew, under other rules, without training anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from suptickets_ray.config import Config
+from suptickets_ray.config_io import config_digest, from_yaml, load_config, to_dict
+from suptickets_ray.tickets.cycles import canonical_order
+from suptickets_ray.tickets.store import RunStore, TicketStore
+from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.training.data import Splits, load_data
+from suptickets_ray.training.loop import budget_of, build_learner
+from suptickets_ray.training.superposing import Superposing
+
+PRETRAINED_FILE = "pretrained.pt"
+SWEPT_FACTORS = (0.1, 0.2, 0.5, 0.8, 0.9)
+"""CIMA factors of the paper's ablation, 2205.15322, section 5."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What a run left: its recipe, the network of phase one, and tickets."""
+
+    path: str
+    config: Config
+    pretrained: Ticket
+    splits: Splits
+    keys: list[tuple[int, int]]
+    """(chain, cycle) of every ticket that is there, in canonical order."""
+
+    def ticket(self, chain: int, cycle: int) -> Ticket:
+        """Reads a ticket. Raises ValueError if its file is damaged."""
+        return TicketStore(RunStore(self.path)).get(chain, cycle)
+
+
+def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
+    """Reads a run's recipe and phase one, and finds its tickets.
+
+    Args:
+        path: The run's folder, local or any that pyarrow.fs knows.
+        overrides: Settings of `superposition`, as "method=cima" or "superposition.method=cima".
+
+    Raises:
+        ValueError: If there is no run, it has no ticket yet, or a setting is wrong.
+    """
+    path = path if "://" in path else str(Path(path).expanduser().absolute())
+    store = RunStore(path)
+    for name in ("config.yaml", PRETRAINED_FILE):
+        if not store.exists(name):
+            raise ValueError(f"{path} must be the folder of a run whose phase one is finished; it has no {name}.")
+    config = load_config(
+        to_dict(from_yaml(store.read("config.yaml").decode())), [_of_superposition(o) for o in overrides]
+    )
+    splits = load_data(config.data)
+    learner = build_learner(config, splits, torch.device("cpu"))
+    learner.load_bytes(store.read(PRETRAINED_FILE))
+    stored = set(TicketStore(store).list())
+    keys = [key for key in canonical_order(config.tickets.chains, budget_of(config).cycles) if key in stored]
+    if not keys:
+        raise ValueError(f"{path} must hold tickets; it has none yet. Start the run again; it goes on.")
+    pretrained = learner.ticket({"run": config.name, "config_digest": config_digest(config)})
+    return StoredRun(path, config, pretrained, splits, keys)
+
+
+def open_runs(paths: Sequence[str], overrides: Sequence[str] = ()) -> list[StoredRun]:
+    """Reads runs of one model on one data set.
+
+    Raises:
+        ValueError: As `open_run`, and if the runs differ in model, data or density.
+    """
+    runs = [open_run(path, overrides) for path in paths]
+    for run in runs[1:]:
+        for section in ("model", "data"):
+            if getattr(run.config, section) != getattr(runs[0].config, section):
+                raise ValueError(
+                    f"runs must be of one model and data set to be superposed; {run.path} has another {section} "
+                    f"section than {runs[0].path}."
+                )
+    return runs
+
+
+def fold_runs(runs: Sequence[StoredRun], config: Config | None = None) -> tuple[Superposing, list[dict[str, Any]]]:
+    """Folds the tickets of all runs, run by run, onto the first one's network of phase one.
+
+    Args:
+        runs: What `open_runs` gave.
+        config: The first run's recipe with another superposition; its own when left out.
+
+    Returns:
+        The fold, and for each ticket what `Superposing.fold` reports; chains are counted on over the runs.
+    """
+    first = runs[0]
+    with _threads_of(first):
+        superposing = Superposing(config or first.config, first.splits, first.pretrained, torch.device("cpu"))
+        reports = [superposing.fold(ticket, chain, cycle) for chain, cycle, ticket in _tickets(runs)]
+    return superposing, reports
+
+
+def judge_runs(
+    runs: Sequence[StoredRun], superposing: Superposing, reports: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns the scores of every network, with mean and best ticket; here the test set is read."""
+    with _threads_of(runs[0]):
+        report = superposing.judge(zip(reports, (ticket for _, _, ticket in _tickets(runs)), strict=True))
+    tickets = report["tickets"]
+    keys = ("accuracy", "loss", "validation_accuracy", "validation_loss")
+    return {
+        "name": " + ".join(run.config.name for run in runs),
+        **report,
+        "mean_ticket": {key: sum(ticket[key] for ticket in tickets) / len(tickets) for key in keys},
+        "best_ticket": max(tickets, key=lambda ticket: ticket["validation_accuracy"]),
+    }
+
+
+def sweep(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
+    """Folds the tickets under CIA, CAA and CIMA with the paper's factors.
+
+    Returns:
+        A row for each: method, cima_factor (None but for CIMA), accepted (how many tickets), validation_accuracy and
+        density; the one that is best on validation also has its test accuracy, as `accuracy`.
+    """
+    rules: list[tuple[str, float | None]] = [("cia", None), ("caa", None), *(("cima", f) for f in SWEPT_FACTORS)]
+    rows, folds = [], []
+    for method, factor in rules:
+        section = replace(runs[0].config.superposition, method=method, cima_factor=factor)
+        superposing, reports = fold_runs(runs, replace(runs[0].config, superposition=section))
+        folds.append(superposing)
+        validation = superposing.score(superposing.superposed, "validation")
+        rows.append(
+            {
+                "method": method,
+                "cima_factor": factor,
+                "accepted": sum(report["accepted"] for report in reports),
+                "validation_accuracy": validation["accuracy"],
+                "density": superposing.superposed.density,
+            }
+        )
+    best = max(range(len(rows)), key=lambda index: rows[index]["validation_accuracy"])
+    rows[best]["accuracy"] = folds[best].score(folds[best].superposed, "test")["accuracy"]
+    return rows
+
+
+def sweep_table(rows: Sequence[dict[str, Any]], num_tickets: int) -> Table:
+    """Returns the rows of `sweep` for a terminal; the one that is best on validation stands out."""
+    table = Table(title="superposition rules on the same tickets; test accuracy of the best on validation only")
+    for column in ("method", "cima_factor"):
+        table.add_column(column)
+    for column in ("accepted", "validation", "density", "test"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        factor = "" if row["cima_factor"] is None else str(row["cima_factor"])
+        accuracy = f"{row['accuracy']:.2%}" if "accuracy" in row else ""
+        cells = (row["method"], factor, f"{row['accepted']} of {num_tickets}", f"{row['validation_accuracy']:.2%}")
+        table.add_row(*cells, f"{row['density']:.4f}", accuracy, style="bold" if accuracy else None)
+    return table
+
+
+@contextmanager
+def _threads_of(run: StoredRun) -> Iterator[None]:
+    """As many threads of torch as the run's own workers had: sums, and with them bits, depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(run.config.cluster.threads_per_worker)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _tickets(runs: Sequence[StoredRun]) -> Iterator[tuple[int, int, Ticket]]:
+    first_chain = 0
+    for run in runs:
+        for chain, cycle in run.keys:
+            yield first_chain + chain, cycle, run.ticket(chain, cycle)
+        first_chain += run.config.tickets.chains
+
+
+def _of_superposition(override: str) -> str:
+    key = override.partition("=")[0]
+    if "." in key and not key.startswith("superposition."):
+        raise ValueError(f"an override must be a setting of superposition, since nothing is trained here; got {key!r}.")
+    return override if key.startswith("superposition.") else f"superposition.{override}"

@@ -1,0 +1,147 @@
+"""Folding tickets into one network, behind the gate, and judging what came of it. No Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from suptickets_ray.config import Config
+from suptickets_ray.seeding import derive_seed
+from suptickets_ray.tickets.superposition import Accumulator, Rule, finish, finish_unpruned, fold, start
+from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.training.data import Splits
+from suptickets_ray.training.data.splits import Examples
+from suptickets_ray.training.evaluation import evaluate, predict, recalibrate, score, score_probabilities
+from suptickets_ray.training.gate import Gate
+from suptickets_ray.training.loop import seed_torch
+from suptickets_ray.training.models import build_model
+
+Scores = dict[str, float]
+
+
+class Superposing:
+    """The fold of one run, and its judge. Choices are made on validation; the test set is read by `judge` alone."""
+
+    def __init__(self, config: Config, splits: Splits, pretrained: Ticket, device: torch.device) -> None:
+        """Starts from the network of phase one.
+
+        Args:
+            config: The recipe.
+            splits: Its data.
+            pretrained: The network that phase one ended in; its provenance is taken over.
+            device: Where to evaluate.
+        """
+        self._config, self._splits, self._pretrained = config, splits, pretrained
+        self._model = build_model(config.model, splits.sample_shape, splits.num_classes).to(device)
+        section = config.superposition
+        # The density that phase one really has: structured first masks are exact in channels, not in weights.
+        self._rule = Rule(section.method, pretrained.density, section.cima_factor, section.prune, section.scope)
+        self._mean_rule = Rule("cia", 1.0, prune="last")
+        self._accumulator: Accumulator | None = start(pretrained) if section.include_pretrained else None
+        self._mean = self._accumulator
+        self._superposed: Ticket | None = None
+        self._accepted: list[list[int]] = []
+        self._gate = Gate(section.gate_tolerance, self._score(pretrained, splits.validation)["accuracy"])
+
+    @property
+    def superposed(self) -> Ticket:
+        """The network as it stands: that of phase one until a ticket is admitted."""
+        return self._superposed or self._pretrained
+
+    def fold(self, ticket: Ticket, chain: int, cycle: int) -> dict[str, Any]:
+        """Folds one ticket, unless merged with the others it costs too much validation accuracy.
+
+        Returns:
+            chain, cycle, accepted, and accuracy (a share of 1), loss and density of the merged network on validation.
+        """
+        folded = fold(self._accumulator, ticket, self._rule)
+        merged = self._settle(finish(folded, self._rule, self._provenance(folded.num_tickets)))
+        validation = self._score(merged, self._splits.validation)
+        accepted = self._gate.admit(validation["accuracy"])
+        if accepted:
+            self._accumulator, self._superposed = folded, merged
+            self._accepted.append([chain, cycle])
+        self._mean = fold(self._mean, ticket, self._mean_rule)
+        return {
+            "chain": chain,
+            "cycle": cycle,
+            "accepted": accepted,
+            **_prefixed(validation, "validation"),
+            "density": merged.density,
+        }
+
+    def score(self, ticket: Ticket, split: str) -> Scores:
+        """Returns accuracy and loss of a ticket on "validation" or "test"."""
+        return self._score(ticket, getattr(self._splits, split))
+
+    def judge(self, tickets: Iterable[tuple[dict[str, Any], Ticket]]) -> dict[str, Any]:
+        """Returns the scores of every network on validation and test: here the test set is read, once.
+
+        Args:
+            tickets: What `fold` returned for each ticket, with the ticket; one is held at a time.
+        """
+        rows: list[dict[str, Any]] = []
+        probabilities: dict[str, Tensor] = {}
+        for folded, ticket in tickets:
+            row: dict[str, Any] = {key: folded[key] for key in ("chain", "cycle", "accepted")}
+            model = self._load(ticket)
+            for split in ("validation", "test"):
+                examples = getattr(self._splits, split)
+                logits = predict(model, examples)
+                row |= _prefixed(score(logits, examples.all_labels()), split)
+                probabilities[split] = probabilities.get(split, torch.zeros(())) + logits.softmax(1)
+            rows.append(row | {"density": ticket.density, "digest": ticket.digest})
+        ensemble: Scores = {}
+        for split, total in probabilities.items():
+            labels = getattr(self._splits, split).all_labels()
+            ensemble |= _prefixed(score_probabilities(total / len(rows), labels), split)
+        assert self._mean is not None
+        unpruned = self._settle(finish_unpruned(self._mean, {}))
+        return {
+            "superposed": self._judged(self.superposed),
+            "pretrained": self._judged(self._pretrained),
+            "tickets": rows,
+            "unpruned_mean": self._judged(unpruned),
+            "ensemble": ensemble,
+        }
+
+    def _provenance(self, num_tickets: int) -> dict[str, Any]:
+        return {
+            **self._pretrained.provenance,
+            "method": self._config.superposition.method,
+            "num_tickets": num_tickets,
+            "accepted_before": list(self._accepted),
+            "include_pretrained": self._config.superposition.include_pretrained,
+        }
+
+    def _settle(self, ticket: Ticket) -> Ticket:
+        """The ticket with BatchNorm statistics that fit its weights, unless those of the tickets are to be averaged."""
+        config = self._config
+        if config.superposition.batchnorm == "average":
+            return ticket
+        model = self._load(ticket)
+        seed_torch(config.seed, "recalibrate")
+        recalibrate(model, self._splits, derive_seed(config.seed, "recalibrate"))
+        return Ticket(model.state_dict(), ticket.masks, ticket.provenance)
+
+    def _load(self, ticket: Ticket) -> Module:
+        self._model.load_state_dict(ticket.state_dict())
+        return self._model
+
+    def _score(self, ticket: Ticket, examples: Examples) -> Scores:
+        return evaluate(self._load(ticket), examples)
+
+    def _judged(self, ticket: Ticket) -> dict[str, Any]:
+        scores: dict[str, Any] = {}
+        for split in ("validation", "test"):
+            scores |= _prefixed(self._score(ticket, getattr(self._splits, split)), split)
+        return scores | {"density": ticket.density, "digest": ticket.digest}
+
+
+def _prefixed(scores: Scores, split: str) -> Scores:
+    """Test scores have plain names, validation scores a prefix."""
+    return scores if split == "test" else {f"{split}_{key}": value for key, value in scores.items()}

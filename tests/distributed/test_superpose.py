@@ -1,0 +1,86 @@
+"""`suptickets superpose` on the files of a finished run: nothing is trained, and no Ray is needed."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from suptickets_ray import Ticket, load_config
+from suptickets_ray.cli import main
+from suptickets_ray.config_io import to_yaml
+from suptickets_ray.reporting.superpose import SWEPT_FACTORS, fold_runs, judge_runs, open_runs, sweep
+from suptickets_ray.sparse.masks import num_active
+
+pytestmark = pytest.mark.ray
+TARGET = int(0.1 * 25_856 + 1e-9)
+
+
+@pytest.fixture
+def copied_run(finished_run, tmp_path):
+    run = tmp_path / "copied"
+    shutil.copytree(finished_run.path, run)
+    return run
+
+
+def test_the_runs_own_rule_gives_the_runs_own_result(finished_run):
+    runs = open_runs([finished_run.path])
+    superposing, reports = fold_runs(runs)
+    result = judge_runs(runs, superposing, reports)
+    recorded = json.loads((Path(finished_run.path) / "result.json").read_text())
+    for key in ("superposed", "pretrained", "tickets", "unpruned_mean", "ensemble", "mean_ticket", "best_ticket"):
+        assert result[key] == recorded[key], key
+
+
+def test_the_command_folds_under_another_rule_and_keeps_the_ticket(finished_run, tmp_path, capsys):
+    file = tmp_path / "cima.arrow"
+    assert main(["superpose", finished_run.path, "method=cima", "cima_factor=0.2", "--output", str(file)]) == 0
+    ticket = Ticket.load(file)
+    assert num_active(ticket.masks) == TARGET
+    assert ticket.provenance["method"] == "cima"
+    assert ticket.digest in capsys.readouterr().out
+    assert ticket.digest != json.loads((Path(finished_run.path) / "result.json").read_text())["superposed"]["digest"]
+
+
+def test_a_sweep_compares_all_rules_on_validation_and_tests_the_best_alone(finished_run, capsys):
+    rows = sweep(open_runs([finished_run.path]))
+    assert [(row["method"], row["cima_factor"]) for row in rows] == [
+        ("cia", None),
+        ("caa", None),
+        *(("cima", factor) for factor in SWEPT_FACTORS),
+    ]
+    tested = [row for row in rows if "accuracy" in row]
+    assert tested == [max(rows, key=lambda row: row["validation_accuracy"])]
+    assert main(["superpose", finished_run.path, "--sweep"]) == 0
+    assert len(re.findall(r"of 6", capsys.readouterr().out)) == 7
+
+
+def test_several_runs_of_one_model_are_folded_one_after_another(finished_run, copied_run):
+    runs = open_runs([finished_run.path, str(copied_run)], ["gate_tolerance=none"])
+    superposing, reports = fold_runs(runs)
+    assert [(report["chain"], report["cycle"]) for report in reports[6:8]] == [(3, 0), (4, 0)]
+    assert superposing.superposed.provenance["num_tickets"] == 13
+    assert num_active(superposing.superposed.masks) == TARGET
+
+
+def test_the_mean_that_is_not_pruned_is_denser_than_the_sup_ticket(finished_run):
+    recorded = json.loads((Path(finished_run.path) / "result.json").read_text())
+    assert 0.1 < recorded["unpruned_mean"]["density"] < 0.7
+
+
+def test_what_cannot_be_folded_is_one_sentence_with_exit_code_2(finished_run, copied_run, tmp_path, capsys):
+    def refused(*arguments):
+        assert main(["superpose", *arguments]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "has no config.yaml" in refused(str(tmp_path / "nowhere"))
+    assert "must be given the folder of a run" in refused("method=cia")
+    assert "unknown superposition method 'cai'; did you mean 'cia'" in refused(finished_run.path, "method=cai")
+    assert "must be a setting of superposition" in refused(finished_run.path, "train.lr=1")
+    assert "--output has no effect with --sweep" in refused(finished_run.path, "--sweep", "--output", "a")
+    other = load_config(copied_run / "config.yaml", ["data.label_noise=0.3"])
+    (copied_run / "config.yaml").write_text(to_yaml(other))
+    assert "has another data section" in refused(finished_run.path, str(copied_run))
+    shutil.rmtree(copied_run / "tickets")
+    assert "must hold tickets; it has none yet" in refused(str(copied_run))
