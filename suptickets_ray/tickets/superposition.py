@@ -127,13 +127,12 @@ def fold(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumul
         old = accumulator.mean[name]
         if isinstance(new, SparseTensor):
             assert isinstance(old, SparseTensor)
-            positions = _union(old, new)
-            average = AVERAGES[rule.method]
-            values = average(old.at(positions), new.at(positions), num_tickets, rule.cima_factor)
-            mean[name] = SparseTensor(new.shape, positions, values)
+            union, average = _unite(old, new), AVERAGES[rule.method]
+            before, newest = _spread(old.values, union.of_first), _spread(new.values, union.of_second)
+            values = average(before, newest, num_tickets, rule.cima_factor)
+            mean[name] = SparseTensor(new.shape, union.positions, values)
             if rule.method == "caa":
-                counted = SparseTensor(old.shape, old.positions, accumulator.num_active[name])
-                num_active[name] = counted.at(positions) + new.mask().view(-1)[positions]
+                num_active[name] = _spread(accumulator.num_active[name], union.of_first) + union.of_second
         elif new.is_floating_point():
             # CAA is about connections: parameters that are not masked are averaged alike by CIA.
             average = AVERAGES["cia" if rule.method == "caa" else rule.method]
@@ -166,9 +165,30 @@ def _form(parts: Mapping[str, Part]) -> dict[str, tuple[tuple[int, ...], bool]]:
     return {name: (tuple(part.shape), isinstance(part, SparseTensor)) for name, part in parts.items()}
 
 
-def _union(first: SparseTensor, second: SparseTensor) -> Tensor:
-    """The flat indices that are active in either, ascending."""
-    return true_positions(first.mask().view(-1).index_fill_(0, second.positions, True))
+@dataclass(frozen=True)
+class _Union:
+    """The positions that are active in either of two tensors of one shape, and which of them are whose."""
+
+    positions: Tensor
+    """Flat indices, int64 (count,), ascending."""
+    of_first: Tensor
+    """Bool (count,)."""
+    of_second: Tensor
+    """Bool (count,)."""
+
+
+def _unite(first: SparseTensor, second: SparseTensor) -> _Union:
+    owners = torch.zeros(math.prod(first.shape), dtype=torch.uint8)
+    owners.index_fill_(0, first.positions, 1)
+    owners.index_add_(0, second.positions, torch.full_like(second.positions, 2, dtype=torch.uint8))
+    positions = true_positions(owners != 0)
+    codes = owners.numpy()[positions.numpy()]
+    return _Union(positions, torch.from_numpy(codes & 1).bool(), torch.from_numpy(codes & 2).bool())
+
+
+def _spread(values: Tensor, places: Tensor) -> Tensor:
+    """Returns `values` at the true places (count,), in order, and 0 elsewhere."""
+    return torch.zeros(len(places), dtype=values.dtype).index_copy_(0, true_positions(places), values)
 
 
 def _pruned(accumulator: Accumulator, rule: Rule) -> dict[str, Part]:
@@ -185,8 +205,9 @@ def _pruned(accumulator: Accumulator, rule: Rule) -> dict[str, Part]:
     used = {name: part for name, part in masked.items() if len(part.positions)}
     scores = {name: part.values.abs() for name, part in used.items()}
     if rule.scope == "global":
-        num_used = sum(map(len, scores.values()))
-        kept = keep_best(scores, min(total, num_used)) if used else {}
+        if sum(map(len, scores.values())) <= total:
+            return parts | masked
+        kept = keep_best(scores, total)
     else:
         share = total / sum(accumulator.layer_counts.values())
         quotas = {name: share * count for name, count in accumulator.layer_counts.items()}

@@ -67,12 +67,6 @@ class SparseTensor:
         flat = torch.zeros(math.prod(self.shape), dtype=torch.bool)
         return flat.index_fill_(0, self.positions, True).view(self.shape)
 
-    def at(self, positions: Tensor) -> Tensor:
-        """Returns the entries (n,) at flat indices (n,) that ascend and hold all of this tensor's own."""
-        entries = self.values.new_zeros(len(positions))
-        entries[self.mask().view(-1)[positions]] = self.values
-        return entries
-
 
 Part = Tensor | SparseTensor
 
