@@ -205,7 +205,7 @@ class SuperpositionConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     method: str = "cia"
-    """Average of the tickets: "cia" (zeros counted), "caa" (active weights only) or "cima" (moving)."""
+    """Average of the tickets: "cia" (zeros counted), "caa" (active weights only), "cima" (moving) or "greedy"."""
     cima_factor: float | None = None
     """CIMA's weight of the newest ticket, in (0, 1]; 0.2 when left out."""
     prune: str = "each"

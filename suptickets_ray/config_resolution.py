@@ -125,5 +125,12 @@ def _resolve_superposition(config: Config) -> SuperpositionConfig:
     factor = section.cima_factor
     if section.method == "cima" and factor is None:
         factor = _DEFAULT_CIMA_FACTOR
+    if section.method == "greedy":
+        if section.gate_tolerance not in (0.0, SuperpositionConfig.gate_tolerance):
+            raise ValueError(
+                f"superposition.gate_tolerance has no effect with method 'greedy', which keeps a ticket only if "
+                f"nothing is lost; got {section.gate_tolerance}. Leave it out."
+            )
+        section = replace(section, gate_tolerance=0.0)
     Rule(section.method, config.method.density, factor, section.prune, section.scope)
     return replace(section, cima_factor=factor)

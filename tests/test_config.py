@@ -68,6 +68,7 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("tickets.explore=maybe", 'tickets.explore must be true or false; got "maybe"'),
         ("superposition.method=mean", "unknown superposition method 'mean'"),
         ("superposition.cima_factor=0.2", "superposition.cima_factor has no effect with method 'cia'"),
+        ("superposition.method=gready", "unknown superposition method 'gready'; did you mean 'greedy'"),
         ("superposition.prune=once", "unknown superposition.prune 'once'"),
         ("superposition.batchnorm=keep", "superposition.batchnorm must be recalibrate or average; got 'keep'"),
         ("superposition.gate_tolerance=2", r"superposition.gate_tolerance must be none or in \[0, 1\]"),

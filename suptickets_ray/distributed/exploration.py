@@ -49,8 +49,10 @@ class Exploration:
         self._states: dict[int, Any] = {}
         self._done: dict[int, int] = {}
         self._attempts: dict[tuple[int, int], int] = {}
+        self._starting: dict[Any, Any] = {}
+        self._num_failed_starts = 0
         self._idle: list[Any] = []
-        self._running: dict[Any, tuple[Any, Any, int, int]] = {}
+        self._running: dict[Any, tuple[Any, Any, Any, int, int]] = {}
         self.remade: list[int] = []
         """Chains that are run anew because what is stored of them is damaged."""
         stored = _whole_tickets(TicketStore(self._store))
@@ -66,12 +68,13 @@ class Exploration:
         """Starts the explorers that have something to do."""
         todo = sum(done < self._cycles for done in self._done.values())
         slots = min(explorer_slots(self._config.cluster, self._config.tickets.chains), todo)
-        self._idle = [self._start_explorer() for _ in range(slots)]
+        for _ in range(slots):
+            self._start_explorer()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Ends the explorers; their CPUs are free for others at once."""
-        for explorer in [*self._idle, *(job[0] for job in self._running.values())]:
+        for explorer in [*self._starting.values(), *self._idle, *(job[0] for job in self._running.values())]:
             with contextlib.suppress(*_DEATHS):
                 ray.kill(explorer)
 
@@ -90,39 +93,45 @@ class Exploration:
             return self._tickets.pop((chain, cycle))
         return ray.put(TicketStore(self._store).get(chain, cycle).to_arrow())
 
-    def _start_explorer(self) -> Any:
+    def _start_explorer(self) -> None:
+        """Asks for an explorer. It is idle once it runs: on a cluster that shrank it may wait for room for ever."""
         cluster = self._config.cluster
         sized = Explorer.options(  # type: ignore[attr-defined]
             num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker
         )
-        return sized.remote(self._settings)
+        explorer = sized.remote(self._settings)
+        self._starting[explorer.__ray_ready__.remote()] = explorer
 
     def _dispatch(self) -> None:
         while self._idle:
-            job = next_cycle(self._done, (chain for _, _, chain, _ in self._running.values()), self._cycles)
+            job = next_cycle(self._done, (chain for _, _, _, chain, _ in self._running.values()), self._cycles)
             if job is None:
                 return
             chain, cycle = job
             explorer = self._idle.pop()
             self._attempts[job] = self._attempts.get(job, 0) + 1
-            table, state = explorer.run_cycle.options(num_returns=2).remote(self._states[chain], chain, cycle)
-            self._running[state] = (explorer, table, chain, cycle)
+            table, state, done = explorer.run_cycle.options(num_returns=3).remote(self._states[chain], chain, cycle)
+            self._running[done] = (explorer, table, state, chain, cycle)
 
     def _collect(self) -> None:
-        finished, _ = ray.wait(list(self._running), num_returns=1, timeout=_POLL_SECONDS, fetch_local=False)
+        waiting = [*self._running, *self._starting]
+        finished, _ = ray.wait(waiting, num_returns=1, timeout=_POLL_SECONDS, fetch_local=False)
         self._on_poll()
-        for state in finished:
-            explorer, table, chain, cycle = self._running.pop(state)
+        for done in finished:
+            if done in self._starting:
+                self._welcome(done)
+                continue
+            explorer, table, state, chain, cycle = self._running.pop(done)
             try:
-                # The table is stored with the state; a look at the state tells whether the task succeeded.
-                ray.get(state)
+                # Ticket and state stay where they are: the driver's memory does not depend on the network's size.
+                ray.get(done)
             except _DEATHS as error:
                 if not should_retry(self._attempts[chain, cycle]):
                     raise RuntimeError(
                         f"cycle {cycle} of chain {chain} lost {self._attempts[chain, cycle]} explorers, the last one "
                         f"to: {root_cause(error)}. Memory is the usual want; the same command goes on from here."
                     ) from error
-                self._idle.append(self._start_explorer())
+                self._start_explorer()
                 continue
             except RayTaskError as error:
                 raise RuntimeError(f"cycle {cycle} of chain {chain} failed: {root_cause(error)}") from error
@@ -131,15 +140,26 @@ class Exploration:
             self._states[chain] = state
             self._done[chain] = cycle + 1
 
+    def _welcome(self, ready: Any) -> None:
+        explorer = self._starting.pop(ready)
+        try:
+            ray.get(ready)
+        except _DEATHS as error:
+            self._num_failed_starts += 1
+            if not should_retry(self._num_failed_starts):
+                raise RuntimeError(
+                    f"{self._num_failed_starts} explorers died while they started, the last one of: "
+                    f"{root_cause(error)}. Memory is the usual want; the same command goes on from here."
+                ) from error
+            self._start_explorer()
+            return
+        self._idle.append(explorer)
+
 
 def _whole_tickets(tickets: TicketStore) -> list[tuple[int, int]]:
     """Those that are kept and whole; a damaged one counts as missing, and is made again."""
-    whole = []
-    for chain, cycle in tickets.list():
-        with contextlib.suppress(ValueError):
-            tickets.get(chain, cycle)
-            whole.append((chain, cycle))
-    return whole
+    faults = tickets.verify()
+    return [key for key in tickets.list() if key not in faults]
 
 
 def _stored_state(store: RunStore, chain: int) -> tuple[int | None, bytes]:

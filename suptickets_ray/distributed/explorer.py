@@ -32,10 +32,11 @@ class Explorer:
         self._learner = build_learner(self._worker.config, self._worker.splits, self._worker.device)
         self._digest = config_digest(self._worker.config)
 
-    def run_cycle(self, state: bytes, chain: int, cycle: int) -> tuple[pa.Table, bytes]:
-        """Returns the cycle's ticket as an Arrow table, and the state that the chain's next cycle starts from.
+    def run_cycle(self, state: bytes, chain: int, cycle: int) -> tuple[pa.Table, bytes, bool]:
+        """Returns the cycle's ticket as an Arrow table, the state that the chain's next cycle starts from, and True.
 
-        Both also go to the run's storage, the ticket first: a state that is there means that its ticket is, too.
+        The last says that the cycle is done, to whom neither of the large ones is of use. Both also go to the run's
+        storage, the ticket first: a state that is there means that its ticket is, too.
 
         Args:
             state: What phase one, or the cycle before, ended in.
@@ -79,4 +80,4 @@ class Explorer:
         TicketStore(worker.store).put(ticket, chain, cycle)
         worker.store.write(chain_state_path(chain), state)
         worker.report("ticket", chain=chain, cycle=cycle, validation_accuracy=validation["accuracy"])
-        return ticket.to_arrow(), state
+        return ticket.to_arrow(), state, True

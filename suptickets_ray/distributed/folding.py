@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,6 +49,20 @@ class Folding:
                 late, self._pending = ray.wait(self._pending, num_returns=1)
                 finished += late
             ray.get(finished)
+
+    def best_first(self, keys: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Returns the keys of all tickets in the order of their validation accuracy; of equals the earlier comes first.
+
+        Raises:
+            RuntimeError: If one of them cannot be made or judged.
+        """
+        accuracies: dict[tuple[int, int], float] = {}
+        while len(accuracies) < len(keys):
+            with self._deaths_survived():
+                for key in keys:
+                    if key not in accuracies:
+                        accuracies[key] = ray.get(self._actor.validate.remote(self._exploration.ticket(*key)))
+        return sorted(keys, key=lambda key: -accuracies[key])
 
     def judge(self) -> Any:
         """Returns the superposer's verdict once all is folded.

@@ -99,7 +99,8 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
             for chain in exploration.remade:
                 watch({"kind": "warning", "text": f"what was stored of chain {chain} is damaged; it is run anew."})
             superposer = Folding(settings, pretrained, exploration)
-            for chain, cycle in canonical_order(config.tickets.chains, budget.cycles):
+            order = list(canonical_order(config.tickets.chains, budget.cycles))
+            for chain, cycle in superposer.best_first(order) if config.superposition.method == "greedy" else order:
                 superposer.fold(chain, cycle)
         clock.lap("explore")
 

@@ -67,6 +67,10 @@ class Superposer:
         self._worker.report("fold", **report)
         return report
 
+    def validate(self, table: pa.Table) -> float:
+        """Returns a single ticket's validation accuracy, a share of 1."""
+        return self._superposing.score(Ticket.from_arrow(table), "validation")["accuracy"]
+
     def judge(self) -> tuple[pa.Table, dict[str, Any]]:
         """Returns the sup-ticket's Arrow table, and the final numbers; here the test set is read, once."""
         store = TicketStore(self._worker.store)

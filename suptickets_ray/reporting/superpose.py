@@ -95,12 +95,16 @@ def fold_runs(runs: Sequence[StoredRun], config: Config | None = None) -> tuple[
         config: The first run's recipe with another superposition; its own when left out.
 
     Returns:
-        The fold, and for each ticket what `Superposing.fold` reports; chains are counted on over the runs.
+        The fold, and for each ticket in the order of folding what `Superposing.fold` reports, and the ticket's `key`;
+        chains are counted on over the runs.
     """
     first = runs[0]
     with _threads_of(first):
         superposing = Superposing(config or first.config, first.splits, first.pretrained, torch.device("cpu"))
-        reports = [superposing.fold(ticket, chain, cycle) for chain, cycle, ticket in _tickets(runs)]
+        keys = _keys(runs)
+        if superposing.takes_best_first:
+            keys.sort(key=lambda key: -superposing.score(key.ticket(), "validation")["accuracy"])
+        reports = [superposing.fold(key.ticket(), key.chain, key.cycle) | {"key": key} for key in keys]
     return superposing, reports
 
 
@@ -109,7 +113,7 @@ def judge_runs(
 ) -> dict[str, Any]:
     """Returns the scores of every network, with mean and best ticket; here the test set is read."""
     with _threads_of(runs[0]):
-        report = superposing.judge(zip(reports, (ticket for _, _, ticket in _tickets(runs)), strict=True))
+        report = superposing.judge((folded, folded["key"].ticket()) for folded in reports)
     tickets = report["tickets"]
     keys = ("accuracy", "loss", "validation_accuracy", "validation_loss")
     return {
@@ -121,16 +125,18 @@ def judge_runs(
 
 
 def sweep(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
-    """Folds the tickets under CIA, CAA and CIMA with the paper's factors.
+    """Folds the tickets under CIA, CAA, CIMA with the paper's factors, and greedily.
 
     Returns:
         A row for each: method, cima_factor (None but for CIMA), accepted (how many tickets), validation_accuracy and
         density; the one that is best on validation also has its test accuracy, as `accuracy`.
     """
     rules: list[tuple[str, float | None]] = [("cia", None), ("caa", None), *(("cima", f) for f in SWEPT_FACTORS)]
+    rules.append(("greedy", None))
     rows, folds = [], []
     for method, factor in rules:
-        section = replace(runs[0].config.superposition, method=method, cima_factor=factor)
+        tolerance = 0.0 if method == "greedy" else runs[0].config.superposition.gate_tolerance
+        section = replace(runs[0].config.superposition, method=method, cima_factor=factor, gate_tolerance=tolerance)
         superposing, reports = fold_runs(runs, replace(runs[0].config, superposition=section))
         folds.append(superposing)
         validation = superposing.score(superposing.superposed, "validation")
@@ -174,12 +180,30 @@ def _threads_of(run: StoredRun) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _tickets(runs: Sequence[StoredRun]) -> Iterator[tuple[int, int, Ticket]]:
+@dataclass(frozen=True)
+class _Key:
+    """Where a ticket lies, and its chain counted on over the runs."""
+
+    run: StoredRun
+    first_chain: int
+    own_chain: int
+    cycle: int
+
+    @property
+    def chain(self) -> int:
+        return self.first_chain + self.own_chain
+
+    def ticket(self) -> Ticket:
+        return self.run.ticket(self.own_chain, self.cycle)
+
+
+def _keys(runs: Sequence[StoredRun]) -> list[_Key]:
+    keys: list[_Key] = []
     first_chain = 0
     for run in runs:
-        for chain, cycle in run.keys:
-            yield first_chain + chain, cycle, run.ticket(chain, cycle)
+        keys += [_Key(run, first_chain, chain, cycle) for chain, cycle in run.keys]
         first_chain += run.config.tickets.chains
+    return keys
 
 
 def _of_superposition(override: str) -> str:

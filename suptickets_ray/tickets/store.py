@@ -106,6 +106,16 @@ class TicketStore:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
+    def verify(self) -> dict[tuple[int, int], str]:
+        """Reads every ticket that is kept, and returns what is wrong with the damaged ones, by (chain, cycle)."""
+        faults = {}
+        for key in self.list():
+            try:
+                self.get(*key)
+            except ValueError as error:
+                faults[key] = str(error)
+        return faults
+
     def list(self) -> list[tuple[int, int]]:
         """Returns the (chain, cycle) of every ticket that is kept, sorted."""
         matches = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,7 +46,10 @@ class Superposing:
         self._mean = self._accumulator
         self._superposed: Ticket | None = None
         self._accepted: list[list[int]] = []
-        self._gate = Gate(section.gate_tolerance, self._score(pretrained, splits.validation)["accuracy"])
+        # Greedy without the network of phase one starts from the best ticket, whatever that is worth.
+        starts_free = section.method == "greedy" and not section.include_pretrained
+        floor = -math.inf if starts_free else self._score(pretrained, splits.validation)["accuracy"]
+        self._gate = Gate(section.gate_tolerance, floor)
 
     @property
     def superposed(self) -> Ticket:
@@ -73,6 +77,11 @@ class Superposing:
             **_prefixed(validation, "validation"),
             "density": merged.density,
         }
+
+    @property
+    def takes_best_first(self) -> bool:
+        """Whether tickets are to be folded in the order of their own validation accuracy, best first."""
+        return self._config.superposition.method == "greedy"
 
     def score(self, ticket: Ticket, split: str) -> Scores:
         """Returns accuracy and loss of a ticket on "validation" or "test"."""

@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -173,6 +174,36 @@ def test_a_killed_actor_costs_time_but_no_bit(finished_run, forked_run, actor, m
     assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
 
 
+def test_explorers_killed_at_random_moments_cost_time_but_no_bit(finished_run, forked_run):
+    moments, killed = random.Random(0), []
+
+    def kill_at_random(event):
+        if event["kind"] in ("cycle_epoch", "ticket", "fold") and len(killed) < 4 and moments.random() < 0.4:
+            victims = actors("Explorer")
+            if victims:
+                killed.append(moments.choice(victims))
+                os.kill(killed[-1], signal.SIGKILL)
+
+    result = continued(forked_run, on_event=kill_at_random)
+    assert len(killed) >= 2
+    assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
+    assert [row["digest"] for row in result["tickets"]] == [row["digest"] for row in read(finished_run.path)["tickets"]]
+
+
+def test_storage_that_cannot_be_written_stops_the_run_and_loses_no_ticket(finished_run, forked_run):
+    (forked_run / "tickets").mkdir()
+    in_the_way = forked_run / "tickets/chain-001"
+    in_the_way.write_text("a file where a folder should be")
+    with pytest.raises(RuntimeError, match="of chain 1 failed: .*chain-001"):
+        continued(forked_run, "cluster.num_explorers=1")
+    kept = forked_run / "tickets/chain-000/cycle-000.arrow"
+    before = kept.stat().st_mtime_ns
+    in_the_way.unlink()
+    result = continued(forked_run)
+    assert kept.stat().st_mtime_ns == before
+    assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
+
+
 def test_stored_tickets_are_taken_over_and_a_damaged_one_is_made_again(finished_run, forked_run):
     done = Path(finished_run.path)
     for folder in ("tickets/chain-000", "tickets/chain-001", "tickets/chain-002", "chains"):
@@ -196,6 +227,7 @@ def test_stored_tickets_are_taken_over_and_a_damaged_one_is_made_again(finished_
     [
         ["superposition.method=cima", "superposition.cima_factor=0.2"],
         ["superposition.method=caa"],
+        ["superposition.method=greedy"],
         ["superposition.prune=each", "superposition.scope=layer"],
         ["superposition.batchnorm=average"],
         ["superposition.include_pretrained=false"],

@@ -49,11 +49,25 @@ def test_a_sweep_compares_all_rules_on_validation_and_tests_the_best_alone(finis
         ("cia", None),
         ("caa", None),
         *(("cima", factor) for factor in SWEPT_FACTORS),
+        ("greedy", None),
     ]
     tested = [row for row in rows if "accuracy" in row]
     assert tested == [max(rows, key=lambda row: row["validation_accuracy"])]
     assert main(["superpose", finished_run.path, "--sweep"]) == 0
-    assert len(re.findall(r"of 6", capsys.readouterr().out)) == 7
+    assert len(re.findall(r"of 6", capsys.readouterr().out)) == 8
+
+
+def test_greedy_takes_the_best_first_and_keeps_only_what_loses_nothing(finished_run):
+    superposing, reports = fold_runs(open_runs([finished_run.path], ["method=greedy"]))
+    recorded = json.loads((Path(finished_run.path) / "result.json").read_text())
+    own = {(row["chain"], row["cycle"]): row["validation_accuracy"] for row in recorded["tickets"]}
+    order = [own[report["chain"], report["cycle"]] for report in reports]
+    assert order == sorted(order, reverse=True)
+    best = recorded["pretrained"]["validation_accuracy"]
+    for report in reports:
+        assert report["accepted"] == (report["validation_accuracy"] >= best - 1e-9)
+        best = max(best, report["validation_accuracy"])
+    assert num_active(superposing.superposed.masks) == TARGET
 
 
 def test_several_runs_of_one_model_are_folded_one_after_another(finished_run, copied_run):

@@ -88,7 +88,7 @@ def test_layer_scope_keeps_each_layers_count_of_the_first_ticket():
 def test_equal_tickets_give_that_ticket(method, prune, scope, seed, copies):
     generator = torch.Generator().manual_seed(seed)
     values = (torch.rand(8, generator=generator, dtype=torch.float64) + 0.5) * (torch.arange(8) % 2)
-    options = {"cima_factor": 0.3} if method == "cima" else {}
+    options = {"cima": {"cima_factor": 0.3}, "greedy": {"accuracy": lambda ticket: 0.5}}.get(method, {})
     merged = superpose([ticket(values.tolist())] * copies, method, density=0.5, prune=prune, scope=scope, **options)
     assert torch.allclose(merged.state_dict()["w"], values, rtol=1e-12)
     assert merged.density == 0.5
@@ -155,3 +155,30 @@ def test_no_ticket_and_tickets_of_two_models_are_refused():
 def test_an_active_weight_that_happens_to_be_zero_is_kept_before_an_inactive_one():
     grown = Ticket({"w": torch.tensor([0.0, 0.0, 5.0, 0.0])}, {"w": torch.tensor([False, False, True, True])}, {})
     assert superpose([grown], density=0.5).masks["w"].tolist() == [False, False, True, True]
+
+
+def test_greedy_takes_the_best_first_and_leaves_out_what_loses():
+    worth = {4.0: 0.9, 2.0: 0.8, 3.0: 0.95, 10.0: 0.1, 5.5: 0.2}
+
+    def accuracy(ticket):
+        return worth.get(round(float(ticket.state_dict()["w"][0]), 3), 0.0)
+
+    tickets = [ticket([10.0, 1.0]), ticket([2.0, 1.0]), ticket([4.0, 1.0])]
+    # best first: 4, then (4 + 2) / 2 = 3 gains, then a mean with 10 loses
+    assert superpose(tickets, "greedy", density=1.0, accuracy=accuracy).state_dict()["w"].tolist() == [3.0, 1.0]
+    for method, scorer in (("greedy", None), ("cia", accuracy)):
+        with pytest.raises(ValueError, match="must be given accuracy= with method 'greedy', and with no other"):
+            superpose(tickets, method, density=1.0, accuracy=scorer)
+
+
+def test_the_order_of_tickets_does_not_matter_to_cia_that_is_pruned_once():
+    generator = torch.Generator().manual_seed(0)
+    tickets = []
+    for _ in range(5):
+        values = torch.randn(40, generator=generator, dtype=torch.float64)
+        tickets.append(ticket((values * (torch.rand(40, generator=generator) < 0.3)).tolist()))
+    one = superpose(tickets, density=0.3, prune="last")
+    other = superpose(tickets[::-1], density=0.3, prune="last")
+    assert torch.equal(one.masks["w"], other.masks["w"])
+    assert torch.allclose(one.state_dict()["w"], other.state_dict()["w"], rtol=1e-12)
+    assert one.density == 0.3

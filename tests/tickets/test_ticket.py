@@ -128,3 +128,44 @@ def test_the_digest_is_the_same_in_another_process():
     code = "import torch; from suptickets_ray import Ticket; print(Ticket({'w': torch.arange(3.)}, {}, {}).digest)"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == Ticket({"w": torch.arange(3.0)}, {}, {}).digest
+
+
+def test_a_ticket_of_resnet50_at_a_twentieth_is_at_most_8_5_megabytes():
+    # 54 maskable tensors of 23,652,032 weights, and 106,340 other parameters and buffers (ResNet-50 for 100 classes)
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(23_652_032, generator=generator) < 0.05
+    state = {"w": torch.randn(23_652_032, generator=generator) * mask, "rest": torch.zeros(106_340)}
+    assert len(Ticket(state, {"w": mask}, {}).to_bytes()) <= 8.5e6
+
+
+def test_bits_behind_the_last_weight_and_a_tensor_given_twice_are_refused():
+    table = ticket().to_arrow()
+    rows = table.to_pylist()
+    mask = bytearray(rows[0]["mask"])
+    mask[-1] |= 0b1000_0000  # 35 weights in 40 bits
+    for damaged, message in (
+        ([{**rows[0], "mask": bytes(mask)}, *rows[1:]], "must end with its last weight"),
+        ([*rows, rows[1]], "must hold each tensor once"),
+        ([rows[0], {**rows[1], "dtype": "complex64"}], "must have a known type and shape"),
+        ([{**rows[0], "shape": [7, 6]}], "must hold 42 bits; got 5 bytes"),
+        ([{**rows[0], "values": rows[0]["values"][4:]}], "values of float32; got"),
+        ([rows[1]], "it is damaged"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Ticket.from_arrow(pa.Table.from_pylist(damaged, schema=table.schema))
+
+
+def test_another_version_is_refused():
+    table = ticket().to_arrow()
+    metadata = {key: value.replace(b'"version": 1', b'"version": 9') for key, value in table.schema.metadata.items()}
+    with pytest.raises(ValueError, match="version must be 1; got 9. Update suptickets_ray"):
+        Ticket.from_arrow(table.replace_schema_metadata(metadata))
+
+
+def test_a_ticket_is_read_without_pickle(monkeypatch):
+    import pickle
+
+    content = ticket().to_bytes()
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, None)
+    assert Ticket.from_bytes(content).digest == ticket().digest

@@ -1,0 +1,47 @@
+"""What test_node_loss.py runs: the fork of a run on three nodes, one of which is removed while it works."""
+
+import os
+import sys
+import threading
+
+import ray
+from ray.cluster_utils import Cluster
+
+from suptickets_ray import load_config, train
+
+FAST_DETECTION = {
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 300,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 2,
+}
+
+
+def main(run, temp_dir):
+    head = {"num_cpus": 1, "_system_config": FAST_DETECTION, "include_dashboard": False, "temp_dir": temp_dir}
+    head["object_store_memory"] = 100 * 2**20
+    cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
+    ray.init(address=cluster.address, log_to_driver=False)
+    cluster.wait_for_nodes()
+    storage, name = os.path.split(run)
+    config = load_config(f"{run}/config.yaml", [f"storage={storage}", f"name={name}", "cluster.num_explorers=3"])
+    seen, removing = [], []
+
+    def remove_a_node_once(event):
+        seen.append((event["kind"], event.get("chain"), event.get("cycle")))
+        if event["kind"] == "cycle_epoch" and sum(kind == "ticket" for kind, *_ in seen) >= 1 and not removing:
+            removing.append(threading.Thread(target=cluster.remove_node, args=(nodes[-1], False)))
+            removing[0].start()
+
+    result = train(config, remove_a_node_once).result
+    assert removing
+    removing[0].join()
+    assert sum(node["Alive"] for node in ray.nodes()) == 2
+    sys.stdout.write(f"DIGEST {result['superposed']['digest']}\n")
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

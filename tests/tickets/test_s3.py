@@ -1,0 +1,90 @@
+"""The store on a local S3 server, over real HTTP."""
+
+import boto3
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+
+from suptickets_ray import Ticket
+from suptickets_ray.tickets.store import RunStore, TicketStore
+
+BUCKET = "bucket"
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def client(server, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    client = boto3.client("s3", endpoint_url=f"http://{server}", region_name="us-east-1")
+    client.create_bucket(Bucket=BUCKET)
+    yield client
+    boto3.resource("s3", endpoint_url=f"http://{server}", region_name="us-east-1").Bucket(BUCKET).objects.delete()
+
+
+@pytest.fixture
+def store(server, client):
+    return RunStore(f"s3://{BUCKET}/runs/digits?endpoint_override={server}&scheme=http&region=us-east-1")
+
+
+def ticket(value):
+    mask = torch.arange(6).view(2, 3) % 2 == 0
+    return Ticket({"w": torch.full((2, 3), value) * mask, "b": torch.ones(2)}, {"w": mask}, {"value": value})
+
+
+def names(client):
+    return sorted(item["Key"] for item in client.list_objects_v2(Bucket=BUCKET).get("Contents", []))
+
+
+def test_tickets_are_whole_objects_under_the_names_of_the_contract(store, client):
+    tickets = TicketStore(store)
+    assert tickets.list() == []
+    tickets.put(ticket(1.0), 0, 2)
+    tickets.put(ticket(2.0), 11, 0)
+    assert tickets.list() == [(0, 2), (11, 0)]
+    assert tickets.get(11, 0).digest == ticket(2.0).digest
+    assert tickets.get(11, 0).provenance == {"value": 2.0}
+    files = [name for name in names(client) if not name.endswith("/")]
+    assert files == [
+        f"runs/digits/tickets/chain-{chain:03d}/cycle-{cycle:03d}.arrow" for chain, cycle in ((0, 2), (11, 0))
+    ]
+
+
+def test_a_ticket_of_the_same_key_is_replaced(store):
+    tickets = TicketStore(store)
+    tickets.put(ticket(1.0), 0, 0)
+    tickets.put(ticket(3.0), 0, 0)
+    assert tickets.get(0, 0).digest == ticket(3.0).digest
+
+
+def test_a_damaged_object_is_found(store, client):
+    tickets = TicketStore(store)
+    tickets.put(ticket(1.0), 0, 0)
+    tickets.put(ticket(1.0), 0, 1)
+    key = "runs/digits/tickets/chain-000/cycle-001.arrow"
+    whole = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    client.put_object(Bucket=BUCKET, Key=key, Body=whole[:-20])
+    assert list(tickets.verify()) == [(0, 1)]
+    assert "cycle-001.arrow" in tickets.verify()[0, 1]
+    assert tickets.get(0, 0).digest == ticket(1.0).digest
+
+
+def test_what_is_missing_and_what_was_left_half_written(store, client):
+    with pytest.raises(FileNotFoundError):
+        TicketStore(store).get(0, 0)
+    store.write("a/file", b"content")
+    client.put_object(Bucket=BUCKET, Key="runs/digits/a/file.123.tmp", Body=b"half")
+    assert store.list("a") == ["a/file"]
+    store.remove_temporaries()
+    assert not any(name.endswith(".tmp") for name in names(client))
+    assert store.read("a/file") == b"content"
+    store.remove_folder("a")
+    assert not store.exists("a/file")
