@@ -52,7 +52,7 @@ def maskable_parameters(
 
     Raises:
         ValueError: If an entry of `dense_layers` matches nothing, `mask_embeddings` does nothing, or a weight that
-            would be masked is parametrized, lazy, sharded or has sparse gradients.
+            would be masked is parametrized, lazy, frozen, sharded or has sparse gradients.
     """
     model = unwrap(model)
     owners = _owners(model)
@@ -136,6 +136,8 @@ def _check(name: str, parameter: Parameter, owners: list[tuple[str, Module, Para
     remedy = f"or keep it dense with dense_layers=[{name!r}]"
     if is_lazy(parameter):
         raise ValueError(f"{name!r} must have a shape; it is lazy. Run one batch through the model first.")
+    if not parameter.requires_grad:
+        raise ValueError(f"{name!r} must be trained; it is frozen. Set requires_grad, {remedy}.")
     if type(parameter.data).__name__ == "DTensor":
         raise ValueError(f"{name!r} must lie whole on each rank; it is sharded. Use DistributedDataParallel.")
     for _, module, own in owners:

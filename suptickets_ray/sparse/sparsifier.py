@@ -85,6 +85,12 @@ class Sparsifier:
         self.num_updates = 0
         self.parameters: dict[str, Parameter] = maskable_parameters(model, dense_layers, mask_embeddings)
         """The masked weights by name, in the model's order."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if missing := [name for name, parameter in self.parameters.items() if id(parameter) not in held]:
+            raise ValueError(
+                f"optimizer must hold every masked weight; {missing[0]!r} is not among its parameters. Add it, or keep "
+                "it dense with dense_layers."
+            )
         self._last_linear = last_linear(model, self.parameters)
         self._needs = criteria_needs(self.settings)
         self._gradients: dict[str, Tensor] | None = None

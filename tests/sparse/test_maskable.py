@@ -124,6 +124,16 @@ def test_a_lazy_weight_and_sparse_gradients_are_refused():
         maskable_parameters(nn.Embedding(3, 3, sparse=True), mask_embeddings=True)
 
 
+def test_a_frozen_weight_is_refused_but_may_be_kept_dense():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].requires_grad_(False)
+    with pytest.raises(
+        ValueError, match="'0.weight' must be trained; it is frozen. Set requires_grad, or keep it dense"
+    ):
+        maskable_parameters(model)
+    assert names(model, ["first"]) == ["1.weight"]
+
+
 def test_the_last_linear_layer_is_found():
     model = Everything()
     assert last_linear(model, maskable_parameters(model)) == "head.weight"

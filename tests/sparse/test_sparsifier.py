@@ -673,6 +673,15 @@ def test_what_cannot_work_is_refused_at_once(method, recipe, message):
         Sparsifier(model, optimizer, method, **settings)
 
 
+def test_a_weight_that_the_optimizer_does_not_hold_is_refused():
+    model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 4))
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    settings = {"density": 0.25, "total_steps": TOTAL, "generator": torch.Generator()}
+    with pytest.raises(ValueError, match="optimizer must hold every masked weight; '1.weight' is not among"):
+        Sparsifier(model, optimizer, "static", **settings)
+    Sparsifier(model, optimizer, "static", dense_layers=["1"], **settings)
+
+
 def test_step_before_the_optimizers_is_an_error_in_the_order_of_calls():
     _, _, sparsifier = build("rigl", update_interval_steps=1)
     with pytest.raises(RuntimeError, match=r"must follow optimizer.step\(\)"):
