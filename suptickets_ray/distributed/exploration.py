@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import ray
-import torch
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from suptickets_ray.config import Config
 from suptickets_ray.distributed.explorer import Explorer, chain_state_path
-from suptickets_ray.distributed.failures import root_cause
+from suptickets_ray.distributed.failures import DEATHS, root_cause
 from suptickets_ray.distributed.schedule import finished_cycles, next_cycle, should_retry
 from suptickets_ray.distributed.session import explorer_slots
 from suptickets_ray.tickets.store import RunStore, TicketStore
+from suptickets_ray.training.loop import read_progress
 
-_DEATHS = (RayActorError, WorkerCrashedError, ObjectLostError)
-_DAMAGES = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError)
 _POLL_SECONDS = 0.2
 
 
@@ -50,6 +46,7 @@ class Exploration:
         self._done: dict[int, int] = {}
         self._attempts: dict[tuple[int, int], int] = {}
         self._starting: dict[Any, Any] = {}
+        self._asked: dict[Any, Any] = {}
         self._num_failed_starts = 0
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, Any, Any, int, int]] = {}
@@ -57,12 +54,15 @@ class Exploration:
         """Chains that are run anew because what is stored of them is damaged."""
         stored = _whole_tickets(TicketStore(self._store))
         for chain in range(config.tickets.chains):
-            state_cycle, state = _stored_state(self._store, chain)
+            state_cycle, state = stored_state(self._store, chain)
             self._done[chain] = min(finished_cycles(stored, chain, state_cycle), cycles)
             if not self._done[chain] and self._store.exists(chain_state_path(chain)):
                 self.remade.append(chain)
             self._states[chain] = ray.put(state) if self._done[chain] else pretrained
         self.num_stored = sum(self._done.values())
+        self._first_cycles = dict(self._done)
+        # Points of an earlier start may lie in the TensorBoard folders.
+        self._continues = any(path.startswith("tensorboard/chain-") for path in self._store.list("tensorboard"))
 
     def __enter__(self) -> Exploration:
         """Starts the explorers that have something to do."""
@@ -74,8 +74,13 @@ class Exploration:
 
     def __exit__(self, *_: object) -> None:
         """Ends the explorers; their CPUs are free for others at once."""
-        for explorer in [*self._starting.values(), *self._idle, *(job[0] for job in self._running.values())]:
-            with contextlib.suppress(*_DEATHS):
+        for explorer in [
+            *self._starting.values(),
+            *self._asked.values(),
+            *self._idle,
+            *(job[0] for job in self._running.values()),
+        ]:
+            with contextlib.suppress(*DEATHS):
                 ray.kill(explorer)
 
     def ticket(self, chain: int, cycle: int) -> Any:
@@ -110,28 +115,37 @@ class Exploration:
             chain, cycle = job
             explorer = self._idle.pop()
             self._attempts[job] = self._attempts.get(job, 0) + 1
-            table, state, done = explorer.run_cycle.options(num_returns=3).remote(self._states[chain], chain, cycle)
+            again = self._attempts[job] > 1 or (self._continues and cycle == self._first_cycles[chain])
+            run_cycle = explorer.run_cycle.options(num_returns=3)
+            table, state, done = run_cycle.remote(self._states[chain], chain, cycle, again)
             self._running[done] = (explorer, table, state, chain, cycle)
 
     def _collect(self) -> None:
-        waiting = [*self._running, *self._starting]
+        waiting = [*self._running, *self._starting, *self._asked]
         finished, _ = ray.wait(waiting, num_returns=1, timeout=_POLL_SECONDS, fetch_local=False)
         self._on_poll()
         for done in finished:
             if done in self._starting:
                 self._welcome(done)
                 continue
+            if done in self._asked:
+                self._welcome_back(done)
+                continue
             explorer, table, state, chain, cycle = self._running.pop(done)
             try:
                 # Ticket and state stay where they are: the driver's memory does not depend on the network's size.
                 ray.get(done)
-            except _DEATHS as error:
+            except DEATHS as error:
                 if not should_retry(self._attempts[chain, cycle]):
                     raise RuntimeError(
                         f"cycle {cycle} of chain {chain} lost {self._attempts[chain, cycle]} explorers, the last one "
                         f"to: {root_cause(error)}. Memory is the usual want; the same command goes on from here."
                     ) from error
-                self._start_explorer()
+                if isinstance(error, ObjectLostError):
+                    self._idle.append(explorer)  # it lives; the state that it was given does not
+                else:
+                    self._start_explorer()
+                self._doubt(chain)
                 continue
             except RayTaskError as error:
                 raise RuntimeError(f"cycle {cycle} of chain {chain} failed: {root_cause(error)}") from error
@@ -140,11 +154,34 @@ class Exploration:
             self._states[chain] = state
             self._done[chain] = cycle + 1
 
+    def _doubt(self, chain: int) -> None:
+        """After a death: what a lost machine held is read from the storage, and idle explorers are asked to answer."""
+        if self._done[chain]:
+            state_cycle, state = stored_state(self._store, chain)
+            if state_cycle == self._done[chain] - 1:
+                self._states[chain] = ray.put(state)
+        for explorer in self._idle:
+            self._asked[explorer.__ray_ready__.remote()] = explorer
+        self._idle = []
+
+    def forget_tickets(self) -> None:
+        """Lets go of all tickets in memory, because some were lost; they are read from the storage when asked for."""
+        self._tickets.clear()
+
+    def _welcome_back(self, answer: Any) -> None:
+        explorer = self._asked.pop(answer)
+        try:
+            ray.get(answer)
+        except DEATHS:
+            self._start_explorer()
+            return
+        self._idle.append(explorer)
+
     def _welcome(self, ready: Any) -> None:
         explorer = self._starting.pop(ready)
         try:
             ray.get(ready)
-        except _DEATHS as error:
+        except DEATHS as error:
             self._num_failed_starts += 1
             if not should_retry(self._num_failed_starts):
                 raise RuntimeError(
@@ -162,13 +199,13 @@ def _whole_tickets(tickets: TicketStore) -> list[tuple[int, int]]:
     return [key for key in tickets.list() if key not in faults]
 
 
-def _stored_state(store: RunStore, chain: int) -> tuple[int | None, bytes]:
+def stored_state(store: RunStore, chain: int) -> tuple[int | None, bytes]:
+    """Returns the cycle after which a chain's stored state was taken, and the state; None where it is no good."""
     path = chain_state_path(chain)
     if not store.exists(path):
         return None, b""
     content = store.read(path)
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return int(state["progress"]["cycle"]), content
-    except _DAMAGES:  # torch has no error of its own for a damaged file
+        return read_progress(content)["cycle"], content
+    except ValueError:
         return None, b""

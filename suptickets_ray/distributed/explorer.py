@@ -32,7 +32,7 @@ class Explorer:
         self._learner = build_learner(self._worker.config, self._worker.splits, self._worker.device)
         self._digest = config_digest(self._worker.config)
 
-    def run_cycle(self, state: bytes, chain: int, cycle: int) -> tuple[pa.Table, bytes, bool]:
+    def run_cycle(self, state: bytes, chain: int, cycle: int, again: bool) -> tuple[pa.Table, bytes, bool]:
         """Returns the cycle's ticket as an Arrow table, the state that the chain's next cycle starts from, and True.
 
         The last says that the cycle is done, to whom neither of the large ones is of use. Both also go to the run's
@@ -42,13 +42,14 @@ class Explorer:
             state: What phase one, or the cycle before, ended in.
             chain: Chain, from 0.
             cycle: Cycle within the chain, from 0.
+            again: Whether an earlier, interrupted try may have left points for TensorBoard, which are then hidden.
         """
         worker, config = self._worker, self._worker.config
         tickets, epoch_steps = config.tickets, steps_per_epoch(config, worker.splits)
         first_step = (budget_of(config).pretrain_epochs + cycle * tickets.cycle_epochs) * epoch_steps
         self._learner.load_bytes(state)
         parent = self._learner.ticket({}).digest
-        with Scalars(worker.run_path, f"chain-{chain:03d}", first_step + 1) as scalars:
+        with Scalars(worker.run_path, f"chain-{chain:03d}", first_step + 1 if again else None) as scalars:
 
             def watch(epoch: int, loss: float) -> None:
                 step = first_step + (epoch + 1) * epoch_steps

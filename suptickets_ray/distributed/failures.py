@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+from ray.exceptions import (
+    ActorUnschedulableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
+
+DEATHS = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    ActorUnschedulableError,
+    ObjectLostError,
+)
+"""What a lost process or machine raises in whoever waits for it: the work is done again elsewhere."""
+
 
 def root_cause(error: BaseException) -> str:
     """Returns the type and the last line of the message of the error that a worker raised.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from suptickets_ray.distributed.exploration import Exploration
-from suptickets_ray.distributed.failures import root_cause
+from suptickets_ray.distributed.failures import DEATHS, root_cause
 from suptickets_ray.distributed.superposer import Superposer
 
-_MAX_SUPERPOSERS = 5
+_MAX_DEATHS = 5
 _MAX_PENDING = 8
 """Tickets handed over and not yet folded; each is held in the object store until it is."""
 
@@ -31,8 +31,9 @@ class Folding:
         """
         self._settings, self._pretrained, self._exploration = settings, pretrained, exploration
         self._order: list[tuple[int, int]] = []
+        self._num_submitted = 0
         self._pending: list[Any] = []
-        self._num_starts = 0
+        self._num_deaths = 0
         self._start()
 
     def fold(self, chain: int, cycle: int) -> None:
@@ -41,14 +42,8 @@ class Folding:
         Raises:
             RuntimeError: If an earlier ticket could not be folded.
         """
-        self._submit(chain, cycle)
         self._order.append((chain, cycle))
-        with self._deaths_survived():
-            finished, self._pending = ray.wait(self._pending, num_returns=len(self._pending), timeout=0)
-            while len(self._pending) > _MAX_PENDING:
-                late, self._pending = ray.wait(self._pending, num_returns=1)
-                finished += late
-            ray.get(finished)
+        self._catch_up(_MAX_PENDING)
 
     def best_first(self, keys: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Returns the keys of all tickets in the order of their validation accuracy; of equals the earlier comes first.
@@ -71,34 +66,56 @@ class Folding:
             RuntimeError: If superposing fails for good.
         """
         while True:
+            self._catch_up(0)
             with self._deaths_survived():
-                ray.get(self._pending)
                 return ray.get(self._actor.judge.remote())
 
     def close(self) -> None:
         """Ends the actor."""
         ray.kill(self._actor)
 
+    def _catch_up(self, most_pending: int) -> None:
+        """Hands over what the present superposer has not been given; after a death that is everything, bit by bit."""
+        while True:
+            with self._deaths_survived():
+                while self._num_submitted < len(self._order):
+                    key = self._order[self._num_submitted]
+                    self._pending.append(self._actor.fold.remote(self._exploration.ticket(*key), *key))
+                    self._num_submitted += 1
+                    self._settle(_MAX_PENDING)
+                self._settle(most_pending)
+                return
+
+    def _settle(self, most_pending: int) -> None:
+        """Waits until no more than so many are pending; a failure of any that is done is raised."""
+        if not self._pending:
+            return
+        finished, self._pending = ray.wait(self._pending, num_returns=len(self._pending), timeout=0)
+        while len(self._pending) > most_pending:
+            late, self._pending = ray.wait(self._pending, num_returns=1)
+            finished += late
+        ray.get(finished)
+
     @contextmanager
     def _deaths_survived(self) -> Iterator[None]:
-        """After a death a new superposer is given all tickets anew, from the store."""
+        """After a death, or when a ticket was lost with a machine, a new superposer is given all tickets anew."""
         try:
             yield
-        except (RayActorError, ObjectLostError) as error:
-            if self._num_starts >= _MAX_SUPERPOSERS:
+        except DEATHS as error:
+            if isinstance(error, ObjectLostError):
+                self._exploration.forget_tickets()
+            else:
+                self._num_deaths += 1
+            if self._num_deaths >= _MAX_DEATHS:
                 raise RuntimeError(
-                    f"the superposer died {self._num_starts} times, the last time: {root_cause(error)}"
+                    f"the superposer died {self._num_deaths} times, the last time: {root_cause(error)}"
                 ) from error
+            with suppress(*DEATHS):
+                self.close()
             self._start()
-            for chain, cycle in self._order:
-                self._submit(chain, cycle)
         except RayTaskError as error:
             raise RuntimeError(f"superposing failed: {root_cause(error)}") from error
 
-    def _submit(self, chain: int, cycle: int) -> None:
-        self._pending.append(self._actor.fold.remote(self._exploration.ticket(chain, cycle), chain, cycle))
-
     def _start(self) -> None:
-        self._num_starts += 1
         self._actor = Superposer.remote(self._settings, self._pretrained)  # type: ignore[attr-defined]
-        self._pending = []
+        self._pending, self._num_submitted = [], 0

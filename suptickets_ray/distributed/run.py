@@ -25,7 +25,7 @@ from suptickets_ray.reporting.report import render_report
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.loop import budget_of
+from suptickets_ray.training.loop import budget_of, is_whole
 from suptickets_ray.training.rehearsal import rehearse
 
 PRETRAINED_FILE = "pretrained.pt"
@@ -106,10 +106,10 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
 
         watch({"kind": "phase", "name": "superpose"})
         table, report = superposer.judge()
+        superposed = Ticket.from_arrow(table)  # now: the table's memory is Ray's
         show_events(monitor, watch)
         superposer.close()
         clock.lap("superpose")
-    superposed = Ticket.from_arrow(table)
     store.write("superposed.arrow", superposed.to_bytes())
     result = assemble_result(config, report, clock.seconds(), warnings)
     store.write("report.html", render_report(result, to_yaml(config)).encode())
@@ -160,15 +160,18 @@ def finished_result(config: Config) -> dict[str, Any] | None:
 def _phase_one(config: Config, settings: dict[str, Any], store: RunStore, on_event: OnEvent, verbose: bool) -> bytes:
     """The state that phase one ends in, trained unless an earlier start of the run has done that."""
     if store.exists(PRETRAINED_FILE):
-        on_event({"kind": "resumed", "what": "the finished phase one"})
         state = store.read(PRETRAINED_FILE)
-    else:
-        # Ray Train takes seconds to import, and an answer that all is done, or a refusal, does not need it.
-        from suptickets_ray.distributed.pretrain import pretrain
+        if is_whole(state):
+            on_event({"kind": "resumed", "what": "the finished phase one"})
+            store.remove_folder(RAY_TRAIN_FOLDER)  # its checkpoints only serve a phase one that is not finished
+            return state
+        on_event({"kind": "warning", "text": f"{PRETRAINED_FILE} is damaged; phase one is trained anew."})
+    # Ray Train takes seconds to import, and an answer that all is done, or a refusal, does not need it.
+    from suptickets_ray.distributed.pretrain import pretrain
 
-        state = pretrain(config, settings, RAY_TRAIN_FOLDER, on_event, verbose=verbose)
-        store.write(PRETRAINED_FILE, state)
-    store.remove_folder(RAY_TRAIN_FOLDER)  # its checkpoints only serve a phase one that is not finished
+    state = pretrain(config, settings, RAY_TRAIN_FOLDER, on_event, verbose=verbose)
+    store.write(PRETRAINED_FILE, state)
+    store.remove_folder(RAY_TRAIN_FOLDER)
     return state
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
@@ -32,6 +32,8 @@ class Start:
     """Share of the pruned network that "prune_and_grow" exchanges by gradient."""
     last_linear: str | None = None
     """Name of the last linear layer's weight."""
+    output_dimensions: Mapping[str, int] = field(default_factory=dict)
+    """Dimension of each weight that counts its output channels, where that is not 0."""
 
 
 def draw_erk(start: Start) -> dict[str, Tensor]:
@@ -101,13 +103,12 @@ def prune_structured(start: Start) -> dict[str, Tensor]:
 def prune_and_grow_structured(start: Start) -> dict[str, Tensor]:
     """As prune_structured, then a share of each layer's channels is exchanged by their mean |gradient|."""
     masks = _structured(start)
-    channels = {name: start.weights[name] for name in masks}
     gradients = _gradients(start)
     grown = drop_and_grow(
-        _channel_means(channels),
+        _channel_means(start, {name: start.weights[name] for name in masks}),
         masks,
         start.regrow_fraction,
-        gradients=_channel_means({name: gradients[name] for name in masks}),
+        gradients=_channel_means(start, {name: gradients[name] for name in masks}),
     )
     return _expand(start, grown)
 
@@ -196,16 +197,20 @@ def _gradients(start: Start) -> Tensors:
     return start.gradients
 
 
-def _channel_means(tensors: Tensors) -> dict[str, Tensor]:
-    """The mean absolute value of each output channel, (out,): the first dimension of all layers but transposed ones."""
-    return {name: tensor.detach().abs().flatten(1).mean(1) for name, tensor in tensors.items()}
+def _channel_means(start: Start, tensors: Tensors) -> dict[str, Tensor]:
+    """The mean absolute value of each output channel, (out,)."""
+    dimensions = start.output_dimensions
+    return {
+        name: tensor.detach().abs().movedim(dimensions.get(name, 0), 0).flatten(1).mean(1)
+        for name, tensor in tensors.items()
+    }
 
 
 def _structured(start: Start) -> dict[str, Tensor]:
     """Masks (out,) of the channels to keep, of all layers but the last, whose channels are the model's outputs."""
     if len(start.weights) < 2:
         raise ValueError("structured pruning must have a layer before the last; this model has none. Choose 'erk'.")
-    means = _channel_means({name: start.weights[name] for name in list(start.weights)[:-1]})
+    means = _channel_means(start, {name: start.weights[name] for name in list(start.weights)[:-1]})
     return prune_layers(means, {name: count_down(start.density, mean.numel()) for name, mean in means.items()})
 
 
@@ -214,6 +219,6 @@ def _expand(start: Start, channels: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, weight in start.weights.items():
         mask = torch.ones_like(weight, dtype=torch.bool)
         if name in channels:
-            mask &= channels[name].view(-1, *[1] * (weight.ndim - 1))
+            mask.movedim(start.output_dimensions.get(name, 0), -1).logical_and_(channels[name])
         masks[name] = mask
     return masks

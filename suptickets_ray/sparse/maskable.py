@@ -36,8 +36,15 @@ def unwrap(model: Module) -> Module:
             return model
 
 
+def find_ddp(model: Module) -> DistributedDataParallel | None:
+    """Returns the DistributedDataParallel among the wrappers of a model, also under torch.compile's."""
+    while isinstance(inner := getattr(model, "_orig_mod", None), Module):
+        model = inner
+    return model if isinstance(model, DistributedDataParallel) else None
+
+
 def maskable_parameters(
-    model: Module, dense_layers: Sequence[str] = (), mask_embeddings: bool = False
+    model: Module, dense_layers: Sequence[str] = (), mask_embeddings: bool = False, *, check: bool = True
 ) -> dict[str, Parameter]:
     """Returns the parameters that are masked, by name, in the model's order; a shared one once, by its first name.
 
@@ -49,6 +56,7 @@ def maskable_parameters(
         dense_layers: What to keep dense: "first" or "last" for the first or last of these layers, a name of a module or
             parameter, which may hold wildcards ("blocks.*.attn"), or a type ("Conv2d").
         mask_embeddings: Whether embeddings are masked too.
+        check: Whether a weight that cannot be masked is refused.
 
     Raises:
         ValueError: If an entry of `dense_layers` matches nothing, `mask_embeddings` does nothing, or a weight that
@@ -70,7 +78,7 @@ def maskable_parameters(
     masked = {name: parameter for name, parameter in found.items() if name not in dense}
     if found and not masked:
         raise ValueError(f"dense_layers must leave a layer to mask; got {', '.join(dense_layers)}, which is all.")
-    for name, parameter in masked.items():
+    for name, parameter in masked.items() if check else ():
         _check(name, parameter, owners)
     return masked
 
@@ -80,6 +88,12 @@ def last_linear(model: Module, parameters: dict[str, Parameter]) -> str | None:
     linear = {id(p) for _, m, p in _owners(unwrap(model)) if isinstance(m, nn.Linear)}
     names = [name for name, parameter in parameters.items() if id(parameter) in linear]
     return names[-1] if names else None
+
+
+def output_dimensions(model: Module, parameters: dict[str, Parameter]) -> dict[str, int]:
+    """Returns the dimension of each weight that counts output channels: 1 for transposed convolutions, else 0."""
+    transposed = {id(p) for _, m, p in _owners(unwrap(model)) if isinstance(m, nn.modules.conv._ConvTransposeNd)}
+    return {name: int(id(parameter) in transposed) for name, parameter in parameters.items()}
 
 
 def _owners(model: Module) -> list[tuple[str, Module, Parameter]]:

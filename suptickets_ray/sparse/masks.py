@@ -160,13 +160,14 @@ def _kth_of(values: np.ndarray[Any, Any], count: int) -> Any:
 
 def _top_of_tensors(flats: Sequence[Tensor], count: int) -> list[Tensor]:
     """The same on any device, by torch.topk."""
-    joined = torch.cat(list(flats))
+    joined = torch.cat([flat.to(flats[0].device) for flat in flats])
     joined = torch.where(torch.isnan(joined), -math.inf, joined)
     threshold = torch.topk(joined, count, sorted=False).values.min()
     mask = joined > threshold
     missing = count - int(torch.count_nonzero(mask))
     mask[(joined == threshold).nonzero().flatten()[:missing]] = True
-    return list(mask.split([flat.numel() for flat in flats]))
+    parts = mask.split([flat.numel() for flat in flats])
+    return [part.to(flat.device) for part, flat in zip(parts, flats, strict=True)]
 
 
 def true_positions(mask: Tensor) -> Tensor:

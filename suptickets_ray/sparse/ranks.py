@@ -70,7 +70,7 @@ class ActiveGradientReduction:
         names = {id(parameter): name for name, parameter in self._sparsifier.parameters.items()}
         connections = self._sparsifier.connections
         layers = [connections.get(names.get(id(parameter), "")) for parameter in bucket.parameters()]
-        gradients = bucket.gradients()
+        gradients = [_as_laid_out(*pair) for pair in zip(bucket.gradients(), bucket.parameters(), strict=True)]
         parts = [
             gradient.reshape(-1) if layer is None else layer.gather(gradient)
             for layer, gradient in zip(layers, gradients, strict=True)
@@ -94,6 +94,11 @@ class ActiveGradientReduction:
         assert work is not None
         future: torch.futures.Future[list[Tensor]] = work.get_future()
         return future
+
+
+def _as_laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """A bucket's view in the parameter's memory format, e.g. channels_last, in which the bucket really holds it."""
+    return gradient.as_strided(parameter.shape, parameter.stride(), gradient.storage_offset())
 
 
 def _first(future: torch.futures.Future[list[Tensor]]) -> Tensor:

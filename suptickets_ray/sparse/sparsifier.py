@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from suptickets_ray.lookup import choose
 from suptickets_ray.sparse import masks as mask_arithmetic
 from suptickets_ray.sparse.first_masks import NEED_GRADIENT, STRUCTURED, Start, first_masks, uniform_counts
-from suptickets_ray.sparse.maskable import last_linear, maskable_parameters
+from suptickets_ray.sparse.maskable import find_ddp, last_linear, maskable_parameters, output_dimensions
 from suptickets_ray.sparse.methods import METHODS, criteria_needs, method_settings
 from suptickets_ray.sparse.ranks import ActiveGradientReduction, assert_equal_masks
 from suptickets_ray.sparse.schedules import cubic_density, drop_fraction
@@ -83,19 +83,27 @@ class Sparsifier:
         self.generator = generator
         self.num_steps = 0
         self.num_updates = 0
-        self.parameters: dict[str, Parameter] = maskable_parameters(model, dense_layers, mask_embeddings)
+        self.parameters: dict[str, Parameter] = maskable_parameters(
+            model, dense_layers, mask_embeddings, check=self.method.sparse
+        )
         """The masked weights by name, in the model's order."""
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if missing := [name for name, parameter in self.parameters.items() if id(parameter) not in held]:
+        missing = [name for name, parameter in self.parameters.items() if id(parameter) not in held]
+        if missing and self.method.sparse:
             raise ValueError(
                 f"optimizer must hold every masked weight; {missing[0]!r} is not among its parameters. Add it, or keep "
                 "it dense with dense_layers."
             )
+        if not self.parameters and self.method.sparse:
+            raise ValueError("model must have a weight of 2 or more dimensions to mask; this one has none.")
         self._last_linear = last_linear(model, self.parameters)
+        self._output_dimensions = output_dimensions(model, self.parameters)
         self._needs = criteria_needs(self.settings)
         self._gradients: dict[str, Tensor] | None = None
         self._momenta: dict[str, Tensor] = {}
         self._ddp: DistributedDataParallel | None = None
+        self._compresses = False
+        self._saw_diverged = False
         self._attached = True
         self._check_settings()
         given = self._given(masks) if masks is not None else self._first_masks()
@@ -104,8 +112,8 @@ class Sparsifier:
         self._dense_gradient_steps = dict.fromkeys(self.parameters, 0)
         self._stepping = MaskedStep(optimizer, self.parameters, self._before_optimizer_step)
         self._stepping.set_masks(given, exchanging=False)
-        if isinstance(model, DistributedDataParallel):
-            self.share(model)
+        if (ddp := find_ddp(model)) is not None:
+            self.share(ddp)
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -148,7 +156,7 @@ class Sparsifier:
     @property
     def needs_dense_gradients(self) -> bool:
         """Whether the coming step needs gradients off the masks: before an update by gradient; always for momentum."""
-        return "momentum" in self._needs or self._exchanges_by_gradient_at(self.num_steps + 1)
+        return not self._attached or "momentum" in self._needs or self._exchanges_by_gradient_at(self.num_steps + 1)
 
     def step(self) -> bool:
         """Counts one optimizer step and updates the topology when the method says so.
@@ -163,7 +171,13 @@ class Sparsifier:
             return False
         if self._stepping.num_steps == self.num_steps:
             self._accept_skipped()
+            self._gradients = None
             return False
+        if self._stepping.num_steps > self.num_steps + 1:
+            raise RuntimeError(
+                f"step() must follow every optimizer.step(); {self._stepping.num_steps - self.num_steps} came since "
+                "the last call. Call it after each."
+            )
         self.num_steps = self._stepping.num_steps
         for name, connections in self._stepping.connections.items():
             self._active_steps[name] += connections.count
@@ -192,11 +206,18 @@ class Sparsifier:
         """
         if not self.method.can_explore:
             raise ValueError("explore() must have a method that drops and grows; this one keeps its masks.")
+        if "gradient" in self._needs and (self._compresses or self._stepping.has_masked_gradients()):
+            raise RuntimeError(
+                "explore() must see dense gradients; these are masked. Call it before mask_gradients(), and on a model "
+                "without share(), or with share(compress=False)."
+            )
         if "momentum" in self._needs and not self._momenta:
             raise RuntimeError("explore() by momentum must follow a step; none came. Train a step first.")
         self._gradients = self._dense_gradients() if "gradient" in self._needs else None
         self._exchange(fraction)
         self._gradients = None
+        if self._ddp is not None:
+            assert_equal_masks(self.masks, self._ddp.process_group, "after exploring")
 
     def mask_gradients(self) -> None:
         """Zeroes the gradients off the masks, so that their norm is the sparse network's: call it before clipping.
@@ -204,6 +225,10 @@ class Sparsifier:
         The dense ones are kept where the coming update needs them. Without clipping there is no need to call this.
         """
         self._take_gradients()
+        # Masking may hide what a GradScaler will skip the step for.
+        self._saw_diverged = not all(
+            bool(p.grad.sum().isfinite()) for p in self.parameters.values() if p.grad is not None
+        )
         self._stepping.mask_gradients()
 
     def share(self, model: DistributedDataParallel, *, compress: bool = True) -> None:
@@ -222,7 +247,8 @@ class Sparsifier:
         """
         assert_equal_masks(self.masks, model.process_group, "at the start")
         self._ddp = model
-        if compress and self.method.sparse:
+        self._compresses = compress and self.method.sparse
+        if self._compresses:
             # DistributedDataParallel compares annotations, which are strings here; a lambda has none.
             reduction = ActiveGradientReduction(self, model.process_group)
             model.register_comm_hook(state=reduction, hook=lambda state, bucket: state.reduce(bucket))
@@ -243,7 +269,10 @@ class Sparsifier:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from what `state_dict()` returned; load the model's and the optimizer's state, too.
+        """Continues from what `state_dict()` returned.
+
+        Build model, optimizer and Sparsifier first, then load the state of all three, in any order: building it zeroes
+        what its first masks leave out.
 
         Raises:
             ValueError: If the state was taken from a model with other parameters, or under another method or schedule.
@@ -298,6 +327,8 @@ class Sparsifier:
             )
         interval = self.settings.get("update_interval_steps", 1)
         steps = range(interval, self.total_steps + 1, interval)
+        if self.keep_updating and not self.method.exchanges:
+            raise ValueError("keep_updating has no effect with a method that does not drop and grow. Leave it out.")
         if self.method.exchanges and not any(self._exchanges_at(step) for step in steps):
             raise ValueError(
                 f"update_interval_steps must leave room for an update in the {self.total_steps} steps of phase one; "
@@ -326,6 +357,7 @@ class Sparsifier:
             self._dense_gradients() if distribution in NEED_GRADIENT else None,
             self.settings.get("regrow_fraction", 0.0),
             self._last_linear,
+            self._output_dimensions,
         )
         return self._given(first_masks(distribution, start))
 
@@ -380,6 +412,7 @@ class Sparsifier:
             self._exchange(drop_fraction(schedule, self.num_steps, self.total_steps, initial))
 
     def _prune(self, density: float) -> None:
+        density = min(density, self.density)  # masks that were given may be sparser than the schedule
         if self.settings["prune_scope"] == "global":
             masks = prune_to_density(self.parameters, density, masks=self.masks)
         else:
@@ -412,8 +445,10 @@ class Sparsifier:
 
     def _accept_skipped(self) -> None:
         """No optimizer step came: right if a GradScaler skipped it for its gradients, else a wrong order of calls."""
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        if all(bool(gradient.isfinite().all()) for gradient in gradients):
+        groups = self._stepping.optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        diverged, self._saw_diverged = self._saw_diverged, False
+        if not diverged and all(bool(gradient.isfinite().all()) for gradient in gradients):
             raise RuntimeError(
                 "step() must follow optimizer.step() of the optimizer that the Sparsifier is attached to; none came "
                 "since the last call. Call it first, and zero_grad() after both."

@@ -49,9 +49,17 @@ def layer_table(masks: Tensors) -> list[LayerSparsity]:
     ]
 
 
-def dead_channels(masks: Tensors) -> dict[str, int]:
-    """Returns for each layer how many entries of its first dimension, (out, ...), have no active connection."""
-    return {name: mask.shape[0] - num_true(mask.flatten(1).any(dim=1)) for name, mask in masks.items()}
+def dead_channels(masks: Tensors, output_dimensions: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Returns for each layer how many output channels have no active connection.
+
+    Args:
+        masks: Bool masks by name.
+        output_dimensions: Dimension that counts a layer's output channels, where that is not 0: 1 for transposed
+            convolutions, as `maskable.output_dimensions` finds it.
+    """
+    dimensions = output_dimensions or {}
+    alive = {name: mask.movedim(dimensions.get(name, 0), 0).flatten(1).any(dim=1) for name, mask in masks.items()}
+    return {name: channels.numel() - num_true(channels) for name, channels in alive.items()}
 
 
 def explored_fraction(explored: Tensors) -> float:
@@ -142,11 +150,13 @@ def count_uses(model: Module, *inputs: Any) -> Uses:
     """
     model = unwrap(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    paths = {module: path for path, module in model.named_modules()}
     sizes: dict[str, int] = {}
     totals: dict[str, float] = {}
 
-    def add(weight: Tensor, uses: float) -> None:
-        name = names[id(weight)]
+    def add(module: Module, weight: Tensor, uses: float) -> None:
+        # A parametrized weight is computed anew and has no name of its own.
+        name = names.get(id(weight), f"{paths[module]}.weight".removeprefix("."))
         sizes[name] = weight.numel()
         totals[name] = totals.get(name, 0.0) + uses
 
@@ -155,18 +165,18 @@ def count_uses(model: Module, *inputs: Any) -> Uses:
             given = {**dict(zip(("query", "key", "value"), arguments, strict=False)), **options}
             rows = {part: given[part].numel() / given[part].shape[-1] for part in ("query", "key", "value")}
             if module.in_proj_weight is not None:
-                add(module.in_proj_weight, sum(rows.values()) / 3)
+                add(module, module.in_proj_weight, sum(rows.values()) / 3)
             else:
-                add(module.q_proj_weight, rows["query"])
-                add(module.k_proj_weight, rows["key"])
-                add(module.v_proj_weight, rows["value"])
-            add(module.out_proj.weight, rows["query"])
+                add(module, module.q_proj_weight, rows["query"])
+                add(module, module.k_proj_weight, rows["key"])
+                add(module, module.v_proj_weight, rows["value"])
+            add(module, module.out_proj.weight, rows["query"])
         elif isinstance(module, nn.Linear):
-            add(module.weight, output.numel() / output.shape[-1])
+            add(module, module.weight, output.numel() / output.shape[-1])
         elif isinstance(module, _CONVOLUTIONS):
-            add(module.weight, output.numel() / module.out_channels)
+            add(module, module.weight, output.numel() / module.out_channels)
         elif isinstance(module, _TRANSPOSED):
-            add(module.weight, arguments[0].numel() / module.in_channels)
+            add(module, module.weight, arguments[0].numel() / module.in_channels)
 
     kinds = (nn.MultiheadAttention, nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
     hooks = [

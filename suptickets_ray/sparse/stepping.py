@@ -3,7 +3,7 @@
 Off the mask weight, gradient and state are all 0, so an optimizer that works element by element changes nothing there.
 A large, sparse layer is therefore stepped on its active values alone: they are gathered, stepped by the optimizer's own
 arithmetic, and written back; its state stays gathered in between, (active,) instead of the weight's shape. Other layers
-have their gradient masked before the step, which is the same arithmetic.
+are stepped with a masked copy of their gradient, which is the same arithmetic.
 """
 
 from __future__ import annotations
@@ -70,6 +70,14 @@ class Connections:
         else:
             _write_(tensor, self.positions, values)
 
+    def masked(self, tensor: Tensor) -> Tensor:
+        """Returns a copy of a tensor of the weight's shape and layout, 0 off the mask."""
+        if self.inactive is not None and tensor.is_contiguous():
+            return torch.where(self.inactive, tensor.new_zeros(()), tensor)
+        copy = tensor.clone()
+        self.fill_(copy)
+        return copy
+
     def fill_(self, tensor: Tensor) -> None:
         """Zeroes a tensor of the weight's shape off the mask."""
         if self.positions is not None:
@@ -113,7 +121,14 @@ class MaskedStep:
         self.optimizer = optimizer
         self._parameters = dict(parameters)
         self._before = before
-        self._elementwise = type(optimizer) in ELEMENTWISE
+        # With an epsilon of 0 an adaptive optimizer divides 0 by 0 off the masks.
+        divides = any(
+            float(torch.tensor(group.get("eps", 1.0), dtype=parameter.dtype)) == 0
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        )
+        self._elementwise = type(optimizer) in ELEMENTWISE and not divides
+        self._masked: dict[str, tuple[int, int]] = {}
         self._withheld: list[tuple[Parameter, Tensor]] = []
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -154,7 +169,7 @@ class MaskedStep:
             if not isinstance(value, Tensor) or value.shape != (old.count,):
                 continue
             if new.positions is None:
-                state[key] = self._spread(value, old)
+                state[key] = self._spread(value, parameter, old)
                 continue
             # Gathered state is carried over; positions ascend in both, so what stays comes in the same order.
             carried = value.new_zeros(new.count)
@@ -170,6 +185,17 @@ class MaskedStep:
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
                 self.connections[name].fill_(parameter.grad)
+                if self.connections[name].count < parameter.numel():
+                    self._masked[name] = (id(parameter.grad), parameter.grad._version)
+
+    def has_masked_gradients(self) -> bool:
+        """Whether all gradients are still as `mask_gradients` left them, so that nothing is known off the masks."""
+        noted = [
+            self._masked[name] == (id(parameter.grad), parameter.grad._version)
+            for name, parameter in self._parameters.items()
+            if parameter.grad is not None and name in self._masked
+        ]
+        return bool(noted) and all(noted)
 
     def detach(self) -> None:
         """Removes the hooks; the optimizer's state has the weights' shapes again."""
@@ -199,11 +225,16 @@ class MaskedStep:
         if self._is_skipped():
             return None
         self._before()
+        self._withheld.clear()  # of a step that broke off
         with torch.no_grad():
-            gathered = self._elementwise and self._step_gathered()
+            if self._elementwise:
+                self._step_gathered()
             for name, parameter in self._parameters.items():
-                if parameter.grad is not None and not (gathered and self.connections[name].positions is not None):
-                    self.connections[name].fill_(parameter.grad)
+                connections = self.connections[name]
+                if parameter.grad is not None and connections.count < parameter.numel():
+                    # A masked copy for the step: the gradient stays dense, for whoever reads it after.
+                    self._withheld.append((parameter, parameter.grad))
+                    parameter.grad = connections.masked(parameter.grad)
         return None
 
     def _after_step(self, *_: object) -> None:
@@ -224,7 +255,7 @@ class MaskedStep:
         found_inf = getattr(self.optimizer, "found_inf", None)
         return found_inf is not None and bool(found_inf.item())
 
-    def _step_gathered(self) -> bool:
+    def _step_gathered(self) -> None:
         """Steps the gathered layers by the optimizer's own arithmetic, and withholds their gradients from it.
 
         A second optimizer of the same class and settings does it. The first one is never changed, so that an error
@@ -250,7 +281,7 @@ class MaskedStep:
                 gathered.append(values)
             twin.param_groups.append({**group, "params": gathered})
         if not stepped:
-            return False
+            return
         twin.step()
         for parameter, values, connections in stepped:
             connections.scatter_(parameter, values.detach())
@@ -259,7 +290,6 @@ class MaskedStep:
             assert parameter.grad is not None
             self._withheld.append((parameter, parameter.grad))
             parameter.grad = None
-        return True
 
     def _gathered_state(self, parameter: Parameter, connections: Connections) -> dict[str, Any]:
         return {
@@ -274,12 +304,13 @@ class MaskedStep:
             return
         state = self.optimizer.state[parameter]
         for key, value in state.items():
-            state[key] = self._spread(value, connections)
+            state[key] = self._spread(value, parameter, connections)
 
-    def _spread(self, value: Any, connections: Connections) -> Any:
+    def _spread(self, value: Any, parameter: Parameter, connections: Connections) -> Any:
         if not isinstance(value, Tensor) or value.shape != (connections.count,) or connections.positions is None:
             return value
-        dense = value.new_zeros(connections.shape)
+        # Laid out as the weight: fused optimizers walk through both side by side.
+        dense = torch.zeros_like(parameter, dtype=value.dtype, requires_grad=False)
         connections.scatter_(dense, value)
         return dense
 
@@ -291,7 +322,7 @@ class MaskedStep:
         for index, parameter in enumerate(parameters):
             if index in state and id(parameter) in names:
                 connections = self.connections[names[id(parameter)]]
-                state[index] = {key: self._spread(value, connections) for key, value in state[index].items()}
+                state[index] = {key: self._spread(value, parameter, connections) for key, value in state[index].items()}
         return {**state_dict, "state": state}
 
     def _state_tensors(self, parameter: Parameter) -> Iterator[Tensor]:

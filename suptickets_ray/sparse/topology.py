@@ -179,7 +179,11 @@ def _magnitudes(weights: Tensors, masks: Tensors | None) -> dict[str, Tensor]:
     magnitudes = {name: weight.detach().abs() for name, weight in weights.items()}
     if masks is None:
         return magnitudes
-    return {name: magnitude.masked_fill_(~masks[name], -1.0) for name, magnitude in magnitudes.items()}
+    # A diverged active weight counts as 0, which is still above every inactive one.
+    return {
+        name: m.nan_to_num_(nan=0.0, posinf=torch.inf).masked_fill_(~masks[name], -1.0)
+        for name, m in magnitudes.items()
+    }
 
 
 def _say_that_the_rule_acts(layers: list[str]) -> None:

@@ -102,9 +102,13 @@ class TicketStore:
         """
         path = self.path(chain, cycle)
         try:
-            return Ticket.from_bytes(self._store.read(path))
+            ticket = Ticket.from_bytes(self._store.read(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        own = (ticket.provenance.get("chain", chain), ticket.provenance.get("cycle", cycle))
+        if own != (chain, cycle):
+            raise ValueError(f"{path}: the ticket must be that of its name; it is of chain {own[0]}, cycle {own[1]}.")
+        return ticket
 
     def verify(self) -> dict[tuple[int, int], str]:
         """Reads every ticket that is kept, and returns what is wrong with the damaged ones, by (chain, cycle)."""
@@ -118,7 +122,7 @@ class TicketStore:
 
     def list(self) -> list[tuple[int, int]]:
         """Returns the (chain, cycle) of every ticket that is kept, sorted."""
-        matches = [
-            re.fullmatch(r"tickets/chain-(\d+)/cycle-(\d+)\.arrow", path) for path in self._store.list("tickets")
-        ]
-        return sorted((int(match[1]), int(match[2])) for match in matches if match)
+        paths = set(self._store.list("tickets"))
+        matches = [re.fullmatch(r"tickets/chain-(\d+)/cycle-(\d+)\.arrow", path) for path in paths]
+        keys = sorted((int(match[1]), int(match[2])) for match in matches if match)
+        return [key for key in keys if self.path(*key) in paths]

@@ -62,6 +62,8 @@ class Accumulator:
     num_tickets: int
     num_active: Mapping[str, Tensor]
     """CAA: in how many tickets each position of the mean is active, int32 (count,)."""
+    dtypes: Mapping[str, torch.dtype]
+    """The tickets' own types: half precision is averaged in float32, where a long mean stays the mean."""
 
 
 def connection_independent(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:
@@ -109,10 +111,11 @@ def start(ticket: Ticket) -> Accumulator:
     """Returns the fold of one ticket."""
     masked = {name: part for name, part in ticket.parts.items() if isinstance(part, SparseTensor)}
     return Accumulator(
-        mean=ticket.parts,
+        mean={name: _widened(part) for name, part in ticket.parts.items()},
         layer_counts={name: len(part.positions) for name, part in masked.items()},
         num_tickets=1,
         num_active={name: torch.ones(len(part.positions), dtype=torch.int32) for name, part in masked.items()},
+        dtypes={name: _entries(part).dtype for name, part in ticket.parts.items()},
     )
 
 
@@ -132,8 +135,8 @@ def fold(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumul
     num_tickets = accumulator.num_tickets + 1
     mean: dict[str, Part] = {}
     num_active: dict[str, Tensor] = {}
-    for name, new in ticket.parts.items():
-        old = accumulator.mean[name]
+    for name, part in ticket.parts.items():
+        old, new = accumulator.mean[name], _widened(part)
         if isinstance(new, SparseTensor):
             assert isinstance(old, SparseTensor)
             union, average = _unite(old, new), AVERAGES[rule.method]
@@ -157,7 +160,7 @@ def fold(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumul
 
 def finish(accumulator: Accumulator, rule: Rule, provenance: Mapping[str, Any]) -> Ticket:
     """Returns the superposed net, pruned to exactly the target density unless fewer weights are active at all."""
-    return Ticket.of_parts(_pruned(accumulator, rule), provenance)
+    return Ticket.of_parts(_narrowed(_pruned(accumulator, rule), accumulator.dtypes), provenance)
 
 
 def finish_unpruned(accumulator: Accumulator, provenance: Mapping[str, Any]) -> Ticket:
@@ -167,7 +170,24 @@ def finish_unpruned(accumulator: Accumulator, provenance: Mapping[str, Any]) -> 
 
     Source: Izmailov et al., 1803.05407.
     """
-    return Ticket.of_parts(accumulator.mean, provenance)
+    return Ticket.of_parts(_narrowed(accumulator.mean, accumulator.dtypes), provenance)
+
+
+def _entries(part: Part) -> Tensor:
+    return part.values if isinstance(part, SparseTensor) else part
+
+
+def _with_dtype(part: Part, dtype: torch.dtype) -> Part:
+    return replace(part, values=part.values.to(dtype)) if isinstance(part, SparseTensor) else part.to(dtype)
+
+
+def _widened(part: Part) -> Part:
+    half = _entries(part).dtype in (torch.float16, torch.bfloat16)
+    return _with_dtype(part, torch.float32) if half else part
+
+
+def _narrowed(parts: Mapping[str, Part], dtypes: Mapping[str, torch.dtype]) -> dict[str, Part]:
+    return {name: _with_dtype(part, dtypes[name]) for name, part in parts.items()}
 
 
 def _form(parts: Mapping[str, Part]) -> dict[str, tuple[tuple[int, ...], bool]]:
@@ -265,7 +285,7 @@ def superpose(
     for ticket in tickets if accuracy is None else sorted(tickets, key=accuracy, reverse=True):
         folded = fold(accumulator, ticket, rule)
         found = 0.0 if accuracy is None else accuracy(finish(folded, rule, {}))
-        if accuracy is None or found >= best:
+        if accumulator is None or accuracy is None or found >= best:
             accumulator, best = folded, found
     assert accumulator is not None
     return finish(accumulator, rule, {"superposed": [ticket.digest for ticket in tickets], "method": method})

@@ -126,12 +126,20 @@ class Ticket:
         """A copy of where the ticket comes from."""
         return dict(self._provenance)
 
+    @property
+    def num_active(self) -> int:
+        """The number of active weights of all masked tensors."""
+        return sum(len(part.positions) for part in self._parts.values() if isinstance(part, SparseTensor))
+
+    @property
+    def num_maskable(self) -> int:
+        """The number of weights of all masked tensors."""
+        return sum(math.prod(part.shape) for part in self._parts.values() if isinstance(part, SparseTensor))
+
     @cached_property
     def density(self) -> float:
         """The share of active weights among the masked tensors, in [0, 1]; 1 when none is masked."""
-        masked = [part for part in self._parts.values() if isinstance(part, SparseTensor)]
-        total = sum(math.prod(part.shape) for part in masked)
-        return sum(len(part.positions) for part in masked) / total if total else 1.0
+        return self.num_active / self.num_maskable if self.num_maskable else 1.0
 
     @cached_property
     def digest(self) -> str:
@@ -141,6 +149,7 @@ class Ticket:
     def to_arrow(self) -> pa.Table:
         """Returns the ticket as a table of `SCHEMA`, with version, digest and provenance as schema metadata."""
         metadata = {"version": FORMAT_VERSION, "digest": self.digest, "provenance": self._provenance}
+        metadata["seal"] = _seal(metadata)
         schema = SCHEMA.with_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
         return pa.Table.from_pylist(list(self._rows()), schema=schema)
 
@@ -158,13 +167,19 @@ class Ticket:
             )
         try:
             metadata = json.loads(raw)
-            version, digest, provenance = metadata["version"], metadata["digest"], metadata["provenance"]
-        except (ValueError, KeyError, TypeError) as error:
+            version, digest, provenance = metadata["version"], metadata["digest"], dict(metadata["provenance"])
+            seal = metadata.pop("seal", None)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"the ticket's metadata must be readable; it is damaged: {error!r}.") from error
         if version != FORMAT_VERSION:
             raise ValueError(f"the ticket's version must be {FORMAT_VERSION}; got {version}. Update suptickets_ray.")
+        if seal != _seal(metadata):
+            raise ValueError("the ticket's metadata must be as it was written; it is damaged.")
         rows = table.to_pylist()
-        parts = {row["name"]: _decode(row) for row in rows}
+        try:
+            parts = {row["name"]: _decode(row) for row in rows}
+        except (TypeError, OverflowError) as error:  # nothing where there must be something
+            raise ValueError(f"the ticket's rows must be whole; they are damaged: {error}.") from error
         if len(parts) != len(rows):
             raise ValueError("the ticket must hold each tensor once; it is damaged.")
         if (found := _digest(rows)) != digest:
@@ -192,7 +207,7 @@ class Ticket:
             with pa.ipc.open_file(pa.BufferReader(data)) as reader:
                 table = reader.read_all()
             table.validate(full=True)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise ValueError(f"the ticket must be a whole Arrow file; it is damaged: {error}.") from error
         return Ticket.from_arrow(table)
 
@@ -226,6 +241,11 @@ def _gathered(name: str, tensor: Tensor, mask: Tensor) -> SparseTensor:
     if surplus:
         raise ValueError(f"{name!r} must be 0 off its mask; got {surplus} other values there.")
     return SparseTensor(tuple(tensor.shape), positions, values)
+
+
+def _seal(metadata: Mapping[str, Any]) -> str:
+    """The sha256 of version, digest and provenance."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(rows: Iterable[Mapping[str, Any]]) -> str:

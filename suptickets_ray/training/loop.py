@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,38 @@ def budget_of(config: Config) -> Budget:
     return plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate)
 
 
+def read_state(content: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Returns what `Learner.to_bytes` stored, once its check sums hold; torch itself does not look at them.
+
+    Raises:
+        ValueError: If the content is damaged.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the check sum of {damaged} does not hold")
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        dict(state["progress"])
+    except Exception as error:  # damage shows itself in any way
+        raise ValueError(f"the stored state must be whole; it is damaged: {error}.") from error
+    return state
+
+
+def is_whole(content: bytes) -> bool:
+    """Returns whether content is a state that `Learner.to_bytes` stored, undamaged."""
+    try:
+        read_state(content)
+    except ValueError:
+        return False
+    return True
+
+
+def read_progress(content: bytes) -> dict[str, int]:
+    """Returns the progress of what `Learner.to_bytes` stored. Raises ValueError if the content is damaged."""
+    return dict(read_state(content)["progress"])
+
+
 @dataclass
 class Learner:
     """A network, its optimizer and its sparsifier: the state that a phase or a cycle starts from and ends in."""
@@ -72,9 +105,12 @@ class Learner:
         return buffer.getvalue()
 
     def load_bytes(self, content: bytes) -> dict[str, int]:
-        """Continues from what `to_bytes` gave, and returns its progress; only tensors and numbers are unpickled."""
-        device = next(self.model.parameters()).device
-        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        """Continues from what `to_bytes` gave, and returns its progress; only tensors and numbers are unpickled.
+
+        Raises:
+            ValueError: If the content is damaged.
+        """
+        state = read_state(content, next(self.model.parameters()).device)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         state["sparsifier"]["generator"] = state["sparsifier"]["generator"].cpu()
@@ -94,7 +130,7 @@ def build_learner(config: Config, splits: Splits, device: torch.device) -> Learn
     """
     seed_torch(config.seed, "model")
     model = build_model(config.model, splits.sample_shape, splits.num_classes).to(device)
-    if not maskable_parameters(model):
+    if not maskable_parameters(model, check=False):
         raise ValueError("model.name must build a network with a weight of 2 or more dimensions; this one has none.")
     optimizer = make_optimizer(model, config.train)
     if config.method.distribution in NEED_GRADIENT:

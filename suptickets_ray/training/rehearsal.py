@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from suptickets_ray.config import Config
+from suptickets_ray.sparse.methods import criteria_needs
 from suptickets_ray.sparse.topology import drop_and_grow
 from suptickets_ray.training.data import Splits, load_data
 from suptickets_ray.training.loop import Learner, build_learner, seed_torch
@@ -81,6 +82,7 @@ def _check_scores(learner: Learner) -> None:
     if not learner.sparsifier.method.can_explore:
         return
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    needed = criteria_needs(settings)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a layer was kept from being emptied says nothing about the run
@@ -92,8 +94,8 @@ def _check_scores(learner: Learner) -> None:
                 grow=settings["grow"],
                 redistribution=settings["redistribution"],
                 gradients=gradients,
-                momenta=gradients,
-                explored=learner.sparsifier.explored,
+                momenta=gradients if "momentum" in needed else None,
+                explored=learner.sparsifier.explored if "explored" in needed else None,
                 generator=torch.Generator().manual_seed(0),
             )
     except Exception as error:

@@ -13,7 +13,7 @@ from torch.nn import Module
 from suptickets_ray.config import Config
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.tickets.superposition import Accumulator, Rule, finish, finish_unpruned, fold, start
-from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.tickets.ticket import SparseTensor, Ticket
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.splits import Examples
 from suptickets_ray.training.evaluation import evaluate, predict, recalibrate, score, score_probabilities
@@ -39,8 +39,10 @@ class Superposing:
         self._config, self._splits, self._pretrained = config, splits, pretrained
         self._model = build_model(config.model, splits.sample_shape, splits.num_classes).to(device)
         section = config.superposition
-        # The density that phase one really has: structured first masks are exact in channels, not in weights.
-        self._rule = Rule(section.method, pretrained.density, section.cima_factor, section.prune, section.scope)
+        # The count that phase one really has: structured first masks are exact in channels, not in weights. Half a
+        # weight more, so that rounding down gives that count back however many weights there are.
+        density = min((pretrained.num_active + 0.5) / max(pretrained.num_maskable, 1), 1.0)
+        self._rule = Rule(section.method, density, section.cima_factor, section.prune, section.scope)
         self._mean_rule = Rule("cia", 1.0, prune="last")
         self._accumulator: Accumulator | None = start(pretrained) if section.include_pretrained else None
         self._mean = self._accumulator
@@ -69,7 +71,8 @@ class Superposing:
         if accepted:
             self._accumulator, self._superposed = folded, merged
             self._accepted.append([chain, cycle])
-        self._mean = fold(self._mean, ticket, self._mean_rule)
+        if _is_finite(ticket):
+            self._mean = fold(self._mean, ticket, self._mean_rule)
         return {
             "chain": chain,
             "cycle": cycle,
@@ -91,10 +94,12 @@ class Superposing:
         """Returns the scores of every network on validation and test: here the test set is read, once.
 
         Args:
-            tickets: What `fold` returned for each ticket, with the ticket; one is held at a time.
+            tickets: What `fold` returned for each ticket, with the ticket; one is held at a time. Those that have
+                diverged are left out of the unpruned mean and of the ensemble, and counted.
         """
         rows: list[dict[str, Any]] = []
         probabilities: dict[str, Tensor] = {}
+        num_finite = 0
         for folded, ticket in tickets:
             row: dict[str, Any] = {key: folded[key] for key in ("chain", "cycle", "accepted")}
             model = self._load(ticket)
@@ -102,20 +107,25 @@ class Superposing:
                 examples = getattr(self._splits, split)
                 logits = predict(model, examples)
                 row |= _prefixed(score(logits, examples.all_labels()), split)
-                probabilities[split] = probabilities.get(split, torch.zeros(())) + logits.softmax(1)
+                if _is_finite(ticket):
+                    probabilities[split] = probabilities.get(split, torch.zeros(())) + logits.softmax(1)
+            num_finite += _is_finite(ticket)
             rows.append(row | {"density": ticket.density, "digest": ticket.digest})
+        pretrained = self._judged(self._pretrained)
         ensemble: Scores = {}
         for split, total in probabilities.items():
             labels = getattr(self._splits, split).all_labels()
-            ensemble |= _prefixed(score_probabilities(total / len(rows), labels), split)
-        assert self._mean is not None
-        unpruned = self._settle(finish_unpruned(self._mean, {}))
+            ensemble |= _prefixed(score_probabilities(total / num_finite, labels), split)
+        unpruned = self._settle(finish_unpruned(self._mean, {})) if self._mean is not None else self._pretrained
         return {
             "superposed": self._judged(self.superposed),
-            "pretrained": self._judged(self._pretrained),
+            "pretrained": pretrained,
             "tickets": rows,
             "unpruned_mean": self._judged(unpruned),
-            "ensemble": ensemble,
+            # Where every ticket has diverged, what is left is the network of phase one.
+            "ensemble": ensemble
+            or {key: value for key, value in pretrained.items() if key not in ("density", "digest")},
+            "num_diverged": len(rows) - num_finite,
         }
 
     def _provenance(self, num_tickets: int) -> dict[str, Any]:
@@ -149,6 +159,11 @@ class Superposing:
         for split in ("validation", "test"):
             scores |= _prefixed(self._score(ticket, getattr(self._splits, split)), split)
         return scores | {"density": ticket.density, "digest": ticket.digest}
+
+
+def _is_finite(ticket: Ticket) -> bool:
+    entries = (part.values if isinstance(part, SparseTensor) else part for part in ticket.parts.values())
+    return all(bool(some.isfinite().all()) for some in entries if some.is_floating_point())
 
 
 def _prefixed(scores: Scores, split: str) -> Scores:

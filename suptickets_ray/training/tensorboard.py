@@ -11,13 +11,14 @@ from torch.utils.tensorboard import SummaryWriter
 class Scalars:
     """Writes scalars to one folder of a run's `tensorboard` tree."""
 
-    def __init__(self, run_path: str, name: str, first_step: int = 0) -> None:
+    def __init__(self, run_path: str, name: str, first_step: int | None = None) -> None:
         """Opens the folder.
 
         Args:
             run_path: Absolute path of the run's folder.
             name: "phase-one", "chain-000" or "superposition".
-            first_step: Points of an earlier, interrupted try at or after this step are hidden.
+            first_step: Points of an earlier, interrupted try at or after this step are hidden. TensorBoard reads files
+                in the order of their names, which hold whole seconds: give it only where there was such a try.
         """
         self._writer = SummaryWriter(str(Path(run_path) / "tensorboard" / name), purge_step=first_step, flush_secs=5)
 

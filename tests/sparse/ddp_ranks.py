@@ -68,6 +68,8 @@ def main(case, rank, world_size, folder):
             outcome = "no error"
         except RuntimeError as error:
             outcome = str(error)
+    elif case.startswith("channels_last"):
+        outcome = channels_last(rank, world_size, compress=case == "channels_last")
     elif case == "drifting":
         outcome = drifting(rank, world_size)
     else:
@@ -76,6 +78,27 @@ def main(case, rank, world_size, folder):
     torch.save(outcome, Path(folder) / f"{case}-{rank}.pt")
     dist.barrier()  # a rank that leaves early tears its connections down under the others
     dist.destroy_process_group()
+
+
+def channels_last(rank, world_size, *, compress):
+    """The averaged gradients of a network in channels_last, off the masks set to 0."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, 27, 3), nn.Flatten(), nn.Linear(27, 4))
+    model = model.to(memory_format=torch.channels_last)
+    settings = {"density": 0.3, "total_steps": 4, "generator": torch.Generator().manual_seed(0)}
+    sparsifier = Sparsifier(model, torch.optim.SGD(model.parameters(), lr=0.1), "static", **settings)
+    ddp = DistributedDataParallel(model)
+    sparsifier.share(ddp, compress=compress)
+    gradients = {}
+    for step in range(3):  # buckets are rebuilt after the first
+        inputs = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(step))[rank::world_size]
+        model.zero_grad()
+        nn.functional.cross_entropy(
+            ddp(inputs.contiguous(memory_format=torch.channels_last)), torch.arange(4)
+        ).backward()
+        sparsifier.mask_gradients()
+        gradients[step] = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return gradients
 
 
 def drifting(rank, world_size):

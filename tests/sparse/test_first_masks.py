@@ -128,3 +128,9 @@ def test_structured_rows_choose_channels_by_weight_and_by_gradient():
 def test_a_single_layer_has_no_channels_to_prune():
     with pytest.raises(ValueError, match="must have a layer before the last"):
         first_masks("prune_structured", start(weights={"a": torch.ones(4, 4)}))
+
+
+def test_transposed_convolutions_are_pruned_by_their_output_channels():
+    weights = {"up": torch.tensor([[[5.0], [1.0], [3.0]], [[5.0], [1.0], [3.0]]]), "head": torch.ones(2, 3)}
+    masks = first_masks("prune_structured", start(0.67, weights=weights, output_dimensions={"up": 1}))
+    assert masks["up"].int().squeeze(2).tolist() == [[1, 0, 1], [1, 0, 1]]

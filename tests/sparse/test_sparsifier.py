@@ -697,6 +697,114 @@ def test_exploring_without_gradients_or_criteria_is_refused():
         static.explore(0.5)
 
 
+@pytest.mark.parametrize("width", [12, WIDE])
+def test_gradients_stay_dense_through_a_step_so_that_exploring_may_follow_it(width):
+    model, optimizer, sparsifier = build("rigl", 0.05 if width == WIDE else 0.25, width=width)
+    nn.functional.cross_entropy(model(torch.ones(4, 8).cumsum(0)), torch.arange(4)).backward()
+    gradient = model[0].weight.grad.clone()
+    assert gradient[~sparsifier.masks["0.weight"]].any()
+    optimizer.step()
+    assert torch.equal(model[0].weight.grad, gradient)
+    sparsifier.step()
+    weights, masks = {"w": model[0].weight.detach().clone()}, {"w": sparsifier.masks["0.weight"]}
+    sparsifier.explore(0.5)
+    by_hand = drop_and_grow(weights, masks, 0.5, gradients={"w": gradient})
+    assert torch.equal(sparsifier.masks["0.weight"], by_hand["w"])
+
+
+def test_exploring_with_masked_gradients_is_refused():
+    model, optimizer, sparsifier = build("rigl")
+    nn.functional.cross_entropy(model(torch.ones(4, 8).cumsum(0)), torch.arange(4)).backward()
+    sparsifier.mask_gradients()
+    with pytest.raises(RuntimeError, match="must see dense gradients; these are masked"):
+        sparsifier.explore(0.5)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(torch.ones(4, 8).cumsum(0)), torch.arange(4)).backward()
+    sparsifier.explore(0.5)
+
+
+def test_a_step_that_was_left_out_is_said():
+    model, optimizer, sparsifier = build("rigl")
+    nn.functional.cross_entropy(model(torch.ones(4, 8).cumsum(0)), torch.arange(4)).backward()
+    optimizer.step()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match=r"must follow every optimizer.step\(\); 2 came since"):
+        sparsifier.step()
+
+
+@pytest.mark.parametrize("where", ["bias", "off the mask"])
+def test_a_step_skipped_for_what_masking_hides_is_no_error(where):
+    model, optimizer, sparsifier = build("rigl", grow="momentum", masks=FIRST)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for step in range(4):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(torch.ones(4, 8).cumsum(0)), torch.arange(4))
+        scaler.scale(loss).backward()
+        if step == 1:
+            target = model[0].bias.grad if where == "bias" else model[0].weight.grad
+            target.view(-1)[1] = float("inf")
+        scaler.unscale_(optimizer)
+        sparsifier.mask_gradients()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        sparsifier.step()
+    assert sparsifier.num_steps == (3 if where == "bias" else sparsifier.num_steps)
+    assert all(momentum.isfinite().all() for momentum in sparsifier.state_dict()["momenta"].values())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_channels_last_weights_keep_their_layout_in_the_optimizers_state(fused):
+    def run(channels_last):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(64, 128, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=fused)
+        settings = {"density": 0.05, "total_steps": 20, "generator": torch.Generator().manual_seed(0)}
+        sparsifier = Sparsifier(model, optimizer, "rigl", update_interval_steps=2, **settings)
+        assert sparsifier.connections["0.weight"].positions is not None
+        for step in range(6):
+            if step == 4:
+                sparsifier.detach()
+            inputs = torch.randn(4, 64, 3, 3, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), torch.arange(4)).backward()
+            optimizer.step()
+            sparsifier.step()
+        return model[0].weight.detach()
+
+    assert torch.allclose(run(True), run(False), atol=1e-5)
+
+
+def test_an_epsilon_of_zero_leaves_no_nan_off_the_masks():
+    model = nn.Linear(8, 12)
+    optimizer = torch.optim.Adam(model.parameters(), eps=0.0)
+    settings = {"density": 0.25, "total_steps": 4, "generator": torch.Generator().manual_seed(0)}
+    sparsifier = Sparsifier(model, optimizer, "static", **settings)
+    model(torch.randn(4, 8)).square().sum().backward()
+    optimizer.step()
+    off = ~sparsifier.masks["weight"]
+    assert torch.equal(model.weight[off], torch.zeros(int(off.sum())))
+
+
+def test_masks_sparser_than_the_schedule_are_never_filled_up():
+    model, optimizer, sparsifier = build("gmp", masks=FIRST, density=0.1)
+    counts = [sum(sparsifier.counts.values())]
+    for step in range(12):
+        train_step(model, optimizer, sparsifier, step)
+        counts.append(sum(sparsifier.counts.values()))
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] == 14
+
+
+def test_the_dense_method_takes_weights_that_cannot_be_masked():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+    model[1].requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    Sparsifier(model, optimizer, "dense", density=1.0, total_steps=2, generator=torch.Generator())
+
+
 def test_state_of_another_model_is_refused():
     _, _, sparsifier = build("rigl")
     state = sparsifier.state_dict()

@@ -131,3 +131,10 @@ def test_mask_distance_and_explored_share():
     assert explored_fraction(a) == 0.5
     with pytest.raises(ValueError, match="must be given masks of one model"):
         mask_distance(a, {"v": b["w"]})
+
+
+def test_dead_channels_of_transposed_convolutions_and_flops_of_parametrized_layers():
+    mask = torch.tensor([[1, 0, 1], [1, 0, 0]]).bool().view(2, 3, 1)
+    assert dead_channels({"up": mask}, {"up": 1}) == {"up": 1}
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    assert count_uses(model, torch.zeros(1, 4)).dense_flops() == 2 * (16 + 8)
