@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
@@ -18,7 +19,13 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 done, 2 bad configuration, 1 the run failed, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, late = parser.parse_known_args(arguments)
+    # argparse takes no positional arguments after an option of a command: `superpose RUN --sweep prune=last`.
+    if late and (not hasattr(options, "settings") or any(text.startswith("-") for text in late)):
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    if late:
+        options.settings += late
     # A console script's path holds its own folder; the user's modules lie where the command is given.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -88,12 +95,17 @@ def _superpose(options: argparse.Namespace, console: Console) -> int:
     from suptickets_ray.reporting.superpose import fold_runs, judge_runs, open_runs, sweep, sweep_table
     from suptickets_ray.reporting.table import closing_table
 
-    overrides = [text for text in options.settings if "=" in text]
-    paths = [text for text in options.settings if "=" not in text]
+    paths = [text for text in options.settings if "=" not in text or Path(text).is_dir()]
+    overrides = [text for text in options.settings if text not in paths]
     if not paths:
         raise ValueError("superpose must be given the folder of a run, e.g. runs/digits; got settings only.")
     if options.sweep and options.output:
         raise ValueError("--output has no effect with --sweep, which compares rules. Leave one of them out.")
+    if options.output and not Path(options.output).absolute().parent.is_dir():
+        raise ValueError(f"--output must lie in a folder that is there; got {options.output!r}. Create it first.")
+    swept = [text for text in overrides if text.removeprefix("superposition.").startswith(("method=", "cima_factor="))]
+    if options.sweep and swept:
+        raise ValueError(f"{swept[0]} has no effect with --sweep, which compares methods and factors. Leave it out.")
     runs = open_runs(paths, overrides)
     if options.sweep:
         console.print(sweep_table(sweep(runs), sum(len(run.keys) for run in runs)))
@@ -101,6 +113,11 @@ def _superpose(options: argparse.Namespace, console: Console) -> int:
     superposing, reports = fold_runs(runs)
     result = judge_runs(runs, superposing, reports)
     console.print(closing_table(result))
+    for warning in result["warnings"]:
+        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
+    if result["rejected"]:
+        left_out = ", ".join(f"chain {chain} cycle {cycle}" for chain, cycle in result["rejected"])
+        console.print(f"Left out by the gate: {left_out}", soft_wrap=True)
     console.print(f"Digest: {result['superposed']['digest']}", markup=False, soft_wrap=True)
     if options.output:
         superposing.superposed.save(options.output)

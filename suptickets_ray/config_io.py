@@ -204,8 +204,12 @@ def _leave_out_what_the_new_choice_does_not_read(
     if chosen.get(("tickets", "explore")) is False:
         tickets.pop("exploration_fraction", None)
     superposition = settings.get("superposition")
-    if isinstance(superposition, dict) and chosen.get(("superposition", "method"), "cima") != "cima":
-        superposition.pop("cima_factor", None)
+    new_rule = chosen.get(("superposition", "method"))
+    if isinstance(superposition, dict) and new_rule is not None:
+        if new_rule != "cima":
+            superposition.pop("cima_factor", None)
+        if "greedy" in (new_rule, superposition.get("method")) and new_rule != superposition.get("method"):
+            superposition.pop("gate_tolerance", None)  # greedy has one of its own
     for name, keys in _OF_ITS_OWN.items():
         if replaced(name):
             for key in keys:

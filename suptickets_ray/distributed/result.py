@@ -11,6 +11,7 @@ from typing import Any
 from suptickets_ray import __version__
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest, to_dict
+from suptickets_ray.reporting.verdict import verdict
 
 
 class Clock:
@@ -44,17 +45,13 @@ def assemble_result(
         seconds: Of each phase.
         warnings: What was noticed on the way.
     """
-    tickets = report["tickets"]
-    keys = ("accuracy", "loss", "validation_accuracy", "validation_loss")
-    best = max(tickets, key=lambda ticket: ticket["validation_accuracy"])
-    result = {
+    judged = verdict(report)
+    return {
         "state": "complete",
         "name": config.name,
         **report,
-        "mean_ticket": {key: sum(ticket[key] for ticket in tickets) / len(tickets) for key in keys},
-        "best_ticket": best,
-        "rejected": [[ticket["chain"], ticket["cycle"]] for ticket in tickets if not ticket["accepted"]],
-        "warnings": list(warnings),
+        **judged,
+        "warnings": [*warnings, *judged["warnings"]],
         "seconds": seconds,
         "versions": {
             "suptickets_ray": __version__,
@@ -64,20 +61,6 @@ def assemble_result(
         "config": to_dict(config),
         "config_digest": config_digest(config),
     }
-    superposed = report["superposed"]
-    rivals = {
-        f"the best single ticket (chain {best['chain']}, cycle {best['cycle']})": best,
-        "the network of phase one": report["pretrained"],
-    }
-    for words, rival in rivals.items():
-        if superposed["validation_accuracy"] < rival["validation_accuracy"]:
-            result["warnings"].append(
-                f"superposing did not pay: on validation the sup-ticket has {superposed['validation_accuracy']:.2%}, "
-                f"{words} {rival['validation_accuracy']:.2%}."
-            )
-    if len(result["rejected"]) == len(tickets):
-        result["warnings"].append("the gate admitted no ticket: the result is the network of phase one.")
-    return result
 
 
 def without_nan(value: Any) -> Any:

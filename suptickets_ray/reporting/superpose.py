@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest, from_yaml, load_config, to_dict
+from suptickets_ray.reporting.verdict import verdict
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.tickets.store import RunStore, TicketStore
 from suptickets_ray.tickets.ticket import Ticket
@@ -38,7 +39,10 @@ class StoredRun:
 
     def ticket(self, chain: int, cycle: int) -> Ticket:
         """Reads a ticket. Raises ValueError if its file is damaged."""
-        return TicketStore(RunStore(self.path)).get(chain, cycle)
+        try:
+            return TicketStore(RunStore(self.path)).get(chain, cycle)
+        except ValueError as error:
+            raise ValueError(f"{self.path}/{error}") from error
 
 
 def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
@@ -61,7 +65,10 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
     )
     splits = load_data(config.data)
     learner = build_learner(config, splits, torch.device("cpu"))
-    learner.load_bytes(store.read(PRETRAINED_FILE))
+    try:
+        learner.load_bytes(store.read(PRETRAINED_FILE))
+    except ValueError as error:
+        raise ValueError(f"{path}/{PRETRAINED_FILE}: {error}") from error
     stored = set(TicketStore(store).list())
     keys = [key for key in canonical_order(config.tickets.chains, budget_of(config).cycles) if key in stored]
     if not keys:
@@ -71,20 +78,32 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
 
 
 def open_runs(paths: Sequence[str], overrides: Sequence[str] = ()) -> list[StoredRun]:
-    """Reads runs of one model on one data set.
+    """Reads runs of one model on one data set; the overrides are the first one's, whose rule counts.
 
     Raises:
-        ValueError: As `open_run`, and if the runs differ in model, data or density.
+        ValueError: As `open_run`, and if a run is named twice, or the runs differ in model, examples, masked layers or
+            density.
     """
-    runs = [open_run(path, overrides) for path in paths]
-    for run in runs[1:]:
-        for section in ("model", "data"):
-            if getattr(run.config, section) != getattr(runs[0].config, section):
-                raise ValueError(
-                    f"runs must be of one model and data set to be superposed; {run.path} has another {section} "
-                    f"section than {runs[0].path}."
-                )
+    runs = [open_run(path, () if index else overrides) for index, path in enumerate(paths)]
+    for index, run in enumerate(runs):
+        if run.path in {other.path for other in runs[:index]}:
+            raise ValueError(f"each run must be named once; {run.path} is named twice. Leave one out.")
+        own, first = _what_must_agree(run), _what_must_agree(runs[0])
+        if differing := [what for what in own if own[what] != first[what]]:
+            raise ValueError(
+                f"runs must agree to be superposed; {run.path} has another {differing[0]} than {runs[0].path}."
+            )
     return runs
+
+
+def _what_must_agree(run: StoredRun) -> dict[str, Any]:
+    model, data = run.config.model, run.config.data
+    return {
+        "model": (model.name, model.options),
+        "data set": (data.name, data.options, data.train_size, data.label_noise, data.split_seed),
+        "set of masked layers": sorted(run.pretrained.masks),
+        "density": run.pretrained.num_active,
+    }
 
 
 def fold_runs(runs: Sequence[StoredRun], config: Config | None = None) -> tuple[Superposing, list[dict[str, Any]]]:
@@ -111,17 +130,10 @@ def fold_runs(runs: Sequence[StoredRun], config: Config | None = None) -> tuple[
 def judge_runs(
     runs: Sequence[StoredRun], superposing: Superposing, reports: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Returns the scores of every network, with mean and best ticket; here the test set is read."""
+    """Returns the scores of every network and the verdict on them; here the test set is read."""
     with _threads_of(runs[0]):
         report = superposing.judge((folded, folded["key"].ticket()) for folded in reports)
-    tickets = report["tickets"]
-    keys = ("accuracy", "loss", "validation_accuracy", "validation_loss")
-    return {
-        "name": " + ".join(run.config.name for run in runs),
-        **report,
-        "mean_ticket": {key: sum(ticket[key] for ticket in tickets) / len(tickets) for key in keys},
-        "best_ticket": max(tickets, key=lambda ticket: ticket["validation_accuracy"]),
-    }
+    return {"name": " + ".join(run.config.name for run in runs), **report, **verdict(report)}
 
 
 def sweep(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
@@ -133,13 +145,14 @@ def sweep(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
     """
     rules: list[tuple[str, float | None]] = [("cia", None), ("caa", None), *(("cima", f) for f in SWEPT_FACTORS)]
     rules.append(("greedy", None))
-    rows, folds = [], []
+    rows, found = [], []
     for method, factor in rules:
-        tolerance = 0.0 if method == "greedy" else runs[0].config.superposition.gate_tolerance
-        section = replace(runs[0].config.superposition, method=method, cima_factor=factor, gate_tolerance=tolerance)
-        superposing, reports = fold_runs(runs, replace(runs[0].config, superposition=section))
-        folds.append(superposing)
-        validation = superposing.score(superposing.superposed, "validation")
+        rule = [f"superposition.method={method}", *([f"superposition.cima_factor={factor}"] if factor else [])]
+        config = load_config(to_dict(runs[0].config), rule)
+        superposing, reports = fold_runs(runs, config)
+        found.append(superposing.superposed)
+        with _threads_of(runs[0]):
+            validation = superposing.score(superposing.superposed, "validation")
         rows.append(
             {
                 "method": method,
@@ -150,7 +163,8 @@ def sweep(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
             }
         )
     best = max(range(len(rows)), key=lambda index: rows[index]["validation_accuracy"])
-    rows[best]["accuracy"] = folds[best].score(folds[best].superposed, "test")["accuracy"]
+    with _threads_of(runs[0]):
+        rows[best]["accuracy"] = superposing.score(found[best], "test")["accuracy"]
     return rows
 
 

@@ -95,6 +95,37 @@ def test_what_cannot_be_folded_is_one_sentence_with_exit_code_2(finished_run, co
     assert "--output has no effect with --sweep" in refused(finished_run.path, "--sweep", "--output", "a")
     other = load_config(copied_run / "config.yaml", ["data.label_noise=0.3"])
     (copied_run / "config.yaml").write_text(to_yaml(other))
-    assert "has another data section" in refused(finished_run.path, str(copied_run))
+    assert "--output must lie in a folder that is there" in refused(finished_run.path, "--output", "no/such/a.arrow")
+    assert "cima_factor=0.3 has no effect with --sweep" in refused(finished_run.path, "--sweep", "cima_factor=0.3")
+    assert "is named twice" in refused(finished_run.path, finished_run.path + "/")
+    assert "has another data set than" in refused(finished_run.path, str(copied_run))
     shutil.rmtree(copied_run / "tickets")
     assert "must hold tickets; it has none yet" in refused(str(copied_run))
+
+
+def test_settings_may_follow_options_and_a_folder_may_hold_an_equals_sign(copied_run, tmp_path, capsys):
+    odd = copied_run.rename(copied_run.with_name("lr=0.1"))
+    assert main(["superpose", str(odd), "--output", str(tmp_path / "a.arrow"), "prune=last", "method=caa"]) == 0
+    assert Ticket.load(tmp_path / "a.arrow").provenance["method"] == "caa"
+
+
+def test_a_change_of_the_rule_from_and_to_greedy_takes_the_gate_along(finished_run, copied_run):
+    greedy = load_config(copied_run / "config.yaml", ["superposition.method=greedy"])
+    assert greedy.superposition.gate_tolerance == 0.0
+    (copied_run / "config.yaml").write_text(to_yaml(greedy))
+    assert open_runs([str(copied_run)], ["method=cia"])[0].config.superposition.gate_tolerance == 0.005
+    kept = load_config(finished_run.path + "/config.yaml", ["superposition.gate_tolerance=none"])
+    (copied_run / "config.yaml").write_text(to_yaml(kept))
+    assert open_runs([str(copied_run)], ["method=greedy"])[0].config.superposition.gate_tolerance == 0.0
+
+
+def test_damage_is_named_with_its_file(copied_run, capsys):
+    path = copied_run / "tickets/chain-001/cycle-000.arrow"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert main(["superpose", str(copied_run)]) == 2
+    assert "copied/tickets/chain-001/cycle-000.arrow" in "".join(capsys.readouterr().err.split())
+    state = bytearray((copied_run / "pretrained.pt").read_bytes())
+    state[len(state) // 2] ^= 1
+    (copied_run / "pretrained.pt").write_bytes(bytes(state))
+    assert main(["superpose", str(copied_run)]) == 2
+    assert "copied/pretrained.pt: the stored state must be whole" in " ".join(capsys.readouterr().err.split())
