@@ -88,3 +88,15 @@ def test_removing_a_folder_removes_all_in_it_and_tolerates_none(tmp_path):
     store.remove_folder("a")
     store.remove_folder("a")
     assert not store.exists("a/b/c")
+
+
+def test_a_ticket_under_another_name_is_found(tmp_path):
+    tickets = TicketStore(RunStore(str(tmp_path)))
+    tickets.put(Ticket({"w": torch.ones(1)}, {}, {"chain": 1, "cycle": 0}), 0, 0)
+    assert "it is of chain 1, cycle 0" in tickets.verify()[0, 0]
+
+
+def test_files_that_only_look_like_tickets_are_not_listed(tmp_path):
+    store = RunStore(str(tmp_path))
+    store.write("tickets/chain-000/cycle-1.arrow", b"")
+    assert TicketStore(store).list() == []

@@ -182,3 +182,18 @@ def test_the_order_of_tickets_does_not_matter_to_cia_that_is_pruned_once():
     assert torch.equal(one.masks["w"], other.masks["w"])
     assert torch.allclose(one.state_dict()["w"], other.state_dict()["w"], rtol=1e-12)
     assert one.density == 0.3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["cia", "caa"])
+def test_half_precision_is_averaged_in_single(dtype, method):
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=dtype)
+    same = Ticket({"w": values}, {"w": torch.ones(4)}, {})
+    merged = superpose([same] * 300, method, density=1.0).state_dict()["w"]
+    assert merged.dtype == dtype
+    assert torch.equal(merged, values)
+    generator = torch.Generator().manual_seed(0)
+    different = [torch.rand(4, generator=generator).to(dtype) + 0.5 for _ in range(200)]
+    merged = superpose([Ticket({"w": w}, {"w": torch.ones(4)}, {}) for w in different], method, density=1.0)
+    exact = torch.stack(different).double().mean(0)
+    assert torch.allclose(merged.state_dict()["w"].double(), exact, rtol=float(torch.finfo(dtype).eps))

@@ -169,3 +169,32 @@ def test_a_ticket_is_read_without_pickle(monkeypatch):
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, None)
     assert Ticket.from_bytes(content).digest == ticket().digest
+
+
+def test_provenance_is_sealed():
+    content = ticket(provenance={"chain": 3, "seed": 17}).to_bytes()
+    for old, new in ((b'"chain": 3', b'"chain": 9'), (b'"seed": 17', b'"seed": 71')):
+        assert old in content
+        with pytest.raises(ValueError, match="metadata must be as it was written"):
+            Ticket.from_bytes(content.replace(old, new))
+
+
+@pytest.mark.parametrize("metadata", [b"[" * 200_000, b"[]", b'{"version": 1, "digest": "", "provenance": 5}', b"\xff"])
+def test_metadata_of_another_kind_is_an_error(metadata):
+    table = ticket().to_arrow().replace_schema_metadata({b"suptickets_ray.ticket": metadata})
+    with pytest.raises(ValueError, match="metadata must be readable"):
+        Ticket.from_arrow(table)
+
+
+def test_every_single_flipped_bit_is_an_error_or_harmless():
+    original = Ticket({"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([True, False])}, {"chain": 1})
+    content = original.to_bytes()
+    for position in range(len(content)):
+        for bit in (0, 3, 7):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << bit
+            try:
+                read = Ticket.from_bytes(bytes(damaged))
+            except ValueError:
+                continue
+            assert (read.digest, read.provenance) == (original.digest, {"chain": 1})
