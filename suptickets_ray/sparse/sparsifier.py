@@ -11,13 +11,11 @@ from torch.nn import Module, Parameter
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from suptickets_ray.lookup import choose
 from suptickets_ray.sparse import masks as mask_arithmetic
-from suptickets_ray.sparse.first_masks import NEED_GRADIENT, STRUCTURED, Start, first_masks, uniform_counts
+from suptickets_ray.sparse.first_masks import NEED_GRADIENT, Start, first_masks, uniform_counts
 from suptickets_ray.sparse.maskable import find_ddp, last_linear, maskable_parameters, output_dimensions
-from suptickets_ray.sparse.methods import METHODS, criteria_needs, method_settings
+from suptickets_ray.sparse.plan import Plan
 from suptickets_ray.sparse.ranks import ActiveGradientReduction, assert_equal_masks
-from suptickets_ray.sparse.schedules import cubic_density, drop_fraction
 from suptickets_ray.sparse.stepping import Connections, MaskedStep
 from suptickets_ray.sparse.topology import drop_and_grow, prune_layers, prune_to_density
 
@@ -67,19 +65,10 @@ class Sparsifier:
                 single update, or the target density cannot be reached.
             RuntimeError: If the first masks need a gradient and the parameters hold none.
         """
-        if not 0 < density <= 1:
-            raise ValueError(f"density must be in (0, 1]; got {density}.")
-        if total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1; got {total_steps}.")
-        self.method = choose(METHODS, method, "method")
-        if not self.method.sparse and density != 1:
-            raise ValueError(f"density must be 1 with method {method!r}; got {density}.")
+        self._plan = Plan(method, recipe, density=density, total_steps=total_steps, keep_updating=keep_updating)
+        self.method, self.settings = self._plan.method, self._plan.settings
         if not self.method.sparse and (dense_layers or mask_embeddings):
             raise ValueError(f"dense_layers and mask_embeddings have no effect with method {method!r}. Leave them out.")
-        self.settings = method_settings(method, recipe)
-        self.target_density = density
-        self.total_steps = total_steps
-        self.keep_updating = keep_updating
         self.generator = generator
         self.num_steps = 0
         self.num_updates = 0
@@ -98,14 +87,14 @@ class Sparsifier:
             raise ValueError("model must have a weight of 2 or more dimensions to mask; this one has none.")
         self._last_linear = last_linear(model, self.parameters)
         self._output_dimensions = output_dimensions(model, self.parameters)
-        self._needs = criteria_needs(self.settings)
+        self._needs = self._plan.needs
         self._gradients: dict[str, Tensor] | None = None
         self._momenta: dict[str, Tensor] = {}
         self._ddp: DistributedDataParallel | None = None
         self._compresses = False
         self._saw_diverged = False
         self._attached = True
-        self._check_settings()
+        self._check_density()
         given = self._given(masks) if masks is not None else self._first_masks()
         self._explored = {name: mask_arithmetic.pack(mask) for name, mask in given.items()}
         self._active_steps = dict.fromkeys(self.parameters, 0)
@@ -156,7 +145,7 @@ class Sparsifier:
     @property
     def needs_dense_gradients(self) -> bool:
         """Whether the coming step needs gradients off the masks: before an update by gradient; always for momentum."""
-        return not self._attached or "momentum" in self._needs or self._exchanges_by_gradient_at(self.num_steps + 1)
+        return not self._attached or self._plan.needs_dense_gradients_at(self.num_steps + 1)
 
     def step(self) -> bool:
         """Counts one optimizer step and updates the topology when the method says so.
@@ -181,7 +170,7 @@ class Sparsifier:
         self.num_steps = self._stepping.num_steps
         for name, connections in self._stepping.connections.items():
             self._active_steps[name] += connections.count
-        due = self._is_due(self.num_steps)
+        due = self._plan.is_due(self.num_steps)
         if due:
             self._update()
             self.num_updates += 1
@@ -265,7 +254,7 @@ class Sparsifier:
             "active_steps": dict(self._active_steps),
             "dense_gradient_steps": dict(self._dense_gradient_steps),
             "generator": self.generator.get_state(),
-            "schedule": self._schedule(),
+            "schedule": self._plan.to_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -282,7 +271,7 @@ class Sparsifier:
         if shapes != expected:
             differing = sorted(set(shapes.items()) ^ set(expected.items()))
             raise ValueError(f"the state must be of this model; these differ: {differing}.")
-        own = self._schedule()
+        own = self._plan.to_dict()
         if changed := sorted(key for key in {*own, *state["schedule"]} if own.get(key) != state["schedule"].get(key)):
             raise ValueError(
                 f"the state must be of the same method and schedule; these differ: {', '.join(changed)}. "
@@ -304,36 +293,15 @@ class Sparsifier:
         self._attached = False
         self._stepping.detach()
 
-    def _schedule(self) -> dict[str, Any]:
-        method = next(name for name, row in METHODS.items() if row is self.method)
-        chosen = {"method": method, "density": self.target_density, "total_steps": self.total_steps}
-        return {**chosen, "keep_updating": self.keep_updating, **self.settings}
-
-    def _check_settings(self) -> None:
-        size = mask_arithmetic.num_positions(self.parameters)
-        if mask_arithmetic.count_down(self.target_density, size) < len(self.parameters):
+    def _check_density(self) -> None:
+        density, size = self._plan.density, mask_arithmetic.num_positions(self.parameters)
+        if mask_arithmetic.count_down(density, size) < len(self.parameters):
             raise ValueError(
                 f"density must leave a connection for each of the {len(self.parameters)} layers of {size} weights; "
-                f"got {self.target_density}. Choose a higher one."
+                f"got {density}. Choose a higher one."
             )
-        if self.method.prunes:
-            self._window = self._prune_window()
-            if self.settings["prune_scope"] == "layer":
-                uniform_counts(self._sizes(), self.target_density, self._last_linear)
-        if self.method.prunes and self.settings.get("distribution") in STRUCTURED:
-            raise ValueError(
-                "distribution must not be a structured one with a method that prunes single weights later; got "
-                f"{self.settings['distribution']!r}."
-            )
-        interval = self.settings.get("update_interval_steps", 1)
-        steps = range(interval, self.total_steps + 1, interval)
-        if self.keep_updating and not self.method.exchanges:
-            raise ValueError("keep_updating has no effect with a method that does not drop and grow. Leave it out.")
-        if self.method.exchanges and not any(self._exchanges_at(step) for step in steps):
-            raise ValueError(
-                f"update_interval_steps must leave room for an update in the {self.total_steps} steps of phase one; "
-                f"got {interval}. Choose a smaller one, or method 'static'."
-            )
+        if self.settings.get("prune_scope") == "layer":
+            uniform_counts(self._sizes(), density, self._last_linear)
 
     def _given(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if set(masks) != set(self.parameters):
@@ -347,12 +315,12 @@ class Sparsifier:
         return {name: masks[name].to(parameter.device, torch.bool) for name, parameter in self.parameters.items()}
 
     def _first_masks(self) -> dict[str, Tensor]:
-        if not self.method.sparse or self.method.starts_dense:
+        if self._plan.first_density == 1 and "distribution" not in self.settings:
             return {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in self.parameters.items()}
         distribution = self.settings["distribution"]
         start = Start(
             self.parameters,
-            self.settings.get("initial_density", self.target_density),
+            self._plan.first_density,
             self.generator,
             self._dense_gradients() if distribution in NEED_GRADIENT else None,
             self.settings.get("regrow_fraction", 0.0),
@@ -364,52 +332,11 @@ class Sparsifier:
     def _sizes(self) -> dict[str, int]:
         return {name: parameter.numel() for name, parameter in self.parameters.items()}
 
-    def _prune_window(self) -> tuple[int, int]:
-        """First and last pruning update, as multiples of the interval; the last must come before the phase ends."""
-        interval = self.settings["update_interval_steps"]
-        first = mask_arithmetic.count_down(self.settings["prune_start_fraction"], self.total_steps) // interval
-        last = mask_arithmetic.count_down(self.settings["prune_end_fraction"], self.total_steps) // interval
-        if last <= first:
-            raise ValueError(
-                f"the prune window must hold at least one update; it ends at step {last * interval} with updates every "
-                f"{interval} of {self.total_steps} steps, so the target density is never reached. Choose a smaller "
-                "update_interval_steps, a longer window or more epochs."
-            )
-        initial = self.settings.get("initial_density", 1.0)
-        if initial < self.target_density:
-            raise ValueError(
-                f"initial_density must be at least the target density {self.target_density}; got {initial}."
-            )
-        return first, last
-
-    def _is_due(self, step: int) -> bool:
-        if not (self.method.exchanges or self.method.prunes) or step % self.settings["update_interval_steps"]:
-            return False
-        return self._exchanges_at(step) or self._prunes_at(step)
-
-    def _exchanges_at(self, step: int) -> bool:
-        if not self.method.exchanges:
-            return False
-        if step > self.total_steps:
-            return self.keep_updating
-        return step <= mask_arithmetic.count_down(self.settings["update_end_fraction"], self.total_steps)
-
-    def _exchanges_by_gradient_at(self, step: int) -> bool:
-        return "gradient" in self._needs and self._is_due(step) and self._exchanges_at(step)
-
-    def _prunes_at(self, step: int) -> bool:
-        return self.method.prunes and step // self.settings["update_interval_steps"] <= self._window[1]
-
     def _update(self) -> None:
-        if self._prunes_at(self.num_steps):
-            first, last = self._window
-            update = self.num_steps // self.settings["update_interval_steps"]
-            initial = self.settings.get("initial_density", 1.0)
-            self._prune(cubic_density(update, first, last, initial, self.target_density))
-        if self._exchanges_at(self.num_steps):
-            settings = self.settings
-            schedule, initial = settings["drop_fraction_schedule"], settings["drop_fraction"]
-            self._exchange(drop_fraction(schedule, self.num_steps, self.total_steps, initial))
+        if self._plan.prunes_at(self.num_steps):
+            self._prune(self._plan.density_at(self.num_steps))
+        if self._plan.exchanges_at(self.num_steps):
+            self._exchange(self._plan.fraction_at(self.num_steps))
 
     def _prune(self, density: float) -> None:
         density = min(density, self.density)  # masks that were given may be sparser than the schedule
@@ -489,5 +416,5 @@ class Sparsifier:
                 # As torch's SGD: the first gradient as it is, then a decaying sum.
                 momentum = self._momenta.get(name)
                 self._momenta[name] = gradient.clone() if momentum is None else momentum.mul_(decay).add_(gradient)
-            if not self._is_due(self.num_steps + 1):
+            if not self._plan.is_due(self.num_steps + 1):
                 self._gradients = None
