@@ -11,14 +11,12 @@ ratios of medians are what is printed: absolute times depend on the machine and 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
 import torchvision
 from rich.console import Console
 from rich.table import Table
+from timing import seconds_of
 from torch import Tensor, nn
 
 from suptickets_ray.sparse import Sparsifier, prune_to_density
@@ -86,21 +84,6 @@ def build(seed: int = 0) -> nn.Module:
 def sgd(model: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
     """The optimizer of the published experiments."""
     return torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=fused)
-
-
-def seconds_of(
-    contestants: dict[str, Callable[[], object]], repeats: int, prepare: Callable[[], None] = lambda: None
-) -> dict[str, float]:
-    """Median seconds of each, measured in turns after a round that does not count; nor does preparing."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for repeat in range(repeats + 1):
-        for name, run in contestants.items():
-            prepare()
-            started = time.perf_counter()
-            run()
-            if repeat:
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(some) for name, some in times.items()}
 
 
 def measure(density: float, repeats: int) -> tuple[list[dict[str, float]], dict[str, float]]:

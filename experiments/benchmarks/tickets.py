@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import io
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
 import torchvision
 from rich.console import Console
+from timing import seconds_of
 from torch import Tensor
 
 from suptickets_ray import Ticket
@@ -59,18 +57,6 @@ def naive_merge(average: dict[str, Tensor], state: dict[str, Tensor], names: lis
     for name in names:
         mask = (torch.abs(merged[name]) > threshold).float()
         merged[name] = merged[name] * mask
-
-
-def seconds_of(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, measured in turns after a round that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for repeat in range(repeats + 1):
-        for name, run in contestants.items():
-            started = time.perf_counter()
-            run()
-            if repeat:
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(some) for name, some in times.items()}
 
 
 def main() -> None:

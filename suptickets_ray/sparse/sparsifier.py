@@ -215,9 +215,9 @@ class Sparsifier:
         """
         self._take_gradients()
         # Masking may hide what a GradScaler will skip the step for.
-        self._saw_diverged = not all(
-            bool(p.grad.sum().isfinite()) for p in self.parameters.values() if p.grad is not None
-        )
+        sums = [p.grad.sum().float() for p in self.parameters.values() if p.grad is not None]
+        # One look for all layers: each would make a GPU wait.
+        self._saw_diverged = bool(sums) and not bool(torch.stack([s.to(sums[0].device) for s in sums]).isfinite().all())
         self._stepping.mask_gradients()
 
     def share(self, model: DistributedDataParallel, *, compress: bool = True) -> None:

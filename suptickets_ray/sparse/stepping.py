@@ -205,6 +205,7 @@ class MaskedStep:
             hook.remove()
 
     def _before_step(self, optimizer: Optimizer, arguments: Any, options: Any) -> Any:
+        self._withheld.clear()  # of a step that broke off
         # `arguments` begins with the optimizer itself.
         closure = arguments[1] if len(arguments) > 1 else options.get("closure")
         if closure is not None:
@@ -225,7 +226,6 @@ class MaskedStep:
         if self._is_skipped():
             return None
         self._before()
-        self._withheld.clear()  # of a step that broke off
         with torch.no_grad():
             if self._elementwise:
                 self._step_gathered()
