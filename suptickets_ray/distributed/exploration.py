@@ -15,9 +15,11 @@ from suptickets_ray.distributed.failures import DEATHS, root_cause
 from suptickets_ray.distributed.schedule import finished_cycles, next_cycle, should_retry
 from suptickets_ray.distributed.session import explorer_slots
 from suptickets_ray.tickets.store import RunStore, TicketStore
-from suptickets_ray.training.loop import read_progress
+from suptickets_ray.training.state import read_progress
 
 _POLL_SECONDS = 0.2
+_TICKETS_IN_FLIGHT = 2
+"""Finished tickets that wait in the object store for the superposer, per explorer; later ones wait in the storage."""
 
 
 class Exploration:
@@ -47,7 +49,7 @@ class Exploration:
         self._attempts: dict[tuple[int, int], int] = {}
         self._starting: dict[Any, Any] = {}
         self._asked: dict[Any, Any] = {}
-        self._num_failed_starts = 0
+        self._num_failed_starts = self._num_explorers = 0
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, Any, Any, int, int]] = {}
         self.remade: list[int] = []
@@ -67,8 +69,8 @@ class Exploration:
     def __enter__(self) -> Exploration:
         """Starts the explorers that have something to do."""
         todo = sum(done < self._cycles for done in self._done.values())
-        slots = min(explorer_slots(self._config.cluster, self._config.tickets.chains), todo)
-        for _ in range(slots):
+        self._num_explorers = min(explorer_slots(self._config.cluster, self._config.tickets.chains), todo)
+        for _ in range(self._num_explorers):
             self._start_explorer()
         return self
 
@@ -93,10 +95,30 @@ class Exploration:
         """
         while self._done[chain] <= cycle:
             self._dispatch()
-            self._collect()
+            self._collect(_POLL_SECONDS)
         if (chain, cycle) in self._tickets:
             return self._tickets.pop((chain, cycle))
         return ray.put(TicketStore(self._store).get(chain, cycle).to_arrow())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every cycle of every chain is finished."""
+        return all(done >= self._cycles for done in self._done.values())
+
+    @property
+    def num_in_memory(self) -> int:
+        """Finished tickets that wait in the object store until somebody asks for them."""
+        return len(self._tickets)
+
+    def advance(self) -> None:
+        """Collects what is finished and hands out what is next, without waiting: call it while waiting for others.
+
+        Raises:
+            RuntimeError: If a cycle fails for good.
+        """
+        if not self.is_done:
+            self._collect(0)
+            self._dispatch()
 
     def _start_explorer(self) -> None:
         """Asks for an explorer. It is idle once it runs: on a cluster that shrank it may wait for room for ever."""
@@ -120,9 +142,10 @@ class Exploration:
             table, state, done = run_cycle.remote(self._states[chain], chain, cycle, again)
             self._running[done] = (explorer, table, state, chain, cycle)
 
-    def _collect(self) -> None:
+    def _collect(self, seconds: float) -> None:
+        """Waits up to so long for anything to finish."""
         waiting = [*self._running, *self._starting, *self._asked]
-        finished, _ = ray.wait(waiting, num_returns=1, timeout=_POLL_SECONDS, fetch_local=False)
+        finished, _ = ray.wait(waiting, num_returns=1, timeout=seconds, fetch_local=False) if waiting else ([], [])
         self._on_poll()
         for done in finished:
             if done in self._starting:
@@ -150,7 +173,8 @@ class Exploration:
             except RayTaskError as error:
                 raise RuntimeError(f"cycle {cycle} of chain {chain} failed: {root_cause(error)}") from error
             self._idle.append(explorer)
-            self._tickets[chain, cycle] = table
+            if len(self._tickets) < _TICKETS_IN_FLIGHT * self._num_explorers:
+                self._tickets[chain, cycle] = table
             self._states[chain] = state
             self._done[chain] = cycle + 1
 

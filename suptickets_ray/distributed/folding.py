@@ -14,6 +14,7 @@ from suptickets_ray.distributed.failures import DEATHS, root_cause
 from suptickets_ray.distributed.superposer import Superposer
 
 _MAX_DEATHS = 5
+_POLL_SECONDS = 0.2
 _MAX_PENDING = 8
 """Tickets handed over and not yet folded; each is held in the object store until it is."""
 
@@ -56,7 +57,7 @@ class Folding:
             with self._deaths_survived():
                 for key in keys:
                     if key not in accuracies:
-                        accuracies[key] = ray.get(self._actor.validate.remote(self._exploration.ticket(*key)))
+                        accuracies[key] = self._wait_for(self._actor.validate.remote(self._exploration.ticket(*key)))
         return sorted(keys, key=lambda key: -accuracies[key])
 
     def judge(self) -> Any:
@@ -91,10 +92,15 @@ class Folding:
         if not self._pending:
             return
         finished, self._pending = ray.wait(self._pending, num_returns=len(self._pending), timeout=0)
-        while len(self._pending) > most_pending:
-            late, self._pending = ray.wait(self._pending, num_returns=1)
-            finished += late
         ray.get(finished)
+        while len(self._pending) > most_pending:
+            self._wait_for(self._pending.pop(0))
+
+    def _wait_for(self, answer: Any) -> Any:
+        """The superposer's answer; explorers are kept at work until it comes."""
+        while not ray.wait([answer], timeout=_POLL_SECONDS)[0]:
+            self._exploration.advance()
+        return ray.get(answer)
 
     @contextmanager
     def _deaths_survived(self) -> Iterator[None]:

@@ -25,8 +25,9 @@ from suptickets_ray.reporting.report import render_report
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.loop import budget_of, is_whole
+from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.rehearsal import rehearse
+from suptickets_ray.training.state import is_whole
 
 PRETRAINED_FILE = "pretrained.pt"
 RAY_TRAIN_FOLDER = "ray_train"

@@ -122,12 +122,11 @@ class MaskedStep:
         self._parameters = dict(parameters)
         self._before = before
         # With an epsilon of 0 an adaptive optimizer divides 0 by 0 off the masks.
-        divides = any(
+        self._elementwise = type(optimizer) in ELEMENTWISE and not any(
             float(torch.tensor(group.get("eps", 1.0), dtype=parameter.dtype)) == 0
             for group in optimizer.param_groups
             for parameter in group["params"]
         )
-        self._elementwise = type(optimizer) in ELEMENTWISE and not divides
         self._masked: dict[str, tuple[int, int]] = {}
         self._withheld: list[tuple[Parameter, Tensor]] = []
         self._hooks = [

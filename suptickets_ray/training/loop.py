@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import random
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +25,7 @@ from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.splits import Examples
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.optimization import make_optimizer
+from suptickets_ray.training.state import read_state, write_state
 
 INITIALIZATIONS: dict[str, str] = {
     "default": "the weights that the model's builder drew",
@@ -52,38 +51,6 @@ def budget_of(config: Config) -> Budget:
     return plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate)
 
 
-def read_state(content: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Returns what `Learner.to_bytes` stored, once its check sums hold; torch itself does not look at them.
-
-    Raises:
-        ValueError: If the content is damaged.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"the check sum of {damaged} does not hold")
-        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-        dict(state["progress"])
-    except Exception as error:  # damage shows itself in any way
-        raise ValueError(f"the stored state must be whole; it is damaged: {error}.") from error
-    return state
-
-
-def is_whole(content: bytes) -> bool:
-    """Returns whether content is a state that `Learner.to_bytes` stored, undamaged."""
-    try:
-        read_state(content)
-    except ValueError:
-        return False
-    return True
-
-
-def read_progress(content: bytes) -> dict[str, int]:
-    """Returns the progress of what `Learner.to_bytes` stored. Raises ValueError if the content is damaged."""
-    return dict(read_state(content)["progress"])
-
-
 @dataclass
 class Learner:
     """A network, its optimizer and its sparsifier: the state that a phase or a cycle starts from and ends in."""
@@ -94,15 +61,7 @@ class Learner:
 
     def to_bytes(self, **progress: int) -> bytes:
         """Returns everything that further training depends on, and `progress`, readable without trusting it."""
-        buffer = io.BytesIO()
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "sparsifier": self.sparsifier.state_dict(),
-            "progress": progress,
-        }
-        torch.save(state, buffer)
-        return buffer.getvalue()
+        return write_state(self.model, self.optimizer, self.sparsifier.state_dict(), progress)
 
     def load_bytes(self, content: bytes) -> dict[str, int]:
         """Continues from what `to_bytes` gave, and returns its progress; only tensors and numbers are unpickled.

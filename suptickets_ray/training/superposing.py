@@ -43,11 +43,10 @@ class Superposing:
         # weight more, so that rounding down gives that count back however many weights there are.
         density = min((pretrained.num_active + 0.5) / max(pretrained.num_maskable, 1), 1.0)
         self._rule = Rule(section.method, density, section.cima_factor, section.prune, section.scope)
-        self._mean_rule = Rule("cia", 1.0, prune="last")
         self._accumulator: Accumulator | None = start(pretrained) if section.include_pretrained else None
-        self._mean = self._accumulator
         self._superposed: Ticket | None = None
         self._accepted: list[list[int]] = []
+        self._judged_already = False
         # Greedy without the network of phase one starts from the best ticket, whatever that is worth.
         starts_free = section.method == "greedy" and not section.include_pretrained
         floor = -math.inf if starts_free else self._score(pretrained, splits.validation)["accuracy"]
@@ -63,7 +62,12 @@ class Superposing:
 
         Returns:
             chain, cycle, accepted, and accuracy (a share of 1), loss and density of the merged network on validation.
+
+        Raises:
+            RuntimeError: If `judge` came before.
         """
+        if self._judged_already:
+            raise RuntimeError("fold() must come before judge(). Make a new Superposing to fold more tickets.")
         folded = fold(self._accumulator, ticket, self._rule)
         merged = self._settle(finish(folded, self._rule, self._provenance(folded.num_tickets)))
         validation = self._score(merged, self._splits.validation)
@@ -71,8 +75,6 @@ class Superposing:
         if accepted:
             self._accumulator, self._superposed = folded, merged
             self._accepted.append([chain, cycle])
-        if _is_finite(ticket):
-            self._mean = fold(self._mean, ticket, self._mean_rule)
         return {
             "chain": chain,
             "cycle": cycle,
@@ -100,23 +102,28 @@ class Superposing:
         rows: list[dict[str, Any]] = []
         probabilities: dict[str, Tensor] = {}
         num_finite = 0
+        self._accumulator, self._judged_already = None, True  # one accumulator is held at a time
+        mean = start(self._pretrained) if self._config.superposition.include_pretrained else None
+        mean_rule = Rule("cia", 1.0, prune="last")
         for folded, ticket in tickets:
             row: dict[str, Any] = {key: folded[key] for key in ("chain", "cycle", "accepted")}
-            model = self._load(ticket)
+            model, is_finite = self._load(ticket), _is_finite(ticket)
             for split in ("validation", "test"):
                 examples = getattr(self._splits, split)
                 logits = predict(model, examples)
                 row |= _prefixed(score(logits, examples.all_labels()), split)
-                if _is_finite(ticket):
+                if is_finite:
                     probabilities[split] = probabilities.get(split, torch.zeros(())) + logits.softmax(1)
-            num_finite += _is_finite(ticket)
+            if is_finite:
+                num_finite += 1
+                mean = fold(mean, ticket, mean_rule)
             rows.append(row | {"density": ticket.density, "digest": ticket.digest})
         pretrained = self._judged(self._pretrained)
         ensemble: Scores = {}
         for split, total in probabilities.items():
             labels = getattr(self._splits, split).all_labels()
             ensemble |= _prefixed(score_probabilities(total / num_finite, labels), split)
-        unpruned = self._settle(finish_unpruned(self._mean, {})) if self._mean is not None else self._pretrained
+        unpruned = self._settle(finish_unpruned(mean, {})) if mean is not None else self._pretrained
         return {
             "superposed": self._judged(self.superposed),
             "pretrained": pretrained,

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from suptickets_ray import Ticket, load_config, train
 from suptickets_ray.sparse.masks import num_active, unpack
 from suptickets_ray.tickets.superposition import superpose
+from suptickets_ray.training.state import read_state
 
 pytestmark = pytest.mark.ray
 TARGET = int(0.1 * 25_856 + 1e-9)
@@ -70,7 +71,7 @@ def test_chains_start_from_phase_one_and_go_on_from_their_own_cycles(finished_ru
 def test_the_sup_ticket_is_the_accepted_tickets_superposed_in_canonical_order(finished_run):
     result, run = read(finished_run.path), Path(finished_run.path)
     config = load_config(run / "config.yaml")
-    state = torch.load(run / "pretrained.pt", weights_only=True)
+    state = read_state((run / "pretrained.pt").read_bytes())
     bits = state["sparsifier"]["masks"]
     folded = [Ticket(state["model"], {name: unpack(bits[name], state["model"][name].shape) for name in bits}, {})]
     assert folded[0].digest == result["pretrained"]["digest"]

@@ -1,3 +1,5 @@
+import subprocess
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from suptickets_ray.tickets.store import RunStore, TicketStore
 
 
 def ticket(value):
-    return Ticket({"w": torch.tensor([value])}, {}, {})
+    return Ticket({"w": torch.as_tensor(value).reshape(-1)}, {}, {})
 
 
 def test_tickets_are_found_again_by_chain_and_cycle(tmp_path):
@@ -100,3 +102,30 @@ def test_files_that_only_look_like_tickets_are_not_listed(tmp_path):
     store = RunStore(str(tmp_path))
     store.write("tickets/chain-000/cycle-1.arrow", b"")
     assert TicketStore(store).list() == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of its own with room for 256 kB, where this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_is_an_error_and_loses_no_earlier_ticket(small_disk):
+    store = TicketStore(RunStore(str(small_disk)))
+    kept = []
+    with pytest.raises(OSError, match="No space left"):
+        for cycle in range(100):
+            store.put(ticket(torch.randn(10_000)), 0, cycle)
+            kept.append((0, cycle))
+    assert len(kept) >= 2
+    assert store.list() == kept
+    assert store.verify() == {}
+    assert not list(small_disk.rglob("*.tmp"))

@@ -1,6 +1,3 @@
-import io
-import random
-
 import pytest
 import torch
 from torch import nn
@@ -15,8 +12,6 @@ from suptickets_ray.training.loop import (
     budget_of,
     build_learner,
     epoch_order,
-    is_whole,
-    read_state,
     sparsifier_settings,
     steps_per_epoch,
     train_epoch,
@@ -236,21 +231,3 @@ def test_chains_explore_on_batches_of_their_own_so_that_gradient_growth_gives_th
         masks.append(learner.ticket({}).masks)
     assert config.method.grow == "gradient"
     assert any(not torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
-
-
-def test_a_damaged_state_is_never_taken_for_whole():
-    buffer = io.BytesIO()
-    torch.save({"model": {"w": torch.arange(50.0)}, "progress": {"epoch": 3}}, buffer)
-    content = buffer.getvalue()
-    assert is_whole(content)
-    moments = random.Random(0)
-    for _ in range(400):
-        damaged = bytearray(content)
-        if moments.random() < 0.2:
-            damaged = damaged[: moments.randrange(len(content))]
-        else:
-            damaged[moments.randrange(len(content))] ^= 1 << moments.randrange(8)
-        if is_whole(bytes(damaged)):
-            state = read_state(bytes(damaged))
-            assert torch.equal(state["model"]["w"], torch.arange(50.0))
-            assert state["progress"] == {"epoch": 3}

@@ -1,0 +1,141 @@
+"""What a phase or a cycle ends in, as bytes: of masked tensors the active entries alone, and no pickle to trust."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from suptickets_ray.sparse.masks import true_positions, unpack
+
+_SEAL_BYTES = 32
+
+
+def write_state(
+    model: Module, optimizer: Optimizer, sparsifier: Mapping[str, Any], progress: Mapping[str, int]
+) -> bytes:
+    """Returns everything that further training depends on; a sparse network's is about its density times as large.
+
+    Args:
+        model: Its parameters and buffers.
+        optimizer: Its state; an entry of a masked weight's shape is stored as the weight is.
+        sparsifier: `Sparsifier.state_dict()`.
+        progress: What a reader wants to know of how far training is.
+    """
+    positions = _positions(sparsifier)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    held = [names.get(id(parameter), "") for group in optimizer.param_groups for parameter in group["params"]]
+    dense = optimizer.state_dict()
+    entries = {
+        index: {key: _gathered(entry, held[index], positions) for key, entry in of_parameter.items()}
+        for index, of_parameter in dense["state"].items()
+    }
+    content = {
+        "model": {name: _gathered(tensor, name, positions) for name, tensor in model.state_dict().items()},
+        "optimizer": {**dense, "state": entries},
+        "sparsifier": dict(sparsifier),
+        "progress": dict(progress),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    saved = buffer.getvalue()
+    return saved + _seal(saved)
+
+
+def read_state(content: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Returns what `write_state` stored, its tensors dense.
+
+    Returns:
+        model, optimizer and sparsifier as their `load_state_dict` take them, on the device, and progress.
+
+    Raises:
+        ValueError: If the content is damaged.
+    """
+    state = _checked(content, device)
+    positions = _positions(state["sparsifier"])
+
+    def spread(entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        active, values = positions[entry["layer"]], entry["active"]
+        dense: Tensor = values.new_zeros(active.shape)
+        dense.view(-1).index_copy_(0, active.flat.to(values.device), values)
+        return dense
+
+    entries = state["optimizer"]["state"].items()
+    return {
+        **state,
+        "model": {name: spread(entry) for name, entry in state["model"].items()},
+        "optimizer": {
+            **state["optimizer"],
+            "state": {index: {key: spread(entry) for key, entry in some.items()} for index, some in entries},
+        },
+    }
+
+
+def read_progress(content: bytes) -> dict[str, int]:
+    """Returns the progress of what `write_state` stored. Raises ValueError if the content is damaged."""
+    return dict(_checked(content)["progress"])
+
+
+def is_whole(content: bytes) -> bool:
+    """Returns whether content is what `write_state` stored, undamaged."""
+    try:
+        _checked(content)
+    except ValueError:
+        return False
+    return True
+
+
+def _seal(saved: bytes) -> bytes:
+    """What follows the archive: torch.load takes no notice of it."""
+    return hashlib.sha256(saved).digest()
+
+
+def _checked(content: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The content as it is stored, once its seal holds; torch itself looks at no check sum."""
+    try:
+        saved, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
+        if seal != _seal(saved):
+            raise ValueError("its check sum does not hold")
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        for part in ("model", "optimizer", "sparsifier", "progress"):
+            dict(state[part])
+    except Exception as error:  # damage shows itself in any way
+        raise ValueError(f"the stored state must be whole; it is damaged: {error}.") from error
+    return state
+
+
+class _Positions(NamedTuple):
+    """Flat indices (count,) of a layer's active weights, and its shape."""
+
+    flat: Tensor
+    shape: tuple[int, ...]
+
+
+def _positions(sparsifier: Mapping[str, Any]) -> dict[str, _Positions]:
+    """The active weights of every layer in which something is masked."""
+    found = {}
+    for name, bits in sparsifier.get("masks", {}).items():
+        mask = unpack(bits.cpu(), sparsifier["shapes"][name])
+        active = true_positions(mask)
+        if len(active) < mask.numel():
+            found[name] = _Positions(active, tuple(mask.shape))
+    return found
+
+
+def _gathered(entry: Any, layer: str, positions: Mapping[str, _Positions]) -> Any:
+    """The active entries of a masked layer's tensor; as it is where something else than 0 stands off the mask."""
+    if layer not in positions or not isinstance(entry, Tensor) or entry.shape != positions[layer].shape:
+        return entry
+    flat = entry.detach().reshape(-1)
+    values = flat[positions[layer].flat.to(flat.device)]
+    if int(flat.count_nonzero()) != int(values.count_nonzero()):
+        return entry
+    return {"layer": layer, "active": values}

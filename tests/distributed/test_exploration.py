@@ -1,0 +1,37 @@
+"""Exploration on its own, without a superposer that asks for tickets."""
+
+import pytest
+import ray
+
+from suptickets_ray import Ticket, load_config
+from suptickets_ray.distributed.exploration import Exploration
+from suptickets_ray.distributed.monitor import Monitor
+from suptickets_ray.distributed.worker import worker_settings
+from suptickets_ray.training.loop import budget_of
+
+pytestmark = pytest.mark.ray
+
+
+def test_explorers_go_on_while_tickets_wait_and_no_more_than_two_each_stay_in_memory(finished_run, forked_run, tiny):
+    settings = [
+        *tiny,
+        f"storage={forked_run.parent}",
+        "name=forked",
+        "tickets.cycle_epochs=1",
+        "cluster.num_explorers=2",
+    ]
+    config = load_config(None, [*settings, "tickets.chains=2"])
+    state = ray.put((forked_run / "pretrained.pt").read_bytes())
+    workers = worker_settings(config, str(forked_run), Monitor.remote())
+    cycles = budget_of(config).cycles
+    with Exploration(config, workers, state, cycles, lambda: None) as exploration:
+        while not exploration.is_done:
+            exploration.advance()
+        assert len(list(forked_run.glob("tickets/*/*.arrow"))) == 2 * cycles
+        assert exploration.num_in_memory == 4
+        for chain in (0, 1):
+            for cycle in range(cycles):
+                ticket = Ticket.from_arrow(ray.get(exploration.ticket(chain, cycle)))
+                assert (ticket.provenance["chain"], ticket.provenance["cycle"]) == (chain, cycle)
+        assert exploration.num_in_memory == 0
+    assert cycles == 4
