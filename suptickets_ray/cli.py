@@ -1,4 +1,4 @@
-"""The command line: suptickets train | superpose | options."""
+"""The command line: suptickets train | superpose | data | recipes | options."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
+from rich.text import Text
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -63,8 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "settings",
         nargs="*",
-        metavar="RECIPE.yaml | key=value",
-        help="a recipe (the built-in digits recipe when left out) and overrides such as tickets.chains=8",
+        metavar="RECIPE | key=value",
+        help="a recipe's file or name (the built-in digits recipe when left out), overrides such as tickets.chains=8",
+    )
+    train.add_argument(
+        "--from-flags",
+        metavar="COMMAND",
+        help="print the recipe of a command line of the paper's public code, in quotes, and run nothing",
     )
     train.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
     superpose = commands.add_parser(
@@ -80,7 +86,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     superpose.add_argument("--sweep", action="store_true", help="compare the methods and the paper's CIMA factors")
     superpose.add_argument("--output", metavar="FILE", help="keep the superposed ticket as an Arrow file")
-    commands.add_parser("options", help="list every method, criterion, model and data set, with one line each")
+    data = commands.add_parser("data", help="convert a data set to Parquet files that a cluster can stream")
+    convert = data.add_subparsers(dest="action", required=True, metavar="convert").add_parser(
+        "convert",
+        help="write a data set as Parquet files; the same command again goes on with an interrupted one",
+        description="Write the data set of a recipe as Parquet files, which data.name=parquet reads.",
+    )
+    convert.add_argument(
+        "settings",
+        nargs="*",
+        metavar="RECIPE | data.key=value",
+        help="a recipe and overrides, e.g. data.name=image_folder data.root=photos",
+    )
+    convert.add_argument("--to", required=True, metavar="PATH", help="a folder, or a URI such as s3://bucket/path")
+    convert.add_argument("--rows-per-file", type=int, default=4096, metavar="N", help="most examples of a file (4096)")
+    recipes = commands.add_parser(
+        "recipes",
+        help="list the recipes that ship with the package, each with its question; copy one to edit",
+        description="List the recipes that `suptickets train NAME` runs, each with the question that it asks.",
+    )
+    actions = recipes.add_subparsers(dest="action", metavar="copy")
+    copy = actions.add_parser("copy", help="copy a recipe into a file of your own, which stands alone")
+    copy.add_argument("name", metavar="NAME", help="a name that `suptickets recipes` lists")
+    copy.add_argument("file", metavar="FILE", nargs="?", help="the new file; NAME's last part with .yaml when left out")
+    commands.add_parser("options", help="list every setting, and every method, criterion, model and data set")
     return parser
 
 
@@ -88,6 +117,72 @@ def _options(options: argparse.Namespace, console: Console) -> int:
     from suptickets_ray.reporting.options import option_tables
 
     console.print(option_tables())
+    return EXIT_DONE
+
+
+def _data(options: argparse.Namespace, console: Console) -> int:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    from suptickets_ray.config_io import load_config
+    from suptickets_ray.training.data import load_source
+    from suptickets_ray.training.data.convert import convert
+
+    recipe, overrides = _recipe_and_overrides(options.settings)
+    loaded = load_source(load_config(recipe, overrides).data)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console) as progress:
+
+        def show(split: str, done: int, total: int) -> None:
+            if split not in tasks:
+                tasks[split] = progress.add_task(split, total=total)
+            progress.update(tasks[split], completed=done)
+
+        num_written = convert(loaded, options.to, rows_per_file=options.rows_per_file, on_progress=show)
+    console.print(f"{num_written} files written.", soft_wrap=True)
+    console.print(f"Train on it: data.name=parquet data.root={options.to}", markup=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+def _recipe_and_overrides(settings: Sequence[str]) -> tuple[str | None, list[str]]:
+    recipes = [text for text in settings if "=" not in text or text.endswith((".yaml", ".yml"))]
+    if len(recipes) > 1:
+        raise ValueError(
+            f"there must be at most one recipe; got {', '.join(recipes)}. Overrides are written key=value."
+        )
+    return recipes[0] if recipes else None, [text for text in settings if text not in recipes]
+
+
+def _recipes(options: argparse.Namespace, console: Console) -> int:
+    from rich.table import Table
+
+    from suptickets_ray.recipes import copy_recipe, question_of, shipped_recipes
+
+    if options.action == "copy":
+        path = copy_recipe(options.name, options.file)
+        console.print(f"Copied to {path}. Run it: suptickets train {path}", markup=False, soft_wrap=True)
+        return EXIT_DONE
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, path in shipped_recipes().items():
+        table.add_row(Text(name), Text(question_of(path)))
+    console.print(table)
+    return EXIT_DONE
+
+
+def _print_translated(options: argparse.Namespace) -> int:
+    from suptickets_ray.reporting.from_flags import recipe_from_flags
+
+    if options.settings:
+        raise ValueError(
+            f"--from-flags must stand alone, it runs nothing; got {options.settings[0]!r} beside it. "
+            "Save what it prints, and give that to suptickets train."
+        )
+    translation = recipe_from_flags(options.from_flags)
+    for warning in translation.warnings:
+        Console(stderr=True, highlight=False).print(f"WARNING: {warning}", markup=False, soft_wrap=True)
+    sys.stdout.write(translation.to_yaml())
     return EXIT_DONE
 
 
@@ -130,15 +225,11 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         # Libraries of the driver warn about themselves; a person who watches a run can do nothing about it.
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+    if options.from_flags is not None:
+        return _print_translated(options)
     from suptickets_ray.config_io import load_config
 
-    recipes = [text for text in options.settings if "=" not in text or text.endswith((".yaml", ".yml"))]
-    overrides = [text for text in options.settings if text not in recipes]
-    if len(recipes) > 1:
-        raise ValueError(
-            f"there must be at most one recipe; got {', '.join(recipes)}. Overrides are written key=value."
-        )
-    config = load_config(recipes[0] if recipes else None, overrides)
+    config = load_config(*_recipe_and_overrides(options.settings))
 
     from suptickets_ray.distributed.run import train
     from suptickets_ray.reporting.live import PlainView, TerminalView
@@ -157,7 +248,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     return EXIT_DONE
 
 
-_COMMANDS = {"train": _train, "superpose": _superpose, "options": _options}
+_COMMANDS = {"train": _train, "superpose": _superpose, "data": _data, "recipes": _recipes, "options": _options}
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

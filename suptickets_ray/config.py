@@ -43,21 +43,36 @@ class DataConfig:
     batch_size: int = 128
     """Examples of one optimizer step, over all ranks together."""
     train_size: int | None = None
-    """Number of training examples to use, the first ones of the split; all when left out."""
+    """Number of training examples to use, drawn by split_seed; all when left out."""
     label_noise: float = 0.0
     """Share of the training labels that are redrawn uniformly from all classes, in [0, 1]."""
     split_seed: int = 0
     """Seed of the split and of the label noise, apart from the run's seed: all runs see the same data."""
+    validation_share: float | None = None
+    """Share of the training examples cut out for validation, where a data set has none of its own; 0.1 by default."""
+    crop_padding: int | None = None
+    """Pixels that training images are padded with before a random crop to their size; the data set's when left out."""
+    crop_padding_mode: str | None = None
+    """What the padding holds: "zero" or "reflect"; the data set's when left out."""
+    flip: bool | None = None
+    """Whether training images are flipped left to right at random; the data set's when left out."""
     root: str | None = None
-    """Folder of the data files, for data sets that are read from disk."""
+    """Folder of the data files, for data sets that are read from disk; for Parquet any path that pyarrow.fs knows."""
     download: bool | None = None
     """Whether missing files may be fetched, for data sets that can be."""
+    reader_threads: int = 2
+    """Threads of each worker that read and decode ahead, for data sets too large for memory."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on a value out of range."""
         _require(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
         _require(self.train_size is None or self.train_size >= 1, "data.train_size", "at least 1", self.train_size)
         _require(0 <= self.label_noise <= 1, "data.label_noise", "in [0, 1]", self.label_noise, "A fifth is 0.2.")
+        share, padding, mode = self.validation_share, self.crop_padding, self.crop_padding_mode
+        _require(share is None or 0 < share < 1, "data.validation_share", "in (0, 1)", share, "A tenth is 0.1.")
+        _require(padding is None or padding >= 0, "data.crop_padding", "at least 0", padding)
+        _require(mode in (None, "zero", "reflect"), "data.crop_padding_mode", "zero or reflect", repr(mode))
+        _require(self.reader_threads >= 1, "data.reader_threads", "at least 1", self.reader_threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +87,34 @@ class TrainConfig:
     """Learning rate that phase one starts with."""
     lr_schedule: str = "multistep"
     """Learning rate of phase one: "multistep" (x0.1 at 1/2 and 3/4 of it), "cosine" to 0, or "constant"."""
+    lr_milestone_epochs: list[int] | None = None
+    """Epochs of phase one at which "multistep" lowers the learning rate; 1/2 and 3/4 of phase one when left out."""
+    lr_decay_factor: float | None = None
+    """What "multistep" multiplies the learning rate with at each milestone, in (0, 1); 0.1 when left out."""
+    warmup_epochs: int = 0
+    """Epochs at the start of phase one in which the learning rate rises in equal steps to what its schedule says."""
+    label_smoothing: float = 0.0
+    """Share of each label's weight that is spread evenly over all classes in training, in [0, 1)."""
     momentum: float = 0.9
     """Momentum of SGD, in [0, 1)."""
     weight_decay: float = 5e-4
     """Weight decay of SGD."""
+    decay_norm_and_bias: bool = True
+    """Whether weight decay also acts on biases and on the weights of normalisation layers."""
+    accumulation_steps: int = 1
+    """Parts that a rank's share of a batch is cut into, whose gradients are added up: less memory, the same batch."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient of all active weights together; no clipping when left out."""
+    precision: str = "float32"
+    """Arithmetic of forward and backward: "float32", or autocast to "bfloat16" or "float16" (with loss scaling)."""
+    channels_last: bool = False
+    """Whether images and 4-dimensional weights lie in memory channel by channel, which GPUs prefer."""
+    compile: bool = False
+    """Whether torch.compile translates the network; it needs a C++ compiler, and minutes at the start."""
+    deterministic: bool = False
+    """Whether torch may use deterministic algorithms only, so that GPUs too give the same bits; slower there."""
+    limit_batches: int | None = None
+    """Most batches of one epoch, for trials; all when left out."""
     checkpoint_every_epochs: int = 10
     """A killed phase one goes on from the last checkpoint, so at most this many epochs are lost."""
 
@@ -85,6 +124,17 @@ class TrainConfig:
         _require(self.lr > 0, "train.lr", "above 0", self.lr)
         _require(0 <= self.momentum < 1, "train.momentum", "in [0, 1)", self.momentum, "0.9 is usual.")
         _require(self.weight_decay >= 0, "train.weight_decay", "at least 0", self.weight_decay)
+        milestones, factor, clip = self.lr_milestone_epochs, self.lr_decay_factor, self.clip_norm
+        ascending = milestones is None or (sorted(set(milestones)) == milestones and min(milestones, default=1) >= 1)
+        _require(ascending, "train.lr_milestone_epochs", "ascending epochs from 1 on", milestones)
+        _require(factor is None or 0 < factor < 1, "train.lr_decay_factor", "in (0, 1)", factor, "0.1 is usual.")
+        _require(self.warmup_epochs >= 0, "train.warmup_epochs", "at least 0", self.warmup_epochs)
+        _require(0 <= self.label_smoothing < 1, "train.label_smoothing", "in [0, 1)", self.label_smoothing)
+        _require(self.accumulation_steps >= 1, "train.accumulation_steps", "at least 1", self.accumulation_steps)
+        _require(clip is None or clip > 0, "train.clip_norm", "above 0", clip, "Leave it out for no clipping.")
+        precisions, limit = ("float32", "bfloat16", "float16"), self.limit_batches
+        _require(self.precision in precisions, "train.precision", " or ".join(precisions), repr(self.precision))
+        _require(limit is None or limit >= 1, "train.limit_batches", "at least 1", limit)
         _require(
             self.checkpoint_every_epochs >= 1,
             "train.checkpoint_every_epochs",
@@ -216,6 +266,8 @@ class SuperpositionConfig:
     """Whether the network of phase one counts as the first ticket."""
     batchnorm: str = "recalibrate"
     """BatchNorm statistics: "recalibrate" on training data, or "average" those of the tickets."""
+    recalibration_examples: int | None = None
+    """Training examples that the recalibration reads for every merged network; all when left out."""
     gate_tolerance: float | None = 0.005
     """A ticket is left out when it costs more validation accuracy (a share of 1) than this; none folds all."""
 
@@ -223,6 +275,11 @@ class SuperpositionConfig:
         """Raises ValueError on a value out of range."""
         gate, choices = self.gate_tolerance, ("recalibrate", "average")
         _require(gate is None or 0 <= gate <= 1, "superposition.gate_tolerance", "none or in [0, 1]", gate)
+        examples = self.recalibration_examples
+        remedy = "BatchNorm needs two examples to have a variance."
+        _require(
+            examples is None or examples >= 2, "superposition.recalibration_examples", "at least 2", examples, remedy
+        )
         _require(self.batchnorm in choices, "superposition.batchnorm", " or ".join(choices), repr(self.batchnorm))
 
 
@@ -286,6 +343,7 @@ PLACEMENT_KEYS = frozenset(
         "storage",
         "data.root",
         "data.download",
+        "data.reader_threads",
         "train.checkpoint_every_epochs",
         "cluster.address",
         "cluster.num_explorers",

@@ -1,13 +1,11 @@
-"""YAML, dicts and overrides to Config and back: the only place that knows YAML and the validator."""
+"""Recipes, dicts and overrides to Config and back: the only place that knows the validator."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,52 +15,44 @@ from pydantic import TypeAdapter, ValidationError
 from suptickets_ray.config import PLACEMENT_KEYS, Config
 from suptickets_ray.config_resolution import resolve
 from suptickets_ray.lookup import suggestion
+from suptickets_ray.recipes import dump_yaml, find_recipe, parse_yaml, read_recipe
 from suptickets_ray.sparse.methods import METHODS
+from suptickets_ray.training.data.synthetic import SHAPES
 
 _ADAPTER = TypeAdapter(Config)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number, as everybody expects."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
-
-
-def default_recipe_path() -> Path:
-    """Returns the path of the built-in digits recipe: in the wheel, or in the checkout of an editable install."""
-    package = Path(str(files("suptickets_ray")))
-    for folder in (package / "experiments", package.parent / "experiments"):
-        if (folder / "digits.yaml").is_file():
-            return folder / "digits.yaml"
-    raise ValueError(
-        "the built-in digits recipe must ship with the package; it is missing. Install suptickets_ray again."
-    )
 
 
 def load_config(recipe: str | Path | Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Config:
     """Returns the resolved experiment of a recipe and its overrides; all that can be checked without data is checked.
 
     Args:
-        recipe: A YAML file, a mapping of sections, or None for the built-in digits recipe.
+        recipe: A YAML file, the name of a shipped recipe, a mapping of sections, or None for the built-in one.
         overrides: "dotted.key=value" with YAML values; later ones win.
 
     Raises:
         ValueError: In one sentence that names the key, what it must be, what it is, and what to do.
     """
-    if isinstance(recipe, Mapping):
-        settings = json.loads(json.dumps(recipe))
-    else:
-        settings = _read_yaml(Path(recipe) if recipe is not None else default_recipe_path())
+    return resolve(_validate(read_settings(recipe, overrides)))
+
+
+def read_settings(recipe: str | Path | Mapping[str, Any] | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Returns what a recipe and its overrides say, before it is checked and before defaults are filled in.
+
+    Args:
+        recipe: As for `load_config`.
+        overrides: As for `load_config`.
+
+    Raises:
+        ValueError: If the recipe cannot be read or an override is none.
+    """
+    settings = json.loads(json.dumps(recipe)) if isinstance(recipe, Mapping) else read_recipe(find_recipe(recipe))
     changes = [_parse_override(text) for text in overrides]
+    if "base" in settings or any(keys[0] == "base" for keys, _ in changes):
+        raise ValueError("base must stand in the file of a recipe, whose folder it starts from. Leave it out here.")
     _leave_out_what_the_new_choice_does_not_read(settings, changes)
     for keys, value in changes:
         _set(settings, keys, value)
-    return resolve(_validate(settings))
+    return settings
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -82,13 +72,13 @@ def from_dict(settings: Mapping[str, Any]) -> Config:
 
 def from_yaml(text: str) -> Config:
     """Returns the experiment that `to_yaml` gave. Raises ValueError if the text is none."""
-    settings = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    settings = parse_yaml(text)
     return from_dict(settings if isinstance(settings, dict) else {})
 
 
 def to_yaml(config: Config) -> str:
     """Returns a recipe that `load_config` reads back as the same experiment."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    return dump_yaml(to_dict(config))
 
 
 def config_digest(config: Config) -> str:
@@ -116,32 +106,12 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
             yield prefix + key, value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.load(path.read_text(), Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except FileNotFoundError:
-        near = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
-        raise ValueError(
-            f"the recipe must be a YAML file; there is no {str(path)!r}{suggestion(path.name, [p.name for p in near])} "
-            "Overrides are written key=value."
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"the recipe {str(path)!r} must be readable YAML; got: {' '.join(str(error).split())}."
-        ) from error
-    if not isinstance(settings, dict):
-        raise ValueError(
-            f"the recipe {str(path)!r} must hold sections such as 'model:'; got {type(settings).__name__}."
-        )
-    return settings
-
-
 def _parse_override(text: str) -> tuple[list[str], Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ValueError(f"an override must be dotted.key=value; got {text!r}. Write e.g. train.epochs=20.")
     try:
-        return key.split("."), yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return key.split("."), parse_yaml(value)
     except yaml.YAMLError as error:
         raise ValueError(f"the value of {key} must be YAML; got {value!r}. Put it in quotes.") from error
 
@@ -168,8 +138,8 @@ def _leave_out_what_the_new_choice_does_not_read(
     A method then has its own source's defaults, but for density, dense layers and update interval, which belong to the
     problem, and for the first masks where both methods start alike. Without this, `method.name=gmp` on a RigL recipe
     would be refused for RigL's drop fraction, which nobody asked of GMP, and `data.name=mine:load` would have its
-    labels redrawn because those of the digits are. What an override itself sets is never dropped: when it does nothing,
-    it is refused.
+    labels redrawn because those of the digits are. Synthetic data stands in for the recipe's own: same shape, number of
+    classes and augmentation. What an override itself sets is never dropped: when it does nothing, it is refused.
     """
     chosen = {tuple(keys): value for keys, value in changes}
 
@@ -211,16 +181,26 @@ def _leave_out_what_the_new_choice_does_not_read(
         if "greedy" in (new_rule, superposition.get("method")) and new_rule != superposition.get("method"):
             superposition.pop("gate_tolerance", None)  # greedy has one of its own
     for name, keys in _OF_ITS_OWN.items():
-        if replaced(name):
-            for key in keys:
+        if (new := replaced(name)) is None:
+            continue
+        old = settings[name].get("name")
+        plays = name == "data" and new == "synthetic" and old in SHAPES
+        for key in keys:
+            if not (plays and key in _OF_IMAGES):
                 settings[name].pop(key, None)
+        own_shape = any(keys[:2] == ["data", "options"] and keys[2:] in _SHAPE_OPTIONS for keys, _ in changes)
+        if plays and not own_shape:
+            settings[name]["options"] = {"like": old}
 
 
+_OF_IMAGES = ("crop_padding", "crop_padding_mode", "flip", "validation_share")
 _OF_ITS_OWN = {
     "model": ("options", "initialization"),
-    "data": ("options", "root", "download", "train_size", "label_noise", "split_seed"),
+    "data": ("options", "root", "download", "train_size", "label_noise", "split_seed", *_OF_IMAGES),
 }
 """What belongs to one model or data set, and says nothing about another."""
+_SHAPE_OPTIONS: tuple[list[str], ...] = ([], ["like"], ["shape"], ["num_classes"])
+"""Options of synthetic data by which an override gives it a shape of its own; [] is all options at once."""
 
 
 def _validate(settings: dict[str, Any]) -> Config:

@@ -6,7 +6,7 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
-from suptickets_ray.config import Config, MethodConfig, SuperpositionConfig, TicketsConfig
+from suptickets_ray.config import Config, MethodConfig, SuperpositionConfig, TicketsConfig, TrainConfig
 from suptickets_ray.lookup import choose, choose_or_import
 from suptickets_ray.sparse.first_masks import READ_WEIGHTS
 from suptickets_ray.sparse.methods import METHODS, Method, check_settings, readable_settings
@@ -14,7 +14,7 @@ from suptickets_ray.tickets.cycles import plan_budget
 from suptickets_ray.tickets.superposition import Rule
 from suptickets_ray.training.data import DATASETS
 from suptickets_ray.training.loop import INITIALIZATIONS
-from suptickets_ray.training.models import MODELS
+from suptickets_ray.training.models import find_builder
 from suptickets_ray.training.optimization import LR_SCHEDULES
 
 WINDOW_KEYS = {"prune_start_epoch": "prune_start_fraction", "prune_end_epoch": "prune_end_fraction"}
@@ -31,11 +31,12 @@ def resolve(config: Config) -> Config:
         ValueError: If a name is unknown, settings contradict each other, one does nothing, or the budget is impossible.
     """
     method = choose(METHODS, config.method.name, "method")
-    choose_or_import(MODELS, config.model.name, "model")
+    find_builder(config.model.name)
     choose_or_import(DATASETS, config.data.name, "data set")
     choose(INITIALIZATIONS, config.model.initialization, "model.initialization")
     choose(LR_SCHEDULES, config.train.lr_schedule, "train.lr_schedule")
-    plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate)
+    budget = plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate)
+    _check_train(config.train, budget.pretrain_epochs)
     resolved = replace(
         config,
         method=_resolve_method(config, method),
@@ -48,12 +49,32 @@ def resolve(config: Config) -> Config:
             f"model.initialization must be 'default' with method.distribution {distribution!r}, which chooses masks by "
             f"the first weights; got {config.model.initialization!r}. Leave one of them out."
         )
-    if config.cluster.num_workers > 1 and config.data.batch_size < 2 * config.cluster.num_workers:
+    parts = config.cluster.num_workers * config.train.accumulation_steps
+    if parts > 1 and config.data.batch_size < 2 * parts:
         raise ValueError(
-            f"data.batch_size must be at least two examples for each of the {config.cluster.num_workers} workers; "
-            f"got {config.data.batch_size}. Choose larger batches or fewer cluster.num_workers."
+            f"data.batch_size must be at least two examples for each of the {config.cluster.num_workers} workers' "
+            f"{config.train.accumulation_steps} parts of a step; got {config.data.batch_size}. Choose larger batches, "
+            "fewer cluster.num_workers or fewer train.accumulation_steps."
         )
     return resolved
+
+
+def _check_train(section: TrainConfig, pretrain_epochs: int) -> None:
+    for key in ("lr_milestone_epochs", "lr_decay_factor"):
+        if section.lr_schedule != "multistep" and (value := getattr(section, key)) is not None:
+            raise ValueError(
+                f"train.{key} has no effect with train.lr_schedule {section.lr_schedule!r}; got {value}. Leave it out."
+            )
+    milestones = section.lr_milestone_epochs or []
+    if any(epoch >= pretrain_epochs for epoch in milestones):
+        raise ValueError(
+            f"train.lr_milestone_epochs must be below {pretrain_epochs}, the epochs of phase one; got {milestones}."
+        )
+    if section.warmup_epochs >= pretrain_epochs:
+        raise ValueError(
+            f"train.warmup_epochs must be below {pretrain_epochs}, the epochs of phase one; got "
+            f"{section.warmup_epochs}."
+        )
 
 
 def _resolve_method(config: Config, method: Method) -> MethodConfig:
@@ -132,5 +153,9 @@ def _resolve_superposition(config: Config) -> SuperpositionConfig:
                 f"nothing is lost; got {section.gate_tolerance}. Leave it out."
             )
         section = replace(section, gate_tolerance=0.0)
+    if section.batchnorm == "average" and section.recalibration_examples is not None:
+        raise ValueError(
+            "superposition.recalibration_examples has no effect with superposition.batchnorm 'average'. Leave it out."
+        )
     Rule(section.method, config.method.density, factor, section.prune, section.scope)
     return replace(section, cima_factor=factor)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from suptickets_ray import load_config
 from suptickets_ray.cli import main
-from suptickets_ray.reporting.options import OPTIONS, describe
+from suptickets_ray.config_io import all_keys
+from suptickets_ray.recipes import question_of, shipped_recipes
+from suptickets_ray.reporting.options import OPTIONS, all_settings, describe, kind_in_words, unit_of
 
 
 def command(*arguments):
@@ -37,6 +41,7 @@ def handlers():
         (["train.epochs=many"], 'train.epochs must be a whole number; got "many".'),
         (["train.epochs=20", "tickets.cycle_epochs=5"], "so that one cycle fits; got 5."),
         (["nowhere.yaml"], "there is no 'nowhere.yaml'."),
+        (["cifar100/resnet50_grante"], "did you mean 'cifar100/resnet50_granet'?"),
         (["a.yaml", "b.yaml"], "there must be at most one recipe"),
         (["storage=s3://bucket/runs"], "storage must be a folder that all machines of the cluster share"),
         (["data.train_size=501"], "data.train_size must be at most 500"),
@@ -157,3 +162,137 @@ def test_options_lists_every_row_of_every_table_with_a_line(capsys, monkeypatch)
         for name, row in table.items():
             assert describe(row)
             assert re.search(rf"^ *{name} +{re.escape(describe(row)[:40])}", blocks[key], re.M), (key, name)
+
+
+def test_options_print_every_setting_with_type_unit_default_sentence_and_public_flag(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["options"]) == 0
+    printed = re.sub(r" +", " ", capsys.readouterr().out)
+    for setting in all_settings():
+        unit = f" ({setting.unit})" if setting.unit else ""
+        default = setting.default if setting.default in ("must be given", "left out") else f"default {setting.default}"
+        flags = f" Public flag: {', '.join(setting.flags)}." if setting.flags else ""
+        assert f"\n{setting.key} {setting.kind}{unit}; {default}\n {setting.sentence}{flags}" in printed
+    assert "\ntrain.warmup_epochs whole number (epochs); default 0\n" in printed
+    assert "Optimizer steps between two updates of the topology. Public flag: --update-frequency." in printed
+
+
+def test_every_setting_is_listed_once_with_a_sentence_of_its_own():
+    settings = all_settings()
+    sections = {setting.key.partition(".")[0] for setting in settings if "." in setting.key}
+    assert [setting.key for setting in settings] == [key for key in all_keys() if key not in sections]
+    assert len({setting.sentence for setting in settings}) == len(settings)
+    assert all(setting.sentence.endswith(".") for setting in settings)
+
+
+def test_every_number_has_a_unit_or_is_known_to_have_none():
+    without = {setting.key for setting in all_settings() if "number" in setting.kind and not setting.unit}
+    rates = {"train.lr", "tickets.lr_low", "tickets.lr_high"}
+    factors = {"train.lr_decay_factor", "train.momentum", "train.weight_decay", "train.clip_norm"}
+    weights = {"method.drop_gradient_weight", "method.momentum_decay", "superposition.cima_factor"}
+    assert without <= {"seed", "data.split_seed"} | rates | factors | weights
+
+
+def test_units_by_eye():
+    assert unit_of("prune_end_epoch", "") == unit_of("epochs", "") == "epochs"
+    assert unit_of("update_interval_steps", "") == "steps"
+    assert unit_of("density", "") == unit_of("anything", "Share of the labels, in [0, 1].") == "share"
+    assert unit_of("lr", "Learning rate that phase one starts with.") == ""
+
+
+def test_types_by_eye():
+    assert [kind_in_words(kind) for kind in (int, int | None, float, bool)] == [
+        "whole number",
+        "whole number",
+        "number",
+        "true or false",
+    ]
+    assert kind_in_words(list[int] | None) == "list of whole numbers"
+
+
+def test_recipes_lists_every_shipped_recipe_with_its_question_and_no_base(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["recipes"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert {name: question.strip() for name, question in lines} == {
+        name: question_of(path) for name, path in shipped_recipes().items()
+    }
+    assert {"digits", "smoke", "mnist1d", "cifar10/vgg16_set", "imagenet/resnet50_rigl"} < {name for name, _ in lines}
+    assert not [name for name, _ in lines if "_cifar" in name or "_paper" in name]
+
+
+def test_recipes_copy_writes_a_recipe_to_edit_and_never_overwrites(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "copy", "cifar100/resnet50_granet"]) == 0
+    assert "suptickets train resnet50_granet.yaml" in capsys.readouterr().out
+    (tmp_path / "resnet50_granet.yaml").write_text("mine")
+    assert main(["recipes", "copy", "cifar100/resnet50_granet"]) == 2
+    assert "'resnet50_granet.yaml' is there already" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "resnet50_granet.yaml").read_text() == "mine"
+    assert main(["recipes", "copy", "cifar100/resnet50_granet", "other.yaml"]) == 0
+    assert (tmp_path / "other.yaml").read_text().startswith("# How much do Sup-tickets add to GraNet")
+
+
+def test_recipes_copy_of_an_unknown_name_suggests_one(capsys):
+    assert main(["recipes", "copy", "digit"]) == 2
+    assert "did you mean 'digits'?" in capsys.readouterr().err
+
+
+def test_train_runs_a_recipe_by_its_name(finished_run, tmp_path, monkeypatch, capsys):
+    """The name of a run that is done already, so that nothing has to be trained."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(Path(finished_run.path) / "config.yaml", tmp_path / "digits")  # a path that exists wins
+    assert main(["train", "digits"]) == 0
+    assert "This run is done already." in capsys.readouterr().out
+
+
+COMMAND = "python3 main_suptickets.py --sparse --method DST --growth gradient --model ResNet50 --data cifar100"
+
+
+def test_from_flags_prints_a_recipe_that_can_be_piped_into_a_file_and_runs_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["train", "--from-flags", COMMAND]) == 0
+    printed = capsys.readouterr()
+    (tmp_path / "own.yaml").write_text(printed.out)
+    assert load_config(tmp_path / "own.yaml").method.name == "rigl"
+    assert printed.err.startswith("WARNING: --re_explore is missing")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--from-flags", f"{COMMAND} --cycel 8"],
+            "unknown flag '--cycel' of the public code; did you mean '--cycle'?",
+        ),
+        (
+            ["seed=1", "--from-flags", COMMAND],
+            "--from-flags must stand alone, it runs nothing; got 'seed=1' beside it.",
+        ),
+        (
+            ["--from-flags", COMMAND, "seed=1"],
+            "--from-flags must stand alone, it runs nothing; got 'seed=1' beside it.",
+        ),
+    ],
+)
+def test_from_flags_that_cannot_be_translated_is_exit_code_2(arguments, sentence, capsys):
+    assert main(["train", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert sentence in " ".join(printed.err.split())
+    assert not printed.out
+
+
+def test_data_is_converted_with_a_bar_and_a_second_time_there_is_nothing_to_do(tmp_path, capsys):
+    target = tmp_path / "digits"
+    convert = ["data", "convert", "data.name=digits", "--to", str(target), "--rows-per-file", "400"]
+    assert main(convert) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "500/500" in out
+    assert "6 files written" in out
+    assert f"data.name=parquet data.root={target}" in out
+    assert main(convert) == 0
+    assert "0 files written" in capsys.readouterr().out
+    assert main(["data", "convert", "data.name=digits", "data.split_seed=1", "--to", "ftp://nowhere"]) == 2
+    assert "must be a path that pyarrow.fs can write" in " ".join(capsys.readouterr().err.split())

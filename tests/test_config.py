@@ -7,6 +7,7 @@ import yaml
 from suptickets_ray import load_config
 from suptickets_ray.config import PLACEMENT_KEYS, Config
 from suptickets_ray.config_io import config_digest, differing_keys, from_yaml, to_dict, to_yaml
+from suptickets_ray.recipes import copy_recipe, find_recipe, question_of, shipped_recipes
 from suptickets_ray.sparse.methods import METHODS
 
 
@@ -235,3 +236,165 @@ def test_every_setting_has_a_sentence_and_every_placement_key_exists():
 
 def test_the_yaml_of_a_run_is_plain():
     assert yaml.safe_load(to_yaml(load_config()))["superposition"]["gate_tolerance"] == 0.005
+
+
+@pytest.fixture
+def digits_yaml(tmp_path):
+    """A folder with a copy of the built-in recipe, to build on."""
+    (tmp_path / "digits.yaml").write_text(find_recipe("digits").read_text())
+    return tmp_path
+
+
+def write(folder, name, text):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_a_recipe_builds_on_its_base_and_its_own_values_win(digits_yaml):
+    recipe = write(
+        digits_yaml, "own.yaml", "base: digits.yaml\nname: own\ntrain: {lr: 0.05}\nmodel: {options: {widths: [8]}}"
+    )
+    config = load_config(recipe)
+    assert (config.name, config.train.lr, config.model.options) == ("own", 0.05, {"widths": [8]})
+    assert differing_keys(config, load_config()) == ["model.options.widths", "train.lr"]
+
+
+def test_a_base_is_relative_to_the_recipes_own_folder_and_may_have_a_base(digits_yaml, monkeypatch):
+    write(digits_yaml, "_middle.yaml", "base: digits.yaml\nseed: 3\ntrain: {lr: 0.05, momentum: 0.5}")
+    recipe = write(digits_yaml, "deep/own.yaml", "base: ../_middle.yaml\ntrain: {lr: 0.2}")
+    monkeypatch.chdir("/")
+    config = load_config(recipe)
+    assert (config.seed, config.train.lr, config.train.momentum, config.train.epochs) == (3, 0.2, 0.5, 150)
+
+
+def test_a_base_may_be_a_shipped_recipe(tmp_path):
+    recipe = write(tmp_path, "digits.yaml", "base: digits\nname: own")
+    assert load_config(recipe).name == "own"
+    assert differing_keys(load_config(recipe), load_config()) == []
+
+
+def test_a_setting_of_the_base_is_left_out_by_null(tmp_path):
+    recipe = write(tmp_path, "own.yaml", "base: digits\ndata: {train_size: null}")
+    assert load_config(recipe).data.train_size is None
+
+
+def test_a_resolved_recipe_has_no_base(tmp_path):
+    recipe = write(tmp_path, "own.yaml", "base: digits\nname: own")
+    assert "base" not in to_dict(load_config(recipe))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: [digits]", r"base in '.*own.yaml' must be the path or name of one recipe; got \['digits'\]"),
+        ("base: 3", r"base in '.*own.yaml' must be the path or name of one recipe; got 3"),
+        (
+            "base: digit.yaml",
+            "base in '.*own.yaml' must be a recipe that is there; got 'digit.yaml'; did you mean 'digits.yaml'",
+        ),
+        ("base: own.yaml", "base in '.*own.yaml' must be a recipe that does not build on this one; got 'own.yaml'"),
+        ("base: ring.yaml", "base in '.*ring.yaml' must be a recipe that does not build on this one; got 'own.yaml'"),
+        ("base: broken.yaml", "the recipe '.*broken.yaml' must be readable YAML"),
+        ("base: list.yaml", "the recipe '.*list.yaml' must hold sections such as 'model:'; got list"),
+        ("base: digits.yaml\nmodel: mlp", 'model must be a section with keys of its own; got "mlp"'),
+    ],
+)
+def test_a_base_that_cannot_be_is_one_sentence(digits_yaml, text, message):
+    recipe = write(digits_yaml, "own.yaml", text)
+    write(digits_yaml, "ring.yaml", "base: own.yaml")
+    write(digits_yaml, "broken.yaml", "a: [")
+    write(digits_yaml, "list.yaml", "[a]")
+    with pytest.raises(ValueError, match=message) as raised:
+        load_config(recipe)
+    assert "\n" not in str(raised.value)
+
+
+def test_two_ways_to_the_same_base_are_no_cycle(digits_yaml):
+    write(digits_yaml, "_middle.yaml", "base: ./digits.yaml\nseed: 1")
+    assert load_config(write(digits_yaml, "own.yaml", "base: ./_middle.yaml\nseed: 2")).seed == 2
+
+
+@pytest.mark.parametrize(("recipe", "overrides"), [({"base": "digits"}, []), (None, ["base=digits"])])
+def test_a_base_outside_a_file_is_refused(recipe, overrides):
+    with pytest.raises(ValueError, match="base must stand in the file of a recipe"):
+        load_config(recipe, overrides)
+
+
+def test_a_recipe_is_found_by_its_name_and_a_path_that_exists_wins(tmp_path, monkeypatch):
+    assert load_config("smoke").name == "smoke"
+    assert load_config("cifar100/resnet50_granet").name == "cifar100-resnet50-granet"
+    assert load_config("cifar100/resnet50_granet.yaml").method.name == "granet"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smoke").mkdir()
+    assert load_config("smoke").name == "smoke"  # a folder is no recipe
+    (tmp_path / "digits").write_text("base: smoke\nname: mine")
+    assert load_config("digits").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("cifar100/resnet50_grant", "cifar100/resnet50_granet"),
+        ("smok", "smoke"),
+        ("_cifar", None),
+        ("imagenet/_imagenet", None),
+    ],
+)
+def test_an_unknown_recipe_suggests_a_shipped_one_and_never_a_base(name, near):
+    with pytest.raises(ValueError, match="must be a YAML file, or a name that `suptickets recipes` lists") as raised:
+        load_config(name)
+    assert near is None or f"did you mean {near!r}?" in str(raised.value)
+
+
+def test_a_copied_recipe_stands_alone_and_asks_the_same(tmp_path):
+    for name, path in shipped_recipes().items():
+        copy = copy_recipe(name, tmp_path / f"{name.replace('/', '-')}.yaml")
+        assert question_of(copy) == question_of(path)
+        assert "base" not in yaml.safe_load(copy.read_text())
+        assert load_config(copy) == load_config(name)
+
+
+def test_a_recipe_without_a_base_is_copied_as_it_stands(tmp_path):
+    copy = copy_recipe("digits", tmp_path / "mine.yaml")
+    assert copy.read_bytes() == find_recipe("digits").read_bytes()
+
+
+def test_a_copy_never_overwrites(tmp_path):
+    (tmp_path / "mine.yaml").write_text("mine")
+    with pytest.raises(ValueError, match="the copy must be a new file; .*mine.yaml' is there already"):
+        copy_recipe("digits", tmp_path / "mine.yaml")
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+    with pytest.raises(ValueError, match="the copy must be a file that can be written"):
+        copy_recipe("digits", tmp_path / "none" / "mine.yaml")
+
+
+def test_synthetic_data_takes_over_shape_and_augmentation_of_the_recipes_own():
+    data = load_config("cifar10/vgg16_set", ["data.name=synthetic"]).data
+    assert (data.name, data.options) == ("synthetic", {"like": "cifar10"})
+    assert (data.crop_padding, data.crop_padding_mode, data.flip, data.validation_share) == (4, "reflect", True, 0.02)
+    digits = load_config(None, ["data.name=synthetic"]).data
+    assert (digits.options, digits.train_size, digits.label_noise) == ({"like": "digits"}, None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options"),
+    [
+        (["data.options={shape: [1, 9, 9]}"], {"shape": [1, 9, 9]}),
+        (["data.options.shape=[1, 9, 9]"], {"shape": [1, 9, 9]}),
+        (["data.options.like=mnist"], {"like": "mnist"}),
+        (["data.options.num_train=8"], {"like": "digits", "num_train": 8}),
+    ],
+)
+def test_synthetic_data_has_the_shape_that_an_override_gives_it(overrides, options):
+    assert load_config(None, ["data.name=synthetic", *overrides]).data.options == options
+
+
+def test_synthetic_data_in_place_of_a_users_own_has_its_own_shape():
+    settings = to_dict(load_config(None, ["data.name=json:loads"]))
+    assert load_config(settings, ["data.name=synthetic"]).data.options == {}
+
+
+def test_another_data_set_leaves_augmentation_and_validation_share_behind():
+    data = load_config("cifar10/vgg16_set", ["data.name=mnist"]).data
+    assert (data.crop_padding, data.crop_padding_mode, data.flip, data.validation_share) == (None, None, None, None)

@@ -31,11 +31,12 @@ def test_the_first_screen_has_one_command_for_the_job_and_one_for_the_tests():
     assert README.index(job) < README.index(tests) < README.index("## Results")
 
 
-def test_the_wheel_that_the_first_command_installs_holds_the_built_in_recipe(tmp_path):
+def test_the_wheel_that_the_first_command_installs_holds_all_recipes_and_their_bases(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        assert wheel.read("suptickets_ray/experiments/digits.yaml") == (ROOT / "experiments/digits.yaml").read_bytes()
+        for recipe in (ROOT / "experiments").rglob("*.yaml"):
+            assert wheel.read(f"suptickets_ray/{recipe.relative_to(ROOT).as_posix()}") == recipe.read_bytes()
         assert not [name for name in wheel.namelist() if name.startswith("tests")]
 
 
@@ -95,6 +96,7 @@ def test_the_example_from_python_names_what_there_is():
 
 def test_every_command_of_the_readme_is_a_valid_configuration(tmp_path, monkeypatch):
     from suptickets_ray import load_config
+    from suptickets_ray.reporting.from_flags import recipe_from_flags
 
     example = next(block for block in PYTHON if "def build" in block)
     (tmp_path / "mine.py").write_text(example)
@@ -103,7 +105,12 @@ def test_every_command_of_the_readme_is_a_valid_configuration(tmp_path, monkeypa
     commands += re.findall(r"`(suptickets train [^`]*)`", README)
     assert len(commands) >= 3
     for line in commands:
-        load_config(None, [text for text in shlex.split(line)[2:] if "=" in text])
+        words = shlex.split(line)[2:]
+        if "--from-flags" in words:
+            assert recipe_from_flags(words[1])
+            continue
+        recipes = [word for word in words if "=" not in word and word != "my_recipe.yaml"]
+        load_config(recipes[0] if recipes else None, [word for word in words if "=" in word])
 
 
 def test_every_key_of_the_readmes_table_exists():
@@ -112,3 +119,20 @@ def test_every_key_of_the_readmes_table_exists():
     keys = re.findall(r"`((?:method|tickets|superposition|cluster|data|train|model)\.[a-z_]+)[=`]", README)
     assert len(keys) > 12
     assert set(keys) <= set(all_keys())
+
+
+def test_the_table_of_all_settings_is_the_generated_one():
+    from suptickets_ray.reporting.options import settings_markdown
+
+    table = README.partition("<!-- settings: begin -->")[2].partition("<!-- settings: end -->")[0]
+    lines = settings_markdown().splitlines()
+    stale = [line for line in table.strip().splitlines() if line not in lines]
+    assert not stale, f"these lines are not what `settings_markdown()` of reporting/options.py gives: {stale}"
+    assert table.strip().splitlines() == lines
+
+
+def test_the_readmes_recipes_are_shipped():
+    from suptickets_ray.recipes import shipped_recipes
+
+    names = re.findall(r"^suptickets recipes copy (\S+)", README, re.MULTILINE)
+    assert names and set(names) <= set(shipped_recipes())

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import ray.train
+import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
@@ -27,7 +28,7 @@ from suptickets_ray.training.loop import (
     Learner,
     budget_of,
     build_learner,
-    epoch_order,
+    order_seed,
     seed_torch,
     steps_per_epoch,
     train_epoch,
@@ -126,6 +127,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     )
     if isinstance(forward, DistributedDataParallel):
         learner.sparsifier.share(forward)
+    if config.train.compile:
+        forward = torch.compile(forward)
     with (
         Scalars(worker.run_path, "phase-one", first_epoch * epoch_steps + 1) if rank == 0 else nullcontext() as scalars
     ):
@@ -133,15 +136,15 @@ def train_worker(settings: dict[str, Any]) -> None:
             seed_torch(config.seed, "pretrain", epoch, rank)
 
             def rate(step: int, epoch: int = epoch) -> float:
-                return phase_one_rate(config.train, epoch * epoch_steps + step, epochs * epoch_steps)
+                return phase_one_rate(config.train, epoch * epoch_steps + step, epoch_steps, epochs)
 
             with reported_warnings(worker.send) if rank == 0 else nullcontext():
                 loss = train_epoch(
                     learner,
                     forward,
-                    splits.train,
-                    epoch_order(config.seed, len(splits.train), epoch),
-                    config.data.batch_size,
+                    config,
+                    splits,
+                    order_seed(config.seed, epoch),
                     rate,
                     rank=rank,
                     world_size=world_size,

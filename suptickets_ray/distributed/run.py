@@ -76,13 +76,14 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         on_event(event)
 
     with reported_warnings(watch):
-        rehearse(config)
+        loaded = rehearse(config)
     check_address(config.cluster)
     with _only_process(path), ray_session(config.cluster, verbose=verbose), _as_run_failure():
         store.remove_temporaries()
         store.write("config.yaml", to_yaml(config).encode())
         monitor = Monitor.remote()  # type: ignore[attr-defined]
-        settings = worker_settings(config, path, monitor)
+        settings = worker_settings(config, path, monitor, loaded)
+        del loaded  # from here on it lies in the object store
         budget = budget_of(config)
 
         watch({"kind": "phase", "name": "pretrain", "epochs": budget.pretrain_epochs})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +11,21 @@ import torch
 
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import from_dict, to_dict
+from suptickets_ray.distributed.data import share_data, worker_splits
 from suptickets_ray.distributed.monitor import Event
 from suptickets_ray.tickets.store import RunStore
-from suptickets_ray.training.data import Splits, load_data
+from suptickets_ray.training.arithmetic import set_arithmetic
+from suptickets_ray.training.data import Splits
 
 
-def worker_settings(config: Config, run_path: str, monitor: Any) -> dict[str, Any]:
+def worker_settings(config: Config, run_path: str, monitor: Any, loaded: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what `start_worker` needs, as plain values that cross processes.
 
     Args:
         config: The recipe.
         run_path: Absolute path of the run's folder.
         monitor: Handle of the `Monitor`.
+        loaded: What the recipe's data function gave. Tensors go to the object store, which holds them once per node.
     """
     return {
         "config": to_dict(config),
@@ -29,6 +33,7 @@ def worker_settings(config: Config, run_path: str, monitor: Any) -> dict[str, An
         # The user's own modules lie where the command was given, which a worker's path does not hold.
         "import_paths": [path for path in sys.path if path],
         "monitor": monitor,
+        "data": share_data(loaded),
     }
 
 
@@ -61,13 +66,12 @@ def start_worker(settings: dict[str, Any], device: torch.device | None = None) -
     """
     sys.path.extend(path for path in settings["import_paths"] if path not in sys.path)
     config = from_dict(settings["config"])
-    # Ray may hand out a process that was set up for another number of CPUs; sums depend on the number of threads.
-    torch.set_num_threads(config.cluster.threads_per_worker)
+    set_arithmetic(config)
     if device is None:
         device = torch.device("cuda" if config.cluster.gpus_per_worker > 0 else "cpu")
     return Worker(
         config,
-        load_data(config.data),
+        worker_splits(config, settings["data"]),
         RunStore(settings["run_path"]),
         settings["run_path"],
         device,

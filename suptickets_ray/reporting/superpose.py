@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from suptickets_ray.reporting.verdict import verdict
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.tickets.store import RunStore, TicketStore
 from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.training.arithmetic import arithmetic_of
 from suptickets_ray.training.data import Splits, load_data
 from suptickets_ray.training.loop import budget_of, build_learner
 from suptickets_ray.training.superposing import Superposing
@@ -118,7 +118,7 @@ def fold_runs(runs: Sequence[StoredRun], config: Config | None = None) -> tuple[
         chains are counted on over the runs.
     """
     first = runs[0]
-    with _threads_of(first):
+    with arithmetic_of(first.config):
         superposing = Superposing(config or first.config, first.splits, first.pretrained, torch.device("cpu"))
         keys = _keys(runs)
         if superposing.takes_best_first:
@@ -131,7 +131,7 @@ def judge_runs(
     runs: Sequence[StoredRun], superposing: Superposing, reports: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """Returns the scores of every network and the verdict on them; here the test set is read."""
-    with _threads_of(runs[0]):
+    with arithmetic_of(runs[0].config):
         report = superposing.judge((folded, folded["key"].ticket()) for folded in reports)
     return {"name": " + ".join(run.config.name for run in runs), **report, **verdict(report)}
 
@@ -151,7 +151,7 @@ def sweep(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
         config = load_config(to_dict(runs[0].config), rule)
         superposing, reports = fold_runs(runs, config)
         found.append(superposing.superposed)
-        with _threads_of(runs[0]):
+        with arithmetic_of(runs[0].config):
             validation = superposing.score(superposing.superposed, "validation")
         rows.append(
             {
@@ -163,7 +163,7 @@ def sweep(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
             }
         )
     best = max(range(len(rows)), key=lambda index: rows[index]["validation_accuracy"])
-    with _threads_of(runs[0]):
+    with arithmetic_of(runs[0].config):
         rows[best]["accuracy"] = superposing.score(found[best], "test")["accuracy"]
     return rows
 
@@ -181,17 +181,6 @@ def sweep_table(rows: Sequence[dict[str, Any]], num_tickets: int) -> Table:
         cells = (row["method"], factor, f"{row['accepted']} of {num_tickets}", f"{row['validation_accuracy']:.2%}")
         table.add_row(*cells, f"{row['density']:.4f}", accuracy, style="bold" if accuracy else None)
     return table
-
-
-@contextmanager
-def _threads_of(run: StoredRun) -> Iterator[None]:
-    """As many threads of torch as the run's own workers had: sums, and with them bits, depend on it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(run.config.cluster.threads_per_worker)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

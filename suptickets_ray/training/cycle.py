@@ -11,7 +11,7 @@ from suptickets_ray.training.data import Splits
 from suptickets_ray.training.loop import (
     Learner,
     compute_gradient,
-    epoch_order,
+    order_seed,
     seed_torch,
     steps_per_epoch,
     train_epoch,
@@ -45,7 +45,7 @@ def run_cycle(
     if tickets.explore:
         assert tickets.exploration_fraction is not None
         seed_torch(seed, "explore", chain, cycle)
-        compute_gradient(learner.model, splits, config.data.batch_size, derive_seed(seed, "batch", chain, cycle))
+        compute_gradient(learner.model, splits, config, derive_seed(seed, "batch", chain, cycle))
         learner.sparsifier.explore(tickets.exploration_fraction)
         learner.optimizer.zero_grad()
     epoch_steps = steps_per_epoch(config, splits)
@@ -55,7 +55,6 @@ def run_cycle(
         def rate(step: int, epoch: int = epoch) -> float:
             return triangular((epoch + step / epoch_steps) / tickets.cycle_epochs, tickets.lr_low, tickets.lr_high)
 
-        order = epoch_order(seed, len(splits.train), chain, cycle, epoch)
-        loss = train_epoch(learner, learner.model, splits.train, order, config.data.batch_size, rate)
+        loss = train_epoch(learner, learner.forward, config, splits, order_seed(seed, chain, cycle, epoch), rate)
         if after_epoch is not None:
             after_epoch(epoch, loss)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import cross_entropy, nll_loss
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from suptickets_ray.training.data import Splits
-from suptickets_ray.training.data.splits import Examples
+from suptickets_ray.training.data.examples import Examples
 
 EVALUATION_BATCH_SIZE = 512
 
@@ -20,7 +20,7 @@ def predict(model: Module, examples: Examples) -> Tensor:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    logits = [model(inputs.to(device)).cpu() for inputs, _ in examples.batches(EVALUATION_BATCH_SIZE)]
+    logits = [model(inputs).float().cpu() for inputs, _ in examples.batches(EVALUATION_BATCH_SIZE, device)]
     model.train(was_training)
     return torch.cat(logits)
 
@@ -44,10 +44,17 @@ def evaluate(model: Module, examples: Examples) -> dict[str, float]:
 
 
 @torch.no_grad()
-def recalibrate(model: Module, splits: Splits, seed: int) -> None:
+def recalibrate(model: Module, splits: Splits, seed: int, num_examples: int | None = None) -> None:
     """Replaces every BatchNorm's running statistics by the mean over one seeded pass of the training examples.
 
-    The pass is cut into batches of nearly equal size, of at least 2 examples, because each counts the same.
+    They are augmented as in training. The pass is cut into batches of nearly equal size, of at least 2 examples,
+    because each counts the same.
+
+    Args:
+        model: The network.
+        splits: The data.
+        seed: What the order of the pass depends on.
+        num_examples: How many examples to read; all when left out.
 
     Source: Izmailov et al., 1803.05407, section 3.2.
     """
@@ -61,10 +68,10 @@ def recalibrate(model: Module, splits: Splits, seed: int) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative mean
     model.train()
-    size = len(splits.train)
-    order = torch.randperm(size, generator=Generator().manual_seed(seed))
-    for indices in order.tensor_split(-(-size // EVALUATION_BATCH_SIZE)):
-        model(splits.train.batch(indices)[0].to(device))
+    size = min(len(splits.train), num_examples or len(splits.train))
+    parts = torch.arange(size).tensor_split(-(-size // EVALUATION_BATCH_SIZE))
+    for inputs, _ in splits.train.epoch(seed, [len(part) for part in parts], device):
+        model(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(was_training)

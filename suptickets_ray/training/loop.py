@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.amp import GradScaler
 from torch.nn import Module
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from suptickets_ray.config import Config
+from suptickets_ray.config import Config, TrainConfig
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.sparse import Sparsifier
 from suptickets_ray.sparse.first_masks import NEED_GRADIENT
@@ -22,11 +25,11 @@ from suptickets_ray.sparse.maskable import maskable_parameters
 from suptickets_ray.tickets.cycles import Budget, plan_budget
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import Splits
-from suptickets_ray.training.data.splits import Examples
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.optimization import make_optimizer
 from suptickets_ray.training.state import read_state, write_state
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INITIALIZATIONS: dict[str, str] = {
     "default": "the weights that the model's builder drew",
     "sparse_fan_in": "normal with variance 1 / (3 * fan_in * layer density)",
@@ -43,7 +46,8 @@ def seed_torch(seed: int, purpose: str, *keys: int) -> None:
 
 def steps_per_epoch(config: Config, splits: Splits) -> int:
     """Returns the optimizer steps of an epoch: whole batches only; the rest differs every epoch."""
-    return len(splits.train) // config.data.batch_size
+    whole = len(splits.train) // config.data.batch_size
+    return min(whole, config.train.limit_batches or whole)
 
 
 def budget_of(config: Config) -> Budget:
@@ -58,10 +62,14 @@ class Learner:
     model: Module
     optimizer: Optimizer
     sparsifier: Sparsifier
+    scaler: GradScaler
+    """Scales losses in float16; does nothing otherwise."""
+    forward: Module
+    """The model, or its compiled wrapper: what is called in training."""
 
     def to_bytes(self, **progress: int) -> bytes:
         """Returns everything that further training depends on, and `progress`, readable without trusting it."""
-        return write_state(self.model, self.optimizer, self.sparsifier.state_dict(), progress)
+        return write_state(self.model, self.optimizer, self.sparsifier.state_dict(), progress, self.scaler.state_dict())
 
     def load_bytes(self, content: bytes) -> dict[str, int]:
         """Continues from what `to_bytes` gave, and returns its progress; only tensors and numbers are unpickled.
@@ -74,6 +82,7 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         state["sparsifier"]["generator"] = state["sparsifier"]["generator"].cpu()
         self.sparsifier.load_state_dict(state["sparsifier"])
+        self.scaler.load_state_dict(state["scaler"])
         return dict(state["progress"])
 
     def ticket(self, provenance: dict[str, Any]) -> Ticket:
@@ -89,13 +98,15 @@ def build_learner(config: Config, splits: Splits, device: torch.device) -> Learn
     """
     seed_torch(config.seed, "model")
     model = build_model(config.model, splits.sample_shape, splits.num_classes).to(device)
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     if not maskable_parameters(model, check=False):
         raise ValueError("model.name must build a network with a weight of 2 or more dimensions; this one has none.")
     optimizer = make_optimizer(model, config.train)
     if config.method.distribution in NEED_GRADIENT:
         seed_torch(config.seed, "first masks")
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        compute_gradient(model, splits, config.data.batch_size, derive_seed(config.seed, "first masks"))
+        compute_gradient(model, splits, config, derive_seed(config.seed, "first masks"))
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
     epoch_steps = steps_per_epoch(config, splits)
@@ -112,17 +123,21 @@ def build_learner(config: Config, splits: Splits, device: torch.device) -> Learn
     optimizer.zero_grad()
     if config.model.initialization == "sparse_fan_in":
         initialize_sparse(sparsifier, Generator().manual_seed(derive_seed(config.seed, "weights")))
-    return Learner(model, optimizer, sparsifier)
+    scaler = GradScaler(device.type, enabled=config.train.precision == "float16")
+    forward: Module = torch.compile(model) if config.train.compile else model  # type: ignore[assignment]
+    return Learner(model, optimizer, sparsifier, scaler, forward)
 
 
-def compute_gradient(model: Module, splits: Splits, batch_size: int, seed: int) -> None:
+def compute_gradient(model: Module, splits: Splits, config: Config, seed: int) -> None:
     """Leaves the dense gradient of one training batch, drawn by `seed`, in the model's parameters."""
     device = next(model.parameters()).device
-    indices = torch.randperm(len(splits.train), generator=Generator().manual_seed(seed))[:batch_size]
-    inputs, labels = (tensor.to(device) for tensor in splits.train.batch(indices))
+    inputs, labels = next(iter(splits.train.epoch(seed, [config.data.batch_size], device)))
+    if config.train.channels_last and inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
     model.train()
     model.zero_grad()
-    cross_entropy(model(inputs), labels).backward()
+    # In float32 whatever the precision of training: it is one batch, and its smallest gradients are compared.
+    cross_entropy(model(inputs), labels, label_smoothing=config.train.label_smoothing).backward()
 
 
 def sparsifier_settings(config: Config) -> dict[str, Any]:
@@ -159,9 +174,9 @@ def initialize_sparse(sparsifier: Sparsifier, generator: Generator) -> None:
 def train_epoch(
     learner: Learner,
     forward: Module,
-    examples: Examples,
-    order: Tensor,
-    batch_size: int,
+    config: Config,
+    splits: Splits,
+    order_seed: int,
     rate_of_step: Callable[[int], float],
     *,
     rank: int = 0,
@@ -171,34 +186,73 @@ def train_epoch(
 
     Args:
         learner: What is trained.
-        forward: The learner's model, or its DDP wrapper.
-        examples: Training examples.
-        order: Permutation (n,) of their indices, equal on all ranks.
-        batch_size: Examples of one step over all ranks; what is left over is not used in this epoch.
+        forward: The learner's model, or its DDP or compiled wrapper.
+        config: The recipe; its batch size counts over all ranks. What is left over is not used in this epoch.
+        splits: Its data.
+        order_seed: What order and augmentation depend on, equal on all ranks; see `order_seed`.
         rate_of_step: Learning rate of a step of this epoch, counted from 0.
         rank: This process among the ranks.
         world_size: Number of ranks.
     """
-    device = next(learner.model.parameters()).device
+    batch_size, device = config.data.batch_size, next(learner.model.parameters()).device
+    sizes = [batch_size] * steps_per_epoch(config, splits)
     forward.train()
     # On the device: moving every step's loss to the host would make a GPU wait for it.
     total_loss, num_examples = torch.zeros((), dtype=torch.float64, device=device), 0
-    for step in range(len(order) // batch_size):
+    batches = splits.train.epoch(order_seed, sizes, device, rank=rank, world_size=world_size)
+    for step, (inputs, labels) in enumerate(batches):
         for group in learner.optimizer.param_groups:
             group["lr"] = rate_of_step(step)
-        mine = order[step * batch_size : (step + 1) * batch_size][rank::world_size]
-        inputs, labels = (tensor.to(device) for tensor in examples.batch(mine))
-        loss = cross_entropy(forward(inputs), labels, reduction="sum")
         learner.optimizer.zero_grad()
         # DDP averages over ranks, whose shares of a batch may differ by one: this makes it the batch's mean.
-        (loss * (world_size / batch_size)).backward()
-        learner.optimizer.step()
-        learner.sparsifier.step()
-        total_loss += loss.detach()
-        num_examples += len(mine)
+        total_loss += backward(learner, forward, config.train, inputs, labels, world_size / batch_size)
+        update(learner, config.train)
+        num_examples += len(labels)
     return float(total_loss / max(num_examples, 1))
 
 
-def epoch_order(seed: int, size: int, *keys: int) -> Tensor:
-    """Returns the order (size,) in which an epoch visits the examples, from the seed and the epoch's keys."""
-    return torch.randperm(size, generator=Generator().manual_seed(derive_seed(seed, "order", *keys)))
+def backward(
+    learner: Learner, forward: Module, section: TrainConfig, inputs: Tensor, labels: Tensor, weight: float
+) -> Tensor:
+    """Adds the gradients of `weight` times the examples' summed losses, and returns the sum itself, on the device.
+
+    The examples are cut into `accumulation_steps` parts; ranks of DDP exchange gradients after the last one only.
+    """
+    device = inputs.device
+    if section.channels_last and inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    parts = min(section.accumulation_steps, len(labels))
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    pairs = list(zip(inputs.tensor_split(parts), labels.tensor_split(parts), strict=True))
+    for number, (some_inputs, some_labels) in enumerate(pairs):
+        waits = number + 1 < parts and isinstance(forward, DistributedDataParallel)
+        with forward.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            with autocast(section, device):
+                loss = cross_entropy(
+                    forward(some_inputs), some_labels, reduction="sum", label_smoothing=section.label_smoothing
+                )
+            learner.scaler.scale(loss * weight).backward()
+        total += loss.detach()
+    return total
+
+
+def update(learner: Learner, section: TrainConfig) -> None:
+    """Takes the optimizer step of the gradients that are there, and the topology's when it is due."""
+    if section.clip_norm is not None:
+        learner.scaler.unscale_(learner.optimizer)
+        learner.sparsifier.mask_gradients()  # the norm is that of the sparse network
+        torch.nn.utils.clip_grad_norm_(learner.model.parameters(), section.clip_norm)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.sparsifier.step()
+
+
+def autocast(section: TrainConfig, device: torch.device) -> torch.autocast:
+    """Returns the context of the forward pass: lower precision where the recipe asks for it."""
+    dtype = PRECISIONS[section.precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+
+
+def order_seed(seed: int, *keys: int) -> int:
+    """Returns what the order of an epoch depends on: the run's seed and the epoch's keys."""
+    return derive_seed(seed, "order", *keys)

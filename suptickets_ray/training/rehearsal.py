@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,17 +13,21 @@ from torch.nn.functional import cross_entropy
 from suptickets_ray.config import Config
 from suptickets_ray.sparse.methods import criteria_needs
 from suptickets_ray.sparse.topology import drop_and_grow
-from suptickets_ray.training.data import Splits, load_data
+from suptickets_ray.training.data import Splits, load_source, make_splits
 from suptickets_ray.training.loop import Learner, build_learner, seed_torch
 
 
-def rehearse(config: Config) -> None:
+def rehearse(config: Config) -> Mapping[str, Any]:
     """Loads the data, builds the learner and takes one step of two examples, on the CPU.
+
+    Returns:
+        What the data function gave, so that it need not be loaded again.
 
     Raises:
         ValueError: If data, model and method do not fit together, or the user's own code fails.
     """
-    splits = load_data(config.data)
+    loaded = load_source(config.data)
+    splits = make_splits(loaded, config.data)
     seed_torch(config.seed, "rehearsal")
     learner = build_learner(config, splits, torch.device("cpu"))
     _check_weights(learner)
@@ -37,6 +43,7 @@ def rehearse(config: Config) -> None:
     if unused:
         raise ValueError(f"model.name must use every weight it has; {unused[0]!r} gets no gradient. Remove it.")
     _check_scores(learner)
+    return loaded
 
 
 def _check_weights(learner: Learner) -> None:

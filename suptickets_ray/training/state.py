@@ -18,7 +18,11 @@ _SEAL_BYTES = 32
 
 
 def write_state(
-    model: Module, optimizer: Optimizer, sparsifier: Mapping[str, Any], progress: Mapping[str, int]
+    model: Module,
+    optimizer: Optimizer,
+    sparsifier: Mapping[str, Any],
+    progress: Mapping[str, int],
+    scaler: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Returns everything that further training depends on; a sparse network's is about its density times as large.
 
@@ -27,6 +31,7 @@ def write_state(
         optimizer: Its state; an entry of a masked weight's shape is stored as the weight is.
         sparsifier: `Sparsifier.state_dict()`.
         progress: What a reader wants to know of how far training is.
+        scaler: `GradScaler.state_dict()`, where there is one.
     """
     positions = _positions(sparsifier)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -40,6 +45,7 @@ def write_state(
         "model": {name: _gathered(tensor, name, positions) for name, tensor in model.state_dict().items()},
         "optimizer": {**dense, "state": entries},
         "sparsifier": dict(sparsifier),
+        "scaler": dict(scaler or {}),
         "progress": dict(progress),
     }
     buffer = io.BytesIO()
@@ -52,7 +58,7 @@ def read_state(content: bytes, device: torch.device | str = "cpu") -> dict[str, 
     """Returns what `write_state` stored, its tensors dense.
 
     Returns:
-        model, optimizer and sparsifier as their `load_state_dict` take them, on the device, and progress.
+        model, optimizer, sparsifier and scaler as their `load_state_dict` take them, on the device, and progress.
 
     Raises:
         ValueError: If the content is damaged.
@@ -105,7 +111,7 @@ def _checked(content: bytes, device: torch.device | str = "cpu") -> dict[str, An
         if seal != _seal(saved):
             raise ValueError("its check sum does not hold")
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-        for part in ("model", "optimizer", "sparsifier", "progress"):
+        for part in ("model", "optimizer", "sparsifier", "scaler", "progress"):
             dict(state[part])
     except Exception as error:  # damage shows itself in any way
         raise ValueError(f"the stored state must be whole; it is damaged: {error}.") from error

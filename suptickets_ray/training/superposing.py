@@ -15,7 +15,7 @@ from suptickets_ray.seeding import derive_seed
 from suptickets_ray.tickets.superposition import Accumulator, Rule, finish, finish_unpruned, fold, start
 from suptickets_ray.tickets.ticket import SparseTensor, Ticket
 from suptickets_ray.training.data import Splits
-from suptickets_ray.training.data.splits import Examples
+from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.evaluation import evaluate, predict, recalibrate, score, score_probabilities
 from suptickets_ray.training.gate import Gate
 from suptickets_ray.training.loop import seed_torch
@@ -151,7 +151,8 @@ class Superposing:
             return ticket
         model = self._load(ticket)
         seed_torch(config.seed, "recalibrate")
-        recalibrate(model, self._splits, derive_seed(config.seed, "recalibrate"))
+        seed = derive_seed(config.seed, "recalibrate")
+        recalibrate(model, self._splits, seed, config.superposition.recalibration_examples)
         return Ticket(model.state_dict(), ticket.masks, ticket.provenance)
 
     def _load(self, ticket: Ticket) -> Module:

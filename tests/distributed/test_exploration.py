@@ -7,6 +7,7 @@ from suptickets_ray import Ticket, load_config
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.monitor import Monitor
 from suptickets_ray.distributed.worker import worker_settings
+from suptickets_ray.training.data import load_source
 from suptickets_ray.training.loop import budget_of
 
 pytestmark = pytest.mark.ray
@@ -22,7 +23,7 @@ def test_explorers_go_on_while_tickets_wait_and_no_more_than_two_each_stay_in_me
     ]
     config = load_config(None, [*settings, "tickets.chains=2"])
     state = ray.put((forked_run / "pretrained.pt").read_bytes())
-    workers = worker_settings(config, str(forked_run), Monitor.remote())
+    workers = worker_settings(config, str(forked_run), Monitor.remote(), load_source(config.data))
     cycles = budget_of(config).cycles
     with Exploration(config, workers, state, cycles, lambda: None) as exploration:
         while not exploration.is_done:

@@ -3,9 +3,13 @@
 import torch
 from torch import nn
 
+from suptickets_ray import load_config
 from suptickets_ray.distributed import pretrain
-from suptickets_ray.training.data.splits import Examples
+from suptickets_ray.training.data import Splits
+from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.loop import Learner, train_epoch
+
+CONFIG = load_config(None, ["data.batch_size=25", "train.epochs=200"])
 
 
 class FixedMasks:
@@ -14,7 +18,8 @@ class FixedMasks:
 
 
 def learner(model):
-    return Learner(model, torch.optim.SGD(model.parameters(), lr=0.0), FixedMasks())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    return Learner(model, optimizer, FixedMasks(), torch.amp.GradScaler("cpu", enabled=False), model)
 
 
 def test_running_statistics_become_the_mean_over_ranks(monkeypatch):
@@ -29,13 +34,12 @@ def test_running_statistics_become_the_mean_over_ranks(monkeypatch):
 def test_a_batch_split_unevenly_over_ranks_gives_the_gradient_of_the_whole_batch():
     generator = torch.Generator().manual_seed(0)
     examples = Examples((torch.randn(25, 4, generator=generator), torch.randint(3, (25,), generator=generator)))
+    splits = Splits(examples, examples, examples, 3, (4,))
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
 
     def gradient(rank, world_size):
-        train_epoch(
-            learner(model), model, examples, torch.arange(25), 25, lambda step: 0.0, rank=rank, world_size=world_size
-        )
+        train_epoch(learner(model), model, CONFIG, splits, 0, lambda step: 0.0, rank=rank, world_size=world_size)
         return model.weight.grad.clone()
 
     whole = gradient(0, 1)

@@ -4,7 +4,8 @@ from torch.utils.data import Dataset
 
 from suptickets_ray.config import DataConfig
 from suptickets_ray.training.data import load_data
-from suptickets_ray.training.data.splits import Examples, make_splits, redraw_labels
+from suptickets_ray.training.data.examples import Examples
+from suptickets_ray.training.data.splits import make_splits, redraw_labels
 
 
 def pairs(n, classes=3):
@@ -101,7 +102,13 @@ def test_batches_hold_every_example_once():
     [
         (loaded(), {"train_size": 11}, "data.train_size must be at most 10"),
         (loaded(), {"batch_size": 11}, "data.batch_size must be at most the 10 training examples; got 11"),
-        ({"train": pairs(3), "test": pairs(3)}, {}, "must return a 'validation' set"),
+        ({"train": pairs(3), "validation": pairs(3)}, {}, "must return a 'test' set"),
+        (loaded(validaton=pairs(3)), {}, "returned 'validaton', which nobody reads; did you mean 'validation'"),
+        (loaded(), {"validation_share": 0.2}, "validation_share has no effect with data set"),
+        (loaded(), {"flip": True}, "data.crop_padding and data.flip must have images"),
+        (loaded(), {"crop_padding_mode": "zero"}, "crop_padding_mode has no effect without data.crop_padding"),
+        (loaded(augmentation={"rotate": 3}), {}, "augmentation must hold crop_padding, .*got 'rotate'"),
+        (loaded(mean=[0.1, 0.2], std=[1.0]), {}, "mean and std must hold one number per channel"),
         (loaded(train=(torch.zeros(3, 1), torch.zeros(2))), {}, "the train set must be a pair of tensors"),
         (loaded(test=iter([])), {}, "the test set must be a pair of tensors or a map-style Dataset"),
         (loaded(validation=pairs(0)), {}, "the validation set must hold at least one example"),

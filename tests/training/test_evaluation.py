@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from suptickets_ray.training.data.splits import Examples, Splits
+from suptickets_ray.training.data.examples import Examples
+from suptickets_ray.training.data.splits import Splits
 from suptickets_ray.training.evaluation import evaluate, predict, recalibrate, score, score_probabilities
 from suptickets_ray.training.gate import Gate
 

@@ -9,11 +9,27 @@ from suptickets_ray.config import DataConfig
 from suptickets_ray.lookup import choose_or_import
 from suptickets_ray.training.calls import call_with, takes
 from suptickets_ray.training.data.digits import digits
+from suptickets_ray.training.data.image_folder import image_folder, imagenet
+from suptickets_ray.training.data.mnist1d import mnist1d
+from suptickets_ray.training.data.parquet import parquet
 from suptickets_ray.training.data.splits import Splits, make_splits
+from suptickets_ray.training.data.synthetic import synthetic
+from suptickets_ray.training.data.vision import cifar10, cifar100, fashion_mnist, mnist
 
-DATASETS: dict[str, Callable[..., Mapping[str, Any]]] = {"digits": digits}
+DATASETS: dict[str, Callable[..., Mapping[str, Any]]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "imagenet": imagenet,
+    "image_folder": image_folder,
+    "parquet": parquet,
+    "mnist1d": mnist1d,
+    "synthetic": synthetic,
+}
 
-__all__ = ["DATASETS", "Splits", "load_data"]
+__all__ = ["DATASETS", "Splits", "load_data", "load_source", "make_splits"]
 
 
 def load_data(config: DataConfig) -> Splits:
@@ -22,10 +38,21 @@ def load_data(config: DataConfig) -> Splits:
     Raises:
         ValueError: If the data set is unknown, does not take a setting, or what it gives is no data set.
     """
+    return make_splits(load_source(config), config)
+
+
+def load_source(config: DataConfig) -> Mapping[str, Any]:
+    """Returns what the recipe's data function gives; `make_splits` takes it.
+
+    Raises:
+        ValueError: If the data set is unknown, does not take a setting, or fails.
+    """
     loader = choose_or_import(DATASETS, config.name, "data set")
     files = {key: value for key in ("root", "download") if (value := getattr(config, key)) is not None}
     for key in files:
         if not takes(loader, key):
             raise ValueError(f"data.{key} has no effect with data set {config.name!r}, which does not take it.")
-    loaded = call_with(loader, "data.name", {"split_seed": config.split_seed}, config.options | files)
-    return make_splits(loaded, config)
+    loaded: Mapping[str, Any] = call_with(
+        loader, "data.name", {"split_seed": config.split_seed}, config.options | files
+    )
+    return loaded

@@ -1,62 +1,24 @@
-"""Examples of a split, whatever holds them: a pair of tensors or any map-style Dataset of torch."""
+"""Three disjoint sets out of what a data function gave: size, label noise, validation, scaling, augmentation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import default_collate
 
 from suptickets_ray.config import DataConfig
 from suptickets_ray.lookup import suggestion
 from suptickets_ray.seeding import derive_seed
+from suptickets_ray.training.data.augmentation import Augmentation, Scaling
+from suptickets_ray.training.data.examples import Examples
+from suptickets_ray.training.data.streaming import BlockSource, StreamedExamples
 
 _SPLITS = ("train", "validation", "test")
-
-
-class Examples:
-    """Inputs with labels, read in batches by index."""
-
-    def __init__(self, source: Any, size: int | None = None, labels: Tensor | None = None) -> None:
-        """Wraps what a data function gave.
-
-        Args:
-            source: A pair of tensors (inputs (n, ...), labels (n,)), or a map-style Dataset of such pairs.
-            size: Use the first examples only.
-            labels: Labels (size,) in place of the source's own.
-        """
-        self.in_memory = isinstance(source, (tuple, list))
-        self._source = (source[0], source[1].long()) if self.in_memory else source
-        available = len(source[0]) if self.in_memory else len(source)
-        self._size = available if size is None else size
-        self._labels = labels
-
-    def __len__(self) -> int:
-        return self._size
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns inputs (batch, ...) and labels (batch,) of the given indices (batch,)."""
-        if self.in_memory:
-            inputs, labels = (tensor[indices] for tensor in self._source)
-        else:
-            inputs, labels = default_collate([self._source[index] for index in indices.tolist()])
-        return inputs, labels if self._labels is None else self._labels[indices]
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields all examples in their own order, in batches of at most `batch_size`."""
-        for indices in torch.arange(len(self)).split(batch_size):
-            yield self.batch(indices)
-
-    def all_labels(self) -> Tensor:
-        """Returns the labels of all examples (n,); a Dataset is read through for them once."""
-        if self._labels is None:
-            if self.in_memory:
-                return torch.as_tensor(self._source[1][: len(self)])
-            self._labels = torch.cat([labels for _, labels in self.batches(1024)])
-        return self._labels
+_KEYS = (*_SPLITS, "num_classes", "mean", "std", "augmentation")
+_DEFAULT_VALIDATION_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -78,20 +40,122 @@ class Splits:
 
 
 def make_splits(loaded: Mapping[str, Any], config: DataConfig) -> Splits:
-    """Returns what a data function gave, cut to `train_size` and with label noise.
+    """Returns what a data function gave, cut to `train_size`, with a validation set and label noise.
 
     Args:
-        loaded: "train", "validation" and "test", each a pair of tensors or a Dataset, and optionally "num_classes".
-        config: Size, noise and seed.
+        loaded: "train" and "test", each a pair of tensors, a Dataset or a BlockSource; optionally "validation",
+            "num_classes", the "mean" and "std" of each channel, and an "augmentation" (crop_padding, crop_padding_mode,
+            flip), which the recipe's own settings override.
+        config: Size, noise, augmentation and seed.
 
     Raises:
-        ValueError: If a set is missing, of the wrong form, or smaller than asked.
+        ValueError: If a set is missing, of the wrong form, or smaller than asked, or a setting does not fit.
     """
+    check_loaded(loaded)
+    scaling = Scaling(loaded.get("mean"), loaded.get("std"))
+    train, validation_indices = _cut(loaded, config)
+    num_classes = loaded.get("num_classes")
+    if num_classes is None:
+        num_classes = int(_examples(loaded["train"]).all_labels().max()) + 1
+    _check_labels(loaded, num_classes)
+    labels = None
+    if config.label_noise:
+        clean = _examples(loaded["train"], train).all_labels()
+        labels = redraw_labels(clean, config.label_noise, num_classes, config.split_seed)
+    augmentation = _augmentation(loaded, config)
+    train_examples = _examples(loaded["train"], train, labels, scaling, augmentation)
+    if validation_indices is not None:
+        validation = _examples(loaded["train"], validation_indices, None, scaling)
+    else:
+        validation = _examples(loaded["validation"], None, None, scaling)
+    sample = train_examples.batch(torch.arange(1))[0]
+    _check_augmentation(augmentation, tuple(sample.shape[1:]))
+    test = _examples(loaded["test"], None, None, scaling)
+    for examples in (train_examples, validation, test):
+        if isinstance(examples, StreamedExamples):
+            examples.num_readers = config.reader_threads
+    return Splits(train_examples, validation, test, num_classes, tuple(sample.shape[1:]))
+
+
+def _examples(
+    source: Any,
+    indices: Tensor | None = None,
+    labels: Tensor | None = None,
+    scaling: Scaling | None = None,
+    augmentation: Augmentation | None = None,
+) -> Examples:
+    kind = StreamedExamples if isinstance(source, BlockSource) else Examples
+    return kind(source, indices, labels, scaling, augmentation)
+
+
+def _cut(loaded: Mapping[str, Any], config: DataConfig) -> tuple[Tensor | None, Tensor | None]:
+    """Indices of the training examples, None for all, and of those taken from them for validation, None for none."""
+    available = len(_examples(loaded["train"]))
+    validation = None
+    order: Tensor | None = None
+    if "validation" in loaded:
+        if config.validation_share is not None:
+            raise ValueError(
+                f"data.validation_share has no effect with data set {config.name!r}, which has a validation set of its "
+                "own. Leave it out."
+            )
+    else:
+        share = config.validation_share or _DEFAULT_VALIDATION_SHARE
+        count = max(round(share * available), 1)
+        generator = Generator().manual_seed(derive_seed(config.split_seed, "validation"))
+        shuffled = torch.randperm(available, generator=generator)
+        # Each in the order of the source: what is stored together is read together.
+        validation, order = shuffled[:count].sort().values, shuffled[count:].sort().values
+        available -= count
+    size = config.train_size or available
+    if size > available:
+        raise ValueError(f"data.train_size must be at most {available}, the examples there are; got {size}.")
+    if config.batch_size > size:
+        raise ValueError(f"data.batch_size must be at most the {size} training examples; got {config.batch_size}.")
+    if size < available:
+        # At random, in the order of the source: the first ones of a folder would be those of its first classes.
+        generator = Generator().manual_seed(derive_seed(config.split_seed, "train_size"))
+        chosen = torch.randperm(available, generator=generator)[:size].sort().values
+        order = chosen if order is None else order[chosen]
+    return order, validation
+
+
+def _augmentation(loaded: Mapping[str, Any], config: DataConfig) -> Augmentation:
+    settings = dict(loaded.get("augmentation") or {})
+    keys = ("crop_padding", "crop_padding_mode", "flip")
+    if unknown := set(settings) - set(keys):
+        raise ValueError(f"the data set's augmentation must hold {', '.join(keys)}; got {sorted(unknown)[0]!r}.")
+    settings |= {key: value for key in keys if (value := getattr(config, key)) is not None}
+    if config.crop_padding_mode is not None and not settings.get("crop_padding"):
+        raise ValueError("data.crop_padding_mode has no effect without data.crop_padding. Leave it out.")
+    return Augmentation(**settings)
+
+
+def _check_augmentation(augmentation: Augmentation, sample_shape: tuple[int, ...]) -> None:
+    if augmentation.does_something and len(sample_shape) != 3:
+        raise ValueError(
+            f"data.crop_padding and data.flip must have images of shape (c, h, w); got inputs of shape {sample_shape}. "
+            "Leave them out."
+        )
+    padding, reflects = augmentation.crop_padding, augmentation.crop_padding_mode == "reflect"
+    if padding and reflects and padding >= min(sample_shape[1:]):
+        raise ValueError(
+            f"data.crop_padding must be below {min(sample_shape[1:])}, the images' size, to reflect; got {padding}."
+        )
+
+
+def check_loaded(loaded: Mapping[str, Any]) -> None:
+    """Raises ValueError if this is not what a data function must give."""
     if not isinstance(loaded, Mapping):
         raise ValueError(f"data.name must return a dict of train, validation and test; got {type(loaded).__name__}.")
-    for name in _SPLITS:
+    for name in ("train", "test"):
         if name not in loaded:
             raise ValueError(f"data.name must return a {name!r} set{suggestion(name, loaded)}")
+    if unknown := [key for key in loaded if key not in _KEYS]:
+        raise ValueError(f"data.name returned {unknown[0]!r}, which nobody reads{suggestion(unknown[0], _KEYS)}")
+    for name in _SPLITS:
+        if name not in loaded:
+            continue  # a validation set is then cut out of the training set
         source = loaded[name]
         if isinstance(source, (tuple, list)):
             if (
@@ -102,26 +166,24 @@ def make_splits(loaded: Mapping[str, Any], config: DataConfig) -> Splits:
                 raise ValueError(f"the {name} set must be a pair of tensors (inputs, labels) of equal length.")
             if source[1].is_floating_point():
                 raise ValueError(f"the {name} labels must be whole numbers, one class each; got {source[1].dtype}.")
-        elif not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
+        elif not isinstance(source, BlockSource) and not (
+            hasattr(source, "__getitem__") and hasattr(source, "__len__")
+        ):
             raise ValueError(
                 f"the {name} set must be a pair of tensors or a map-style Dataset; got {type(source).__name__}."
             )
-    train = Examples(loaded["train"])
-    size = config.train_size or len(train)
-    if size > len(train):
-        raise ValueError(f"data.train_size must be at most {len(train)}, the examples there are; got {size}.")
-    if config.batch_size > size:
-        raise ValueError(f"data.batch_size must be at most the {size} training examples; got {config.batch_size}.")
-    num_classes = loaded.get("num_classes")
-    if num_classes is None:
-        num_classes = int(Examples(loaded["train"]).all_labels().max()) + 1
-    labels = None
-    if config.label_noise:
-        clean = Examples(loaded["train"], size).all_labels()
-        labels = redraw_labels(clean, config.label_noise, num_classes, config.split_seed)
-    train = Examples(loaded["train"], size, labels)
-    sample_shape = tuple(train.batch(torch.arange(1))[0].shape[1:])
-    return Splits(train, Examples(loaded["validation"]), Examples(loaded["test"]), num_classes, sample_shape)
+
+
+def _check_labels(loaded: Mapping[str, Any], num_classes: int) -> None:
+    """Checks those of streamed sets, which are at hand; the rehearsal looks at the others."""
+    for name in _SPLITS:
+        if not isinstance(source := loaded.get(name), BlockSource):
+            continue
+        lowest, highest = int(source.labels.min()), int(source.labels.max())
+        if lowest < 0 or highest >= num_classes:
+            raise ValueError(
+                f"the {name} labels must be classes 0 to {num_classes - 1}; got values from {lowest} to {highest}."
+            )
 
 
 def redraw_labels(labels: Tensor, share: float, num_classes: int, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks by name. A new model is one function and one row."""
+"""Networks by name. A new model is one function and one row; torchvision's need none."""
 
 from __future__ import annotations
 
@@ -7,11 +7,63 @@ from collections.abc import Callable, Sequence
 from torch.nn import Module
 
 from suptickets_ray.config import ModelConfig
-from suptickets_ray.lookup import choose_or_import
+from suptickets_ray.lookup import choose_or_import, suggestion
 from suptickets_ray.training.calls import call_with
-from suptickets_ray.training.models.mlp import mlp
+from suptickets_ray.training.models.alexnet import cifar_alexnet
+from suptickets_ray.training.models.lenet import lenet5, lenet_300_100
+from suptickets_ray.training.models.mlp import cifar_mlp, mlp
+from suptickets_ray.training.models.resnet import (
+    cifar_resnet18,
+    cifar_resnet34,
+    cifar_resnet50,
+    resnet20,
+    resnet32,
+    resnet56,
+)
+from suptickets_ray.training.models.torchvision_models import torchvision_builder, torchvision_names
+from suptickets_ray.training.models.vgg import cifar_vgg11, cifar_vgg13, cifar_vgg16, cifar_vgg19, vgg_like
+from suptickets_ray.training.models.wide_resnet import wrn_16_8, wrn_16_10, wrn_22_2, wrn_28_10
 
-MODELS: dict[str, Callable[..., Module]] = {"mlp": mlp}
+MODELS: dict[str, Callable[..., Module]] = {
+    "mlp": mlp,
+    "cifar_mlp": cifar_mlp,
+    "lenet_300_100": lenet_300_100,
+    "lenet5": lenet5,
+    "cifar_alexnet": cifar_alexnet,
+    "cifar_vgg11": cifar_vgg11,
+    "cifar_vgg13": cifar_vgg13,
+    "cifar_vgg16": cifar_vgg16,
+    "cifar_vgg19": cifar_vgg19,
+    "vgg_like": vgg_like,
+    "cifar_resnet18": cifar_resnet18,
+    "cifar_resnet34": cifar_resnet34,
+    "cifar_resnet50": cifar_resnet50,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet56": resnet56,
+    "wrn_16_8": wrn_16_8,
+    "wrn_16_10": wrn_16_10,
+    "wrn_22_2": wrn_22_2,
+    "wrn_28_10": wrn_28_10,
+}
+"""Our own; none has a name of torchvision's, so that e.g. resnet50 is torchvision's and cifar_resnet50 ours."""
+
+
+def find_builder(name: str) -> Callable[..., Module]:
+    """Returns the function that builds a model: a row of `MODELS`, torchvision's, or that of "package.module:function".
+
+    Raises:
+        ValueError: If there is none; the sentence names the nearest one and all rows.
+    """
+    if name in MODELS or ":" in name:
+        return choose_or_import(MODELS, name, "model")
+    names = torchvision_names()
+    if name in names:
+        return torchvision_builder(name)
+    raise ValueError(
+        f"unknown model {name!r}{suggestion(name, [*MODELS, *names])} Known: {', '.join(MODELS)}, or any "
+        "classification model of torchvision. Your own is named 'package.module:function'."
+    )
 
 
 def build_model(config: ModelConfig, sample_shape: Sequence[int], num_classes: int) -> Module:
@@ -23,9 +75,9 @@ def build_model(config: ModelConfig, sample_shape: Sequence[int], num_classes: i
         num_classes: Number of classes.
 
     Raises:
-        ValueError: If the model is unknown, does not take an option, or has nothing to make sparse.
+        ValueError: If the model is unknown, does not take an option, does not suit the inputs, or is no model.
     """
-    builder = choose_or_import(MODELS, config.name, "model")
+    builder = find_builder(config.name)
     offered = {"sample_shape": tuple(sample_shape), "num_classes": num_classes}
     model = call_with(builder, "model.name", offered, config.options)
     if not isinstance(model, Module):

@@ -1,0 +1,206 @@
+"""Recipes as YAML: read together with their bases, found by path or name, copied to stand alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from suptickets_ray.config import Config
+from suptickets_ray.lookup import suggestion
+
+DEFAULT_RECIPE = "digits"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number, as everybody expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML with lists on one line."""
+
+
+_Dumper.add_representer(
+    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Returns the value of a YAML text. Raises yaml.YAMLError if it is none."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def dump_yaml(settings: Mapping[str, Any]) -> str:
+    """Returns the YAML text of settings, in their own order."""
+    return yaml.dump(dict(settings), Dumper=_Dumper, sort_keys=False)
+
+
+def experiments_dir() -> Path:
+    """Returns the folder of the shipped recipes: in the wheel, or in the checkout of an editable install."""
+    package = Path(str(files("suptickets_ray")))
+    for folder in (package / "experiments", package.parent / "experiments"):
+        if (folder / f"{DEFAULT_RECIPE}.yaml").is_file():
+            return folder
+    raise ValueError("the recipes must ship with the package; they are missing. Install suptickets_ray again.")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Returns the recipes that ship with the package, sorted by name: the path below experiments/ without .yaml.
+
+    Bases, whose file names begin with an underscore, are no recipes.
+    """
+    folder = experiments_dir()
+    paths = (path for path in folder.rglob("*.yaml") if not path.name.startswith("_"))
+    return dict(sorted((path.relative_to(folder).with_suffix("").as_posix(), path) for path in paths))
+
+
+def find_recipe(recipe: str | Path | None, folder: Path | None = None) -> Path:
+    """Returns the file of a recipe: a path that exists, or else the shipped recipe of that name.
+
+    Args:
+        recipe: Path or name; None is the built-in digits recipe.
+        folder: What a relative path starts from; the working directory when left out.
+
+    Raises:
+        ValueError: If there is neither; the sentence names the nearest of both.
+    """
+    name = DEFAULT_RECIPE if recipe is None else str(recipe)
+    path = Path(name).expanduser() if folder is None else folder / name
+    if recipe is not None and path.exists() and not path.is_dir():
+        return path
+    shipped = shipped_recipes()
+    if (known := shipped.get(name.removesuffix(".yaml"))) is not None:
+        return known
+    near = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    found = [suggestion(path.name, near), suggestion(name, shipped)]
+    raise ValueError(
+        f"the recipe must be a YAML file, or a name that `suptickets recipes` lists; there is no {name!r}"
+        f"{next((text for text in found if text != '.'), '.')} Overrides are written key=value."
+    )
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Returns the settings of a recipe's file, merged over those of its base.
+
+    A recipe may name another one as `base`: a path relative to its own folder, or the name of a shipped recipe. What
+    both set, the recipe's own value wins; sections are merged deeply.
+
+    Raises:
+        ValueError: If a file is missing, is no recipe, or bases lead back to a recipe that builds on them.
+    """
+    return _read(path, ())
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    settings = _read_file(path)
+    if "base" not in settings:
+        return settings
+    base = settings.pop("base")
+    if not isinstance(base, str):
+        raise ValueError(f"base in {str(path)!r} must be the path or name of one recipe; got {base!r}.")
+    try:
+        base_path = find_recipe(base, path.parent)
+    except ValueError:
+        near = suggestion(Path(base).name, (other.name for other in (path.parent / base).parent.glob("*.yaml")))
+        raise ValueError(
+            f"base in {str(path)!r} must be a recipe that is there; got {base!r}{near} "
+            "Paths are relative to the recipe's own folder."
+        ) from None
+    above = (*above, path.resolve())
+    if base_path.resolve() in above:
+        raise ValueError(
+            f"base in {str(path)!r} must be a recipe that does not build on this one; got {base!r}. "
+            "Leave one of the bases out."
+        )
+    return merge(_read(base_path, above), settings)
+
+
+def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns both together; where both have a key, mappings are merged and of other values the own one wins."""
+    merged = dict(base)
+    for key, value in own.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        settings = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"the recipe {str(path)!r} must be readable YAML; got: {' '.join(str(error).split())}."
+        ) from error
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"the recipe {str(path)!r} must hold sections such as 'model:'; got {type(settings).__name__}."
+        )
+    return settings
+
+
+def question_of(path: Path) -> str:
+    """Returns the question that a recipe's first line asks."""
+    line, *_ = path.read_text(encoding="utf-8").splitlines() or [""]
+    question, mark, _ = line.removeprefix("#").strip().partition("?")
+    return question + mark
+
+
+def standalone_text(path: Path) -> str:
+    """Returns a recipe's text for copying: as it stands, or with its bases merged in and its opening comment kept."""
+    text = path.read_text(encoding="utf-8")
+    if "base" not in _read_file(path):
+        return text
+    comment = re.match(r"(#[^\n]*\n)*", text)
+    return (comment.group() if comment else "") + dump_yaml(in_order(read_recipe(path)))
+
+
+def copy_recipe(name: str, file: str | Path | None = None) -> Path:
+    """Writes a shipped recipe, or another one, to a file of its own that stands alone, and returns that file.
+
+    Args:
+        name: A name of `shipped_recipes`, or a path.
+        file: The new file; when left out, the last part of the name with .yaml, in the working directory.
+
+    Raises:
+        ValueError: If there is no such recipe, or the file is there already or cannot be written.
+    """
+    source = find_recipe(name)
+    text = standalone_text(source)
+    target = Path(source.name if file is None else file)
+    try:
+        with target.open("x", encoding="utf-8") as new:
+            new.write(text)
+    except FileExistsError:
+        raise ValueError(
+            f"the copy must be a new file; {str(target)!r} is there already. Name another one, or remove it."
+        ) from None
+    except OSError as error:
+        raise ValueError(f"the copy must be a file that can be written; got: {error}.") from error
+    return target
+
+
+def in_order(settings: Mapping[str, Any], section: type = Config) -> dict[str, Any]:
+    """Returns settings in the order of config.py, without those that are null where null is the default."""
+    kinds = get_type_hints(section)
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    ordered = {}
+    for key in sorted(settings, key=lambda key: list(fields).index(key) if key in fields else len(fields)):
+        kind, value = kinds.get(key), settings[key]
+        if value is None and key in fields and fields[key].default is None:
+            continue
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            value = in_order(value, kind)
+        ordered[key] = value
+    return ordered

@@ -1,0 +1,144 @@
+"""What happens to a batch of images on its way to the network: crop, flip, scale. Whole batches, by torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from suptickets_ray.lookup import choose
+
+PADDING_MODES = {"zero": "black pixels", "reflect": "the image mirrored at its border"}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images. Source: He et al., 1512.03385, section 4.2 (padding 4, crop 32, flip)."""
+
+    crop_padding: int = 0
+    """Pixels added on every side before a random crop back to the image's size."""
+    crop_padding_mode: str = "zero"
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a value out of range: a data set's own are checked nowhere else."""
+        if type(self.crop_padding) is not int or self.crop_padding < 0:
+            raise ValueError(f"crop_padding must be a whole number of pixels, at least 0; got {self.crop_padding!r}.")
+        choose(PADDING_MODES, self.crop_padding_mode, "crop_padding_mode")
+        if type(self.flip) is not bool:
+            raise ValueError(f"flip must be true or false; got {self.flip!r}.")
+
+    @property
+    def does_something(self) -> bool:
+        """Whether any image is changed."""
+        return self.crop_padding > 0 or self.flip
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        """Returns images (n, c, h, w) of the same type and device, each with a crop and a flip of its own.
+
+        Args:
+            images: Batch of images.
+            generator: Source of the offsets, on the CPU, so that all devices draw the same.
+        """
+        if self.crop_padding:
+            images = random_crop(images, self.crop_padding, self.crop_padding_mode, generator)
+        return random_flip(images, generator) if self.flip else images
+
+
+def random_crop(images: Tensor, padding: int, mode: str, generator: Generator) -> Tensor:
+    """Returns images (n, c, h, w) cropped at random from the same padded by `padding` pixels, a key of PADDING_MODES.
+
+    All n * c * h * w pixels are gathered in one call: as torchvision's RandomCrop, but for a whole batch.
+    """
+    num_images, _, height, width = images.shape
+    padded = _padded(images, padding, mode)
+    tops, lefts = torch.randint(2 * padding + 1, (2, num_images), generator=generator)
+    if images.device.type == "cpu" and images.dtype != torch.bfloat16:  # which NumPy lacks
+        # NumPy copies whole windows, several times faster than torch's indexing.
+        views = np.lib.stride_tricks.sliding_window_view(padded.numpy(), (height, width), axis=(2, 3))
+        return torch.from_numpy(views[np.arange(num_images), :, tops.numpy(), lefts.numpy()])
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view (n, c, 2p + 1, 2p + 1, h, w)
+    rows = torch.arange(num_images, device=images.device)
+    return windows[rows, :, tops.to(images.device), lefts.to(images.device)]
+
+
+def random_flip(images: Tensor, generator: Generator) -> Tensor:
+    """Returns images (n, c, h, w), each mirrored left to right with probability 1/2."""
+    num_images = len(images)
+    flips = torch.rand(num_images, generator=generator).lt(0.5)
+    # Both versions of all, then one selection of whole images: faster than a choice pixel by pixel.
+    chosen = torch.arange(num_images).add(flips, alpha=num_images).to(images.device)
+    return torch.cat([images, images.flip(3)]).index_select(0, chosen)
+
+
+def _padded(images: Tensor, padding: int, mode: str) -> Tensor:
+    """Images (n, c, h + 2p, w + 2p); written in slices, because torch's own reflection knows no uint8."""
+    num_images, num_channels, height, width = images.shape
+    shape = (num_images, num_channels, height + 2 * padding, width + 2 * padding)
+    rows, columns = slice(padding, padding + height), slice(padding, padding + width)
+    padded = images.new_zeros(shape)
+    padded[:, :, rows, columns] = images
+    if mode == "reflect":
+        padded[:, :, :padding, columns] = images[:, :, 1 : padding + 1].flip(2)
+        padded[:, :, padding + height :, columns] = images[:, :, height - padding - 1 : height - 1].flip(2)
+        padded[..., :padding] = padded[..., padding + 1 : 2 * padding + 1].flip(3)
+        padded[..., padding + width :] = padded[..., width - 1 : padding + width - 1].flip(3)
+    return padded
+
+
+class Scaling:
+    """Makes network inputs of what a data set holds: uint8 pixels in [0, 255] become (x / 255 - mean) / std."""
+
+    def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+        """Fixes the statistics.
+
+        Args:
+            mean: Mean of each channel over the training set, pixels in [0, 1]; 0 when left out.
+            std: Standard deviation of each channel; 1 when left out.
+
+        Raises:
+            ValueError: If they are of different lengths, or a deviation is not above 0.
+        """
+        means, deviations = _numbers(mean, 0.0), _numbers(std, 1.0)
+        if (
+            len(means) != len(deviations)
+            or not (deviations > 0).all()
+            or not (means.abs() + deviations).isfinite().all()
+        ):
+            raise ValueError(f"mean and std must hold one number per channel, std above 0; got {mean} and {std}.")
+        self._factor, self._offset = 1 / deviations, means / deviations
+        self._is_identity = bool((means == 0).all() and (deviations == 1).all())
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Returns float32 inputs (n, c, ...); what is floating already is scaled by mean and std alone.
+
+        Other whole numbers than uint8 are returned as they are: they are indices, e.g. of words.
+
+        Raises:
+            ValueError: If the inputs have another number of channels than mean and std.
+        """
+        if not inputs.is_floating_point() and inputs.dtype != torch.uint8:
+            return inputs
+        is_pixels = inputs.dtype == torch.uint8
+        if not is_pixels and self._is_identity:
+            return inputs.to(torch.float32)
+        if len(self._factor) not in (1, *inputs.shape[1:2]):
+            raise ValueError(
+                f"mean and std must hold one number per channel; got {len(self._factor)} for inputs of shape "
+                f"{tuple(inputs.shape[1:])}."
+            )
+        scaled = inputs.to(torch.float32, copy=True)
+        shape = (-1, *(1,) * (inputs.ndim - 2))
+        scaled.mul_((self._factor / 255 if is_pixels else self._factor).to(scaled).view(shape))
+        return scaled if self._is_identity else scaled.sub_(self._offset.to(scaled).view(shape))
+
+
+def _numbers(given: Sequence[float] | None, default: float) -> Tensor:
+    """One number per channel, float64 (c,); one number alone counts for all channels."""
+    try:
+        return torch.from_numpy(np.asarray(default if given is None else given).astype(np.float64).flatten())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"mean and std must hold one number per channel; got {given!r}.") from error

@@ -1,0 +1,234 @@
+"""Any data set to Parquet shards, on any path that pyarrow.fs knows; what is written is not written again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+from torch import Tensor
+
+from suptickets_ray.training.data.examples import collate
+from suptickets_ray.training.data.image_folder import EncodedSource
+from suptickets_ray.training.data.parquet import FOLDERS, METADATA_KEY
+from suptickets_ray.training.data.parquet_files import IMAGE_COLUMN, LABEL_COLUMN
+from suptickets_ray.training.data.splits import check_loaded
+from suptickets_ray.training.data.streaming import BlockSource
+
+ROWS_PER_GROUP = 32
+"""Small groups: a reader of neighbours takes little that it does not need."""
+_SOURCE_KEY = b"suptickets_ray.source"
+"""Schema metadata that tells the splits of two data sets apart: a digest of size, labels and first examples."""
+_KEPT = ("num_classes", "mean", "std", "augmentation")
+_TEMPORARY = re.compile(r"part-\d+-of-\d+\.parquet\.[0-9a-f]{32}\.tmp")
+
+OnProgress = Callable[[str, int, int], None]
+"""Is told the split, the rows that are written, and those there are."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One file."""
+
+    split: str
+    path: str
+    rows: range
+
+
+def convert(
+    loaded: Mapping[str, Any],
+    target: str,
+    *,
+    rows_per_file: int = 4096,
+    on_progress: OnProgress = lambda split, done, total: None,
+) -> int:
+    """Writes a data set's splits as target/<split>/part-00000-of-00013.parquet, and returns how many files it wrote.
+
+    Encoded images keep their bytes; what is tensors stays tensors. Started again after a kill, it goes on.
+
+    Args:
+        loaded: What `load_source` gave.
+        target: Folder or URI.
+        rows_per_file: Most rows of a file, at least 1.
+        on_progress: Is told after every file.
+
+    Raises:
+        ValueError: If the target holds another data set or cannot be written, or an example cannot be read.
+    """
+    if rows_per_file < 1:
+        raise ValueError(f"rows_per_file must be at least 1; got {rows_per_file}.")
+    check_loaded(loaded)
+    uri = target if "://" in target else str(Path(target).expanduser().absolute())
+    splits = {split: loaded[split] for split in FOLDERS if split in loaded}
+    totals = {split: _size(source) for split, source in splits.items()}
+    metadata = {split: _metadata(loaded, split) for split in splits}
+    try:
+        filesystem, root = fs.FileSystem.from_uri(uri)
+        parts = _parts(root, totals, rows_per_file)
+        _check_target(filesystem, root, {part.path for part in parts})
+        # All of them before anything is written: a target may hold some parts of another data set.
+        written = {part for part in parts if _is_written(filesystem, part, metadata[part.split])}
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"the target must be a path that pyarrow.fs can write; got {target!r}: {error}.") from error
+    for part in parts:
+        if part not in written:
+            _write(filesystem, part, splits[part.split], metadata[part.split])
+        on_progress(part.split, part.rows.stop, totals[part.split])
+    return len(parts) - len(written)
+
+
+def _size(source: Any) -> int:
+    return len(source[1] if isinstance(source, (tuple, list)) else source)
+
+
+def _parts(root: str, totals: Mapping[str, int], rows_per_file: int) -> list[_Part]:
+    parts = []
+    for split, total in totals.items():
+        if not total:
+            raise ValueError(f"the {split} set must hold at least one example; it is empty.")
+        count = math.ceil(total / rows_per_file)
+        for number in range(count):
+            rows = range(number * rows_per_file, min((number + 1) * rows_per_file, total))
+            parts.append(_Part(split, f"{root}/{FOLDERS[split][0]}/part-{number:05d}-of-{count:05d}.parquet", rows))
+    return parts
+
+
+def _metadata(loaded: Mapping[str, Any], split: str) -> dict[bytes, bytes]:
+    source = loaded[split]
+    digest = hashlib.sha256(str(_size(source)).encode())
+    if isinstance(source, (tuple, list, BlockSource)):
+        labels = source.labels if isinstance(source, BlockSource) else source[1]
+        digest.update(labels.cpu().long().numpy().tobytes())
+    # Decoding is left for later: what is damaged is found in its turn.
+    first = _table(split, source, range(min(ROWS_PER_GROUP, _size(source))), check=False)
+    with pa.ipc.new_stream(sink := pa.BufferOutputStream(), first.schema) as writer:
+        writer.write_table(first)
+    digest.update(sink.getvalue())
+    kept = {key: loaded[key] for key in _KEPT if loaded.get(key) is not None}
+    return {
+        # What NumPy and torch hold becomes plain numbers.
+        METADATA_KEY: json.dumps(kept, default=lambda value: value.tolist()).encode(),
+        _SOURCE_KEY: digest.hexdigest().encode(),
+    }
+
+
+def _check_target(filesystem: fs.FileSystem, root: str, expected: set[str]) -> None:
+    """Removes what a killed conversion left half-written; refuses files that are no part of this one."""
+    left = []
+    for folder in sorted({name for names in FOLDERS.values() for name in names}):
+        selector = fs.FileSelector(f"{root}/{folder}", recursive=True, allow_not_found=True)
+        for info in filesystem.get_file_info(selector):
+            name = PurePosixPath(info.path).name
+            if info.type != fs.FileType.File or info.path in expected:
+                continue
+            if not _TEMPORARY.fullmatch(name):
+                raise ValueError(
+                    f"the target must be empty or hold the same data set in as many parts; {root}/{folder} holds "
+                    f"{name}. Choose another target, or as many rows of a file as before."
+                )
+            left.append(info.path)
+    for path in left:
+        filesystem.delete_file(path)
+
+
+def _is_written(filesystem: fs.FileSystem, part: _Part, metadata: Mapping[bytes, bytes]) -> bool:
+    if filesystem.get_file_info(part.path).type != fs.FileType.File:
+        return False
+    try:
+        footer = pq.read_metadata(part.path, filesystem=filesystem)
+    except (OSError, pa.ArrowException):
+        return False  # damaged; it is written anew
+    found = footer.metadata or {}
+    if footer.num_rows != len(part.rows) or any(found.get(key) != value for key, value in metadata.items()):
+        raise ValueError(f"{part.path} must be of the same data set; it is of another. Choose another target.")
+    return True
+
+
+def _write(filesystem: fs.FileSystem, part: _Part, source: Any, metadata: Mapping[bytes, bytes]) -> None:
+    """Writes one whole file under a temporary name, then moves it in place."""
+    temporary = f"{part.path}.{uuid.uuid4().hex}.tmp"
+    try:
+        filesystem.create_dir(str(PurePosixPath(part.path).parent), recursive=True)
+        tables = _tables(part, source)
+        first = next(tables)
+        schema = first.schema.with_metadata(dict(metadata))
+        with (
+            filesystem.open_output_stream(temporary) as stream,
+            pq.ParquetWriter(stream, schema, write_page_checksum=True) as writer,
+        ):
+            writer.write_table(first.cast(schema))
+            for table in tables:
+                if table.schema != first.schema:
+                    raise ValueError(
+                        f"all examples must be tensors of one shape and type; the {part.split} set has "
+                        f"{first.schema.field(IMAGE_COLUMN).type} and {table.schema.field(IMAGE_COLUMN).type}."
+                    )
+                writer.write_table(table.cast(schema))
+        filesystem.move(temporary, part.path)
+    except BaseException as error:
+        with suppress(OSError):
+            filesystem.delete_file(temporary)
+        if isinstance(error, OSError):
+            raise ValueError(f"{part.path} must be writable; it failed: {error}. Parts before it are kept.") from error
+        raise
+
+
+def _tables(part: _Part, source: Any) -> Iterator[pa.Table]:
+    for start in range(part.rows.start, part.rows.stop, ROWS_PER_GROUP):
+        yield _table(part.split, source, range(start, min(start + ROWS_PER_GROUP, part.rows.stop)), check=True)
+
+
+def _table(split: str, source: Any, rows: range, *, check: bool) -> pa.Table:
+    """Some examples as columns.
+
+    Args:
+        split: The split, for errors.
+        source: What holds it.
+        rows: Which examples.
+        check: Whether encoded images are decoded, so that a damaged one is found now and not in the midst of training.
+    """
+    images: pa.Array
+    if isinstance(source, EncodedSource):
+        contents = source.contents(list(rows))
+        for name, content in contents if check else ():
+            source.decoder(content, name, None)
+        images, labels = pa.array([content for _, content in contents], pa.binary()), source.labels[list(rows)]
+    else:
+        if isinstance(source, BlockSource):
+            inputs, labels = source.read(list(rows), None), source.labels[list(rows)]
+        elif isinstance(source, (tuple, list)):
+            inputs, labels = source[0][rows.start : rows.stop], source[1][rows.start : rows.stop]
+        else:
+            inputs, labels = collate([_example(split, source, index) for index in rows])
+        images = _tensors(split, inputs)
+    return pa.table({IMAGE_COLUMN: images, LABEL_COLUMN: pa.array(labels.tolist(), pa.int64())})
+
+
+def _example(split: str, source: Any, index: int) -> Any:
+    try:
+        return source[index]
+    except Exception as error:  # the user's own code
+        raise ValueError(
+            f"example {index} of the {split} set must be readable; it failed: {type(error).__name__}: {error}."
+        ) from error
+
+
+def _tensors(split: str, inputs: Tensor) -> pa.Array:
+    try:
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(inputs.detach().cpu().numpy()))
+    except (TypeError, ValueError) as error:  # Arrow's own are among them
+        raise ValueError(
+            f"the {split} set's examples must be tensors of a number type and of at least one dimension; got "
+            f"{inputs.dtype} of shape {tuple(inputs.shape[1:])}: {error}."
+        ) from error

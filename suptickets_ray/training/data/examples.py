@@ -1,0 +1,133 @@
+"""Examples of a split, whatever holds them: a pair of tensors or any map-style Dataset of torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import default_collate
+
+from suptickets_ray.seeding import derive_seed
+from suptickets_ray.training.data.augmentation import Augmentation, Scaling
+
+Batch = tuple[Tensor, Tensor]
+"""Network inputs (n, ...) and labels (n,)."""
+
+CPU = torch.device("cpu")
+
+
+class Examples:
+    """Inputs with labels, read in batches by index."""
+
+    in_memory: bool
+    """Whether reading an example costs next to nothing."""
+
+    def __init__(
+        self,
+        source: Any,
+        indices: Tensor | None = None,
+        labels: Tensor | None = None,
+        scaling: Scaling | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        """Wraps what a data function gave.
+
+        Args:
+            source: A pair of tensors (inputs (m, ...), labels (m,)), or a map-style Dataset of such pairs.
+            indices: Which examples of the source, (n,); all when left out.
+            labels: Labels (n,) in place of the source's own.
+            scaling: Makes network inputs of the source's.
+            augmentation: Random changes of images, in `epoch` alone.
+        """
+        self.in_memory = isinstance(source, (tuple, list))
+        self._source = (source[0], source[1].long()) if self.in_memory else source
+        self._indices = indices
+        self._size = len(indices) if indices is not None else len(source[0] if self.in_memory else source)
+        self._labels = labels
+        self._scaling = scaling or Scaling()
+        self.augmentation = augmentation or Augmentation()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def batch(self, indices: Tensor, device: torch.device = CPU, generator: Generator | None = None) -> Batch:
+        """Returns inputs (batch, ...) and labels (batch,) of the given indices (batch,), on the device.
+
+        Args:
+            indices: Positions in [0, n).
+            device: Where to put them; images travel as they are stored, and are changed and scaled there.
+            generator: Source of the augmentation, on the CPU; none without it.
+        """
+        inputs, labels = self._read(indices if self._indices is None else self._indices[indices])
+        if self._labels is not None:
+            labels = self._labels.index_select(0, indices)
+        return self._prepare(inputs, labels, device, generator)
+
+    def batches(self, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
+        """Yields all examples in their own order, in batches of at most `batch_size`, as they are."""
+        for indices in torch.arange(len(self)).split(batch_size):
+            yield self.batch(indices, device)
+
+    def epoch(
+        self, seed: int, sizes: Sequence[int], device: torch.device = CPU, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """Yields this rank's share of every batch of an epoch: shuffled, and augmented where there is an augmentation.
+
+        Args:
+            seed: What the order depends on, equal on all ranks; the augmentation also depends on the rank.
+            sizes: Examples of each batch over all ranks together; no more than there are.
+            device: Where to put them.
+            rank: This process among the ranks.
+            world_size: Number of ranks.
+        """
+        order = torch.randperm(len(self), generator=Generator().manual_seed(seed))
+        generator = self.augmenting(seed, rank)
+        for start, size in zip(itertools.accumulate(sizes, initial=0), sizes, strict=False):
+            yield self.batch(order[start : start + size][rank::world_size], device, generator)
+
+    def augmenting(self, seed: int, rank: int) -> Generator | None:
+        """Returns the generator of an epoch's augmentation on a rank; None where there is none."""
+        if not self.augmentation.does_something:
+            return None
+        return Generator().manual_seed(derive_seed(seed, "augmentation", rank))
+
+    def all_labels(self) -> Tensor:
+        """Returns the labels of all examples (n,); a Dataset is read through for them once."""
+        if self._labels is None:
+            if self.in_memory:
+                labels = torch.as_tensor(self._source[1])
+                return labels if self._indices is None else labels[self._indices]
+            self._labels = torch.cat([labels for _, labels in self.batches(1024)])
+        return self._labels
+
+    def _read(self, indices: Tensor) -> Batch:
+        if self.in_memory:
+            inputs, labels = (tensor.index_select(0, indices) for tensor in self._source)
+            return inputs, labels
+        return collate([self._source[index] for index in indices.tolist()])
+
+    def _prepare(self, inputs: Tensor, labels: Tensor, device: torch.device, generator: Generator | None) -> Batch:
+        inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        if generator is not None:
+            inputs = self.augmentation(inputs, generator)
+        return self._scaling(inputs), labels
+
+
+def collate(examples: list[Any]) -> Batch:
+    """Returns what a Dataset of the user's own gave as inputs (n, ...) and labels, int64 (n,).
+
+    Raises:
+        ValueError: If these are no pairs of an input and a label, or the inputs differ in shape.
+    """
+    try:
+        inputs, labels = default_collate(examples)
+        if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor) or labels.is_floating_point():
+            raise TypeError(f"got {type(examples[0][0]).__name__} and {type(examples[0][1]).__name__}")
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
+        raise ValueError(
+            f"a Dataset must give pairs of an input, a tensor of one shape, and a label, a whole number: {error}."
+        ) from error
+    return inputs, labels.long()

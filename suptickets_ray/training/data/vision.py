@@ -1,0 +1,143 @@
+"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 as uint8 tensors, through torchvision's own readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suptickets_ray.training.data.vision_files import check_cifar, check_idx
+
+_DEFAULT_ROOT = "data"
+
+
+def mnist(root: str = _DEFAULT_ROOT, download: bool = False) -> dict[str, Any]:
+    """Handwritten digits: 60,000 and 10,000 images (1, 28, 28). Source: LeCun et al. 1998.
+
+    Args:
+        root: Folder that holds MNIST/raw/train-images-idx3-ubyte and so on, as torchvision lays them out.
+        download: Whether to fetch missing files.
+
+    Raises:
+        ValueError: If a file is missing or damaged.
+    """
+    return _read("MNIST", "MNIST", root, download, {"mean": (0.1307,), "std": (0.3081,)})
+
+
+def fashion_mnist(root: str = _DEFAULT_ROOT, download: bool = False) -> dict[str, Any]:
+    """Articles of clothing: 60,000 and 10,000 images (1, 28, 28). Source: Xiao et al., 1708.07747.
+
+    Args:
+        root: Folder that holds FashionMNIST/raw/train-images-idx3-ubyte and so on, as torchvision lays them out.
+        download: Whether to fetch missing files.
+
+    Raises:
+        ValueError: If a file is missing or damaged.
+    """
+    return _read("FashionMNIST", "Fashion-MNIST", root, download, {"mean": (0.2860,), "std": (0.3530,)})
+
+
+def cifar10(root: str = _DEFAULT_ROOT, download: bool = False) -> dict[str, Any]:
+    """Photographs of 10 classes: 50,000 and 10,000 images (3, 32, 32). Source: Krizhevsky 2009.
+
+    Args:
+        root: Folder that holds cifar-10-batches-py, as its archive unpacks.
+        download: Whether to fetch missing files.
+
+    Raises:
+        ValueError: If a file is missing or damaged.
+    """
+    statistics = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+    augmentation = {"crop_padding": 4, "crop_padding_mode": "reflect", "flip": True}
+    return _read("CIFAR10", "CIFAR-10", root, download, {**statistics, "augmentation": augmentation})
+
+
+def cifar100(root: str = _DEFAULT_ROOT, download: bool = False) -> dict[str, Any]:
+    """Photographs of 100 classes: 50,000 and 10,000 images (3, 32, 32). Source: Krizhevsky 2009.
+
+    Args:
+        root: Folder that holds cifar-100-python, as its archive unpacks.
+        download: Whether to fetch missing files.
+
+    Raises:
+        ValueError: If a file is missing or damaged.
+    """
+    statistics = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
+    augmentation = {"crop_padding": 4, "crop_padding_mode": "zero", "flip": True}
+    return _read("CIFAR100", "CIFAR-100", root, download, {**statistics, "augmentation": augmentation})
+
+
+def _read(reader_name: str, title: str, root: str, download: bool, rest: dict[str, Any]) -> dict[str, Any]:
+    from torchvision import datasets  # takes seconds to import, and checking a recipe does not need it
+
+    folder = Path(root).expanduser().absolute()
+    reader = getattr(datasets, reader_name)
+    is_cifar = issubclass(reader, datasets.CIFAR10)
+    paths = _cifar_paths(reader, folder) if is_cifar else _idx_paths(reader, folder)
+    if download and not all(path.is_file() for path in paths):
+        _fetched(reader, title, folder)
+    reader = (_checked_cifar if is_cifar else _checked_idx)(reader, title, paths)
+    loaded: dict[str, Any] = {}
+    for split, is_train in (("train", True), ("test", False)):
+        source = reader(str(folder), train=is_train)
+        loaded[split] = _tensors(source)
+    return {**loaded, "num_classes": len(source.classes), **rest}
+
+
+def _tensors(source: Any) -> tuple[Tensor, Tensor]:
+    """Images (n, c, h, w), uint8, and labels (n,)."""
+    images = torch.as_tensor(source.data)
+    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    return images.contiguous(), torch.as_tensor(source.targets).long()
+
+
+def _fetched(reader: Any, title: str, folder: Path) -> None:
+    try:
+        reader(str(folder), download=True)
+    except Exception as error:  # no network, no room, no right to write
+        raise ValueError(
+            f"data.download=true must reach {title}'s server, and {folder} take its files; it failed: {error}."
+        ) from error
+
+
+def _idx_paths(reader: Any, folder: Path) -> list[Path]:
+    raw = folder / reader.__name__ / "raw"
+    return [
+        raw / f"{part}-ubyte"
+        for split in ("train", "t10k")
+        for part in (f"{split}-images-idx3", f"{split}-labels-idx1")
+    ]
+
+
+def _checked_idx(reader: Any, title: str, paths: list[Path]) -> Any:
+    """The reader of torchvision, for files that are whole."""
+    for images_path, labels_path in (paths[:2], paths[2:]):
+        check_idx(images_path, labels_path, title, len(reader.classes))
+    # Torchvision would rather read MNIST/processed/*.pt, which it wrote years ago, than the files that are checked.
+    return type(reader.__name__, (reader,), {"_check_legacy_exist": lambda self: False})
+
+
+def _cifar_paths(reader: Any, folder: Path) -> list[Path]:
+    names = [name for name, _ in (*reader.train_list, *reader.test_list)] + [reader.meta["filename"]]
+    return [folder / reader.base_folder / name for name in names]
+
+
+def _checked_cifar(reader: Any, title: str, paths: list[Path]) -> Any:
+    """The reader of torchvision, for files that hold nothing but arrays.
+
+    It compares check sums before it unpickles, which is safe for the published files alone. Here every file is read
+    first by an unpickler that knows arrays only, so that files of one's own are as safe, whatever their check sum.
+    """
+    *batches, meta = paths
+    names = check_cifar(batches, meta, reader.meta["key"], title, {"CIFAR10": 10, "CIFAR100": 100}[reader.__name__])
+
+    class Checked(reader):  # type: ignore[misc]
+        def _check_integrity(self) -> bool:
+            return True
+
+        def _load_meta(self) -> None:
+            self.classes = names
+
+    return Checked
