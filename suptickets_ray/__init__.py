@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from suptickets_ray.config_io import load_config as load_config
     from suptickets_ray.distributed.run import train as train
+    from suptickets_ray.distributed.tuning import tune as tune
     from suptickets_ray.tickets.cycles import plan_budget as plan_budget
     from suptickets_ray.tickets.cycles import triangular as triangular
     from suptickets_ray.tickets.superposition import superpose as superpose
@@ -21,6 +22,7 @@ _HOMES = {
     "plan_budget": "suptickets_ray.tickets.cycles",
     "superpose": "suptickets_ray.tickets.superposition",
     "train": "suptickets_ray.distributed.run",
+    "tune": "suptickets_ray.distributed.tuning",
     "triangular": "suptickets_ray.tickets.cycles",
 }
 """Public name to the module that it is loaded from when first used: importing a layer imports none above it."""

@@ -1,4 +1,4 @@
-"""The command line: suptickets train | superpose | data | recipes | options."""
+"""The command line: suptickets train | tune | superpose | data | recipes | options."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -73,6 +74,18 @@ def _parser() -> argparse.ArgumentParser:
         help="print the recipe of a command line of the paper's public code, in quotes, and run nothing",
     )
     train.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
+    tune = commands.add_parser(
+        "tune",
+        help="search cycle length, CIMA factor or anything else; phase one and tickets are trained once for all",
+        description="Search the settings of search.space with Ray Tune; trials share phase one and tickets.",
+    )
+    tune.add_argument(
+        "settings",
+        nargs="*",
+        metavar="RECIPE | key=value",
+        help="a recipe and overrides, e.g. name=search search.seeds=3 'search.space={train.lr: {choice: [0.1, 0.2]}}'",
+    )
+    tune.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
     superpose = commands.add_parser(
         "superpose",
         help="fold the stored tickets of runs anew under another rule; nothing is trained",
@@ -232,11 +245,9 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     config = load_config(*_recipe_and_overrides(options.settings))
 
     from suptickets_ray.distributed.run import train
-    from suptickets_ray.reporting.live import PlainView, TerminalView
     from suptickets_ray.reporting.table import closing_table
 
-    view = TerminalView(console) if console.is_terminal else PlainView(lambda line: console.print(line, soft_wrap=True))
-    with view:
+    with _view(console) as view:
         finished = train(config, view, verbose=options.verbose)
     if finished.resumed:
         console.print("This run is done already.")
@@ -248,12 +259,54 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     return EXIT_DONE
 
 
-_COMMANDS = {"train": _train, "superpose": _superpose, "data": _data, "recipes": _recipes, "options": _options}
+def _tune(options: argparse.Namespace, console: Console) -> int:
+    if not options.verbose:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from suptickets_ray.config_io import load_config
+
+    config = load_config(*_recipe_and_overrides(options.settings))
+
+    from suptickets_ray.distributed.tuning import tune
+    from suptickets_ray.reporting.search import search_table
+
+    with _view(console) as view:
+        finished = tune(config, view, verbose=options.verbose)
+    if finished.resumed:
+        console.print("This search is done already.")
+    console.print(search_table(finished.result))
+    best = finished.result["best"]
+    console.print(f"Best, on the test set: {best['accuracy']:.2%}. Digest: {best['digest']}", soft_wrap=True)
+    for warning in finished.result["warnings"]:
+        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
+    console.print(f"Run the best: suptickets train {finished.path}/best.yaml", markup=False, soft_wrap=True)
+    console.print(f"Files: {finished.path}", markup=False, soft_wrap=True)
+    console.print(f"Curves: tensorboard --logdir {finished.path}/tensorboard", markup=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+def _view(console: Console) -> Any:
+    """What a person sees of a job under way."""
+    from suptickets_ray.reporting.live import PlainView, TerminalView
+
+    if console.is_terminal:
+        return TerminalView(console)
+    return PlainView(lambda line: console.print(line, soft_wrap=True))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Ctrl-C, or a polite kill: Ray is shut down on the way out, nothing is left behind."""
     raise KeyboardInterrupt
+
+
+_COMMANDS = {
+    "train": _train,
+    "tune": _tune,
+    "superpose": _superpose,
+    "data": _data,
+    "recipes": _recipes,
+    "options": _options,
+}
 
 
 if __name__ == "__main__":

@@ -311,6 +311,43 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What `suptickets tune` searches; nothing else reads it."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    space: dict[str, dict[str, list[Any]]] | None = None
+    """Keys and Ray Tune's spaces for them; the paper's cycle lengths and CIMA factors when left out."""
+    num_trials: int | None = None
+    """Number of points to try; all of the grid when left out."""
+    seeds: int = 1
+    """Seeds that each point is repeated with, counted from the recipe's own."""
+    max_concurrent_trials: int | None = None
+    """Most trials at once; when left out, as many as there is room for."""
+    metric: str = "validation_accuracy"
+    """What points are compared by: validation_accuracy or validation_loss, the mean over seeds."""
+    mode: str | None = None
+    """Whether the metric's "max" or "min" is best; what the metric suggests when left out."""
+    scheduler: str = "none"
+    """Whether trials that lag behind are stopped after a cycle: "none" or "asha"."""
+    searcher: str = "random"
+    """Where points come from: "random" (with grid_search in turn), "grid", or "optuna", which must be installed."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a value out of range."""
+        for key in ("num_trials", "seeds", "max_concurrent_trials"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, f"search.{key}", "at least 1", value)
+        _require(self.mode in (None, "max", "min"), "search.mode", "max or min", repr(self.mode))
+        for key, choices in (
+            ("metric", ("validation_accuracy", "validation_loss")),
+            ("scheduler", ("none", "asha")),
+            ("searcher", ("random", "grid", "optuna")),
+        ):
+            _require(getattr(self, key) in choices, f"search.{key}", " or ".join(choices), repr(getattr(self, key)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole experiment."""
 
@@ -329,6 +366,7 @@ class Config:
     tickets: TicketsConfig = field(default_factory=TicketsConfig)
     superposition: SuperpositionConfig = field(default_factory=SuperpositionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
         """Raises ValueError on a value out of range."""

@@ -83,25 +83,33 @@ def to_yaml(config: Config) -> str:
 
 def config_digest(config: Config) -> str:
     """Returns the sha256 of all settings that can change the result: equal digests, equal tickets."""
-    relevant = {key: value for key, value in _flatten(to_dict(config)) if key not in PLACEMENT_KEYS}
+    relevant = {key: value for key, value in flatten(to_dict(config)) if changes_results(key)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
 def differing_keys(old: Config, new: Config) -> list[str]:
     """Returns the dotted keys that can change the result and differ between two experiments, sorted."""
-    before, after = dict(_flatten(to_dict(old))), dict(_flatten(to_dict(new)))
+    before, after = dict(flatten(to_dict(old))), dict(flatten(to_dict(new)))
     return sorted(
-        key for key in {*before, *after} - PLACEMENT_KEYS if before.get(key, _MISSING) != after.get(key, _MISSING)
+        key
+        for key in {*before, *after}
+        if changes_results(key) and before.get(key, _MISSING) != after.get(key, _MISSING)
     )
+
+
+def changes_results(key: str) -> bool:
+    """Returns whether a setting can change what a run ends in; the search is read by `tune` alone."""
+    return key not in PLACEMENT_KEYS and not key.startswith("search.")
 
 
 _MISSING = object()
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields dotted keys and values of nested sections."""
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

@@ -52,6 +52,8 @@ class Exploration:
         self._num_failed_starts = self._num_explorers = 0
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, Any, Any, int, int]] = {}
+        self.num_trained = 0
+        """Cycles that were run to their end by this start."""
         self.remade: list[int] = []
         """Chains that are run anew because what is stored of them is damaged."""
         stored = _whole_tickets(TicketStore(self._store))
@@ -64,7 +66,7 @@ class Exploration:
         self.num_stored = sum(self._done.values())
         self._first_cycles = dict(self._done)
         # Points of an earlier start may lie in the TensorBoard folders.
-        self._continues = any(path.startswith("tensorboard/chain-") for path in self._store.list("tensorboard"))
+        self._continues = any(path.startswith("chain-") for path in RunStore(settings["tensorboard"]).list(""))
 
     def __enter__(self) -> Exploration:
         """Starts the explorers that have something to do."""
@@ -177,6 +179,7 @@ class Exploration:
                 self._tickets[chain, cycle] = table
             self._states[chain] = state
             self._done[chain] = cycle + 1
+            self.num_trained += 1
 
     def _doubt(self, chain: int) -> None:
         """After a death: what a lost machine held is read from the storage, and idle explorers are asked to answer."""

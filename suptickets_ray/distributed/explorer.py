@@ -49,7 +49,7 @@ class Explorer:
         first_step = (budget_of(config).pretrain_epochs + cycle * tickets.cycle_epochs) * epoch_steps
         self._learner.load_bytes(state)
         parent = self._learner.ticket({}).digest
-        with Scalars(worker.run_path, f"chain-{chain:03d}", first_step + 1 if again else None) as scalars:
+        with Scalars(worker.tensorboard, f"chain-{chain:03d}", first_step + 1 if again else None) as scalars:
 
             def watch(epoch: int, loss: float) -> None:
                 step = first_step + (epoch + 1) * epoch_steps

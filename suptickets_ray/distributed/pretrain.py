@@ -130,7 +130,9 @@ def train_worker(settings: dict[str, Any]) -> None:
     if config.train.compile:
         forward = torch.compile(forward)
     with (
-        Scalars(worker.run_path, "phase-one", first_epoch * epoch_steps + 1) if rank == 0 else nullcontext() as scalars
+        Scalars(worker.tensorboard, "phase-one", first_epoch * epoch_steps + 1)
+        if rank == 0
+        else nullcontext() as scalars
     ):
         for epoch in range(first_epoch, epochs):
             seed_torch(config.seed, "pretrain", epoch, rank)

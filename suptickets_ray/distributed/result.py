@@ -53,13 +53,18 @@ def assemble_result(
         **judged,
         "warnings": [*warnings, *judged["warnings"]],
         "seconds": seconds,
-        "versions": {
-            "suptickets_ray": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("ray", "torch", "pyarrow")},
-        },
+        "versions": versions(),
         "config": to_dict(config),
         "config_digest": config_digest(config),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what results depend on."""
+    return {
+        "suptickets_ray": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("ray", "torch", "pyarrow")},
     }
 
 

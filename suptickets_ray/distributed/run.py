@@ -78,7 +78,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     with reported_warnings(watch):
         loaded = rehearse(config)
     check_address(config.cluster)
-    with _only_process(path), ray_session(config.cluster, verbose=verbose), _as_run_failure():
+    with only_process(path), ray_session(config.cluster, verbose=verbose), as_run_failure():
         store.remove_temporaries()
         store.write("config.yaml", to_yaml(config).encode())
         monitor = Monitor.remote()  # type: ignore[attr-defined]
@@ -87,7 +87,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         budget = budget_of(config)
 
         watch({"kind": "phase", "name": "pretrain", "epochs": budget.pretrain_epochs})
-        state = _phase_one(config, settings, store, watch, verbose)
+        state = phase_one(config, settings, store, watch, verbose)
         clock.lap("pretrain")
 
         watch({"kind": "phase", "name": "explore", "chains": config.tickets.chains, "cycles": budget.cycles})
@@ -159,8 +159,8 @@ def finished_result(config: Config) -> dict[str, Any] | None:
     return result
 
 
-def _phase_one(config: Config, settings: dict[str, Any], store: RunStore, on_event: OnEvent, verbose: bool) -> bytes:
-    """The state that phase one ends in, trained unless an earlier start of the run has done that."""
+def phase_one(config: Config, settings: dict[str, Any], store: RunStore, on_event: OnEvent, verbose: bool) -> bytes:
+    """Returns the state that phase one ends in, trained unless an earlier start of the run has done that."""
     if store.exists(PRETRAINED_FILE):
         state = store.read(PRETRAINED_FILE)
         if is_whole(state):
@@ -178,7 +178,7 @@ def _phase_one(config: Config, settings: dict[str, Any], store: RunStore, on_eve
 
 
 @contextlib.contextmanager
-def _only_process(path: str) -> Iterator[None]:
+def only_process(path: str) -> Iterator[None]:
     """Keeps a second process out of a run's folder; the lock goes with its holder, however that ends.
 
     Raises:
@@ -200,7 +200,7 @@ def _only_process(path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_run_failure() -> Iterator[None]:
+def as_run_failure() -> Iterator[None]:
     """A failure here comes after the start, so it is none of the settings': a damaged file, or a worker's own error."""
     try:
         yield

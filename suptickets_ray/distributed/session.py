@@ -155,11 +155,11 @@ def _no_cluster(address: str | None, error: Exception | str) -> str:
 
 def explorer_slots(config: ClusterConfig, chains: int) -> int:
     """Returns how many explorers can work at once: no more than asked for, than chains, or than fit in the cluster."""
-    return min(config.num_explorers or chains, chains, max(_places(config), 1))
+    return min(config.num_explorers or chains, chains, max(places_for_workers(config), 1))
 
 
-def _places(config: ClusterConfig) -> int:
-    """How many workers of the asked size the cluster has room for."""
+def places_for_workers(config: ClusterConfig) -> int:
+    """Returns how many workers of the asked size the cluster has room for."""
     resources = ray.cluster_resources()
     places = int(resources.get("CPU", 0) // config.cpus_per_worker)
     if config.gpus_per_worker:
@@ -174,7 +174,7 @@ def _local_cpus(config: ClusterConfig) -> int:
 
 
 def _check_resources(config: ClusterConfig) -> None:
-    places = _places(config)
+    places = places_for_workers(config)
     if places < config.num_workers:
         resources = ray.cluster_resources()
         raise ValueError(

@@ -39,7 +39,7 @@ class Superposer:
         net = learner.ticket({"run": config.name, "config_digest": config_digest(config), "version": __version__})
         self._superposing = Superposing(config, splits, net, cpu)
         self._folded: dict[tuple[int, int], dict[str, Any]] = {}
-        self._scalars = Scalars(self._worker.run_path, "superposition", first_step=1)
+        self._scalars = Scalars(self._worker.tensorboard, "superposition", first_step=1)
 
     def fold(self, table: pa.Table, chain: int, cycle: int) -> dict[str, Any]:
         """Folds one ticket, unless merged with the others it costs too much validation accuracy.

@@ -33,6 +33,7 @@ def worker_settings(config: Config, run_path: str, monitor: Any, loaded: Mapping
         # The user's own modules lie where the command was given, which a worker's path does not hold.
         "import_paths": [path for path in sys.path if path],
         "monitor": monitor,
+        "tensorboard": f"{run_path}/tensorboard",
         "data": share_data(loaded),
     }
 
@@ -45,6 +46,8 @@ class Worker:
     splits: Splits
     store: RunStore
     run_path: str
+    tensorboard: str
+    """Absolute path of the tree that its scalars go to."""
     device: torch.device
     monitor: Any
 
@@ -57,6 +60,11 @@ class Worker:
         self.monitor.report.remote(event)
 
 
+def extend_path(settings: dict[str, Any]) -> None:
+    """Lets this process import what the process that gave the command can."""
+    sys.path.extend(path for path in settings["import_paths"] if path not in sys.path)
+
+
 def start_worker(settings: dict[str, Any], device: torch.device | None = None) -> Worker:
     """Returns the surroundings that `worker_settings` describes, with torch's threads set as the recipe says.
 
@@ -64,7 +72,7 @@ def start_worker(settings: dict[str, Any], device: torch.device | None = None) -
         settings: The settings.
         device: Where to compute; by default a GPU if the recipe asks for them, and the CPU if not.
     """
-    sys.path.extend(path for path in settings["import_paths"] if path not in sys.path)
+    extend_path(settings)
     config = from_dict(settings["config"])
     set_arithmetic(config)
     if device is None:
@@ -74,6 +82,7 @@ def start_worker(settings: dict[str, Any], device: torch.device | None = None) -
         worker_splits(config, settings["data"]),
         RunStore(settings["run_path"]),
         settings["run_path"],
+        settings["tensorboard"],
         device,
         settings["monitor"],
     )

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-PHASES = {"pretrain": "phase one", "explore": "exploring", "superpose": "judging"}
+PHASES = {"pretrain": "phase one", "explore": "exploring", "superpose": "judging", "search": "searching"}
 
 
 @dataclass
@@ -27,6 +27,8 @@ class Progress:
     cycle_epochs: int = 0
     stored: int = 0
     folded: int = 0
+    trials: int = 0
+    num_trials: int = 0
     accuracies: dict[str, float] = field(default_factory=dict)
     _phase_start: float = 0.0
     _first_epoch: int | None = None
@@ -38,6 +40,7 @@ class Progress:
         if kind == "phase":
             self.phase, self._phase_start = event["name"], now
             self.epochs = event.get("epochs", self.epochs)
+            self.num_trials = event.get("trials", self.num_trials)
             if "chains" in event:
                 self.num_tickets = event["chains"] * event["cycles"]
         elif kind == "epoch":
@@ -51,6 +54,11 @@ class Progress:
         elif kind == "ticket":
             self.tickets += 1
             self.accuracies["last ticket"] = event["validation_accuracy"]
+        elif kind == "trial":
+            self.trials += 1
+            self.accuracies["last trial"] = event["validation_accuracy"]
+            best = self.accuracies.get("best trial", 0.0)
+            self.accuracies["best trial"] = max(best, event["validation_accuracy"])
         elif kind == "fold":
             self.folded += 1
             self.accuracies["sup-ticket"] = event["validation_accuracy"]
@@ -63,6 +71,8 @@ class Progress:
         if self.phase == "explore" and self.tickets > self.stored:
             rate = (now - self._phase_start) / (self.tickets - self.stored)
             return rate * (self.num_tickets - self.tickets)
+        if self.phase == "search" and self.trials:
+            return (now - self._phase_start) / self.trials * (self.num_trials - self.trials)
         return None
 
 
@@ -99,6 +109,8 @@ class TerminalView:
         grid.add_row("phase", PHASES.get(progress.phase, "starting Ray"))
         grid.add_row("epochs", f"{progress.epoch} of {progress.epochs}")
         grid.add_row("tickets", f"{progress.tickets} of {progress.num_tickets or '?'}, {progress.folded} folded")
+        if progress.num_trials:
+            grid.add_row("trials", f"{progress.trials} of {progress.num_trials}")
         grid.add_row("left", "" if left is None else f"{left:.0f} s")
         for name, accuracy in progress.accuracies.items():
             grid.add_row(name, f"{accuracy:.2%} on validation")
@@ -130,7 +142,8 @@ class PlainView:
     def _line(self, event: dict[str, Any]) -> str:
         kind, progress = event["kind"], self._progress
         if kind == "phase":
-            return PHASES[event["name"]]
+            number = f" {event['number']} of {event['of']}" if event.get("of", 1) > 1 else ""
+            return PHASES[event["name"]] + number
         if kind == "warning":
             return f"WARNING: {event['text']}"
         if kind == "resumed":
@@ -142,6 +155,14 @@ class PlainView:
                 f"epoch {event['epoch']} of {event['epochs']}: loss {event['loss']:.4f}, "
                 f"validation accuracy {event['validation_accuracy']:.2%}"
             )
+        if kind == "trial":
+            values = " ".join(f"{key}={value}" for key, value in event["values"].items())
+            return (
+                f"trial {progress.trials} of {progress.num_trials}: {values}, "
+                f"validation accuracy {event['validation_accuracy']:.2%}"
+            )
+        if kind == "ticket" and progress.num_trials:
+            return f"ticket: chain {event['chain']}, cycle {event['cycle']}"
         if kind == "ticket":
             return (
                 f"ticket {progress.tickets} of {progress.num_tickets}: chain {event['chain']}, cycle {event['cycle']}, "

@@ -14,6 +14,9 @@ table { border-collapse: collapse; width: 100%; }
 th, td { border-bottom: 1px solid #8886; padding: .3rem .5rem; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 pre { overflow-x: auto; border: 1px solid #8886; padding: 1rem; }
+.wide { overflow-x: auto; }
+figure { margin: 1.5rem 0; }
+figure svg { max-width: 100%; height: auto; }
 .warning { border-left: .3rem solid #d33; padding-left: 1rem; }
 """
 
@@ -37,14 +40,21 @@ def render_report(result: dict[str, Any], recipe: str) -> str:
     ]
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result["seconds"].items())
     versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+    return page(
+        result["name"],
+        f"{warnings}"
+        f"{_table('network', result_rows(result))}<h2>Tickets</h2>{_table('ticket', tickets)}"
+        f"<h2>Time</h2><p>{escape(seconds)}</p><h2>Recipe</h2><pre>{escape(recipe)}</pre>"
+        f"<p>Digest of the sup-ticket: <code>{escape(result['superposed']['digest'])}</code><br>{escape(versions)}</p>",
+    )
+
+
+def page(title: str, body: str) -> str:
+    """Returns a whole page that opens from disk and fetches nothing."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(result['name'])}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{escape(result['name'])}</h1>{warnings}"
-        f"{_table('network', result_rows(result))}<h2>Tickets</h2>{_table('ticket', tickets)}"
-        f"<h2>Time</h2><p>{escape(seconds)}</p><h2>Recipe</h2><pre>{escape(recipe)}</pre>"
-        f"<p>Digest of the sup-ticket: <code>{escape(result['superposed']['digest'])}</code><br>{escape(versions)}</p>"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{body}"
         "</body></html>"
     )
 

@@ -8,8 +8,11 @@ from torch.nn import Module
 from torch.nn.functional import cross_entropy, nll_loss
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from suptickets_ray.config import Config
+from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
+from suptickets_ray.training.models import build_model
 
 EVALUATION_BATCH_SIZE = 512
 
@@ -41,6 +44,13 @@ def score_probabilities(probabilities: Tensor, labels: Tensor) -> dict[str, floa
 def evaluate(model: Module, examples: Examples) -> dict[str, float]:
     """Returns accuracy and loss of the model on all examples."""
     return score(predict(model, examples), examples.all_labels())
+
+
+def evaluate_ticket(config: Config, splits: Splits, ticket: Ticket, split: str = "test") -> dict[str, float]:
+    """Returns accuracy and loss of a ticket of the recipe's model on "train", "validation" or "test", on the CPU."""
+    model = build_model(config.model, splits.sample_shape, splits.num_classes)
+    model.load_state_dict(ticket.state_dict())
+    return evaluate(model, getattr(splits, split))
 
 
 @torch.no_grad()

@@ -58,8 +58,92 @@ def test_redrawing_all_labels_makes_all_classes_equally_likely():
     assert (counts / n - 0.25).abs().max() < 4 * standard_error
 
 
-def test_train_size_takes_the_first_examples():
-    assert make_splits(loaded(), config(train_size=3)).train.all_labels().tolist() == [0, 1, 2]
+def kept(n, size, **settings):
+    """Which of n training examples, all told apart by their labels, a smaller training set holds."""
+    data = {"train": pairs(n, n), "validation": pairs(4), "test": pairs(5)}
+    return make_splits(data, config(train_size=size, **settings)).train.all_labels().tolist()
+
+
+def test_train_size_draws_from_all_examples_by_the_split_seed():
+    """Of 1,000, sorted by class as folders are; the first ones would be of one class."""
+    chosen = kept(1000, 100)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == 100
+    assert 350 < sum(chosen) / 100 < 650  # standard error 29
+    assert kept(1000, 100) == chosen != kept(1000, 100, split_seed=1)
+    assert kept(1000, 1000) == list(range(1000))
+
+
+def test_a_larger_training_set_holds_the_smaller_ones():
+    assert set(kept(1000, 100)) < set(kept(1000, 300))
+
+
+def test_validation_is_cut_out_of_training_disjointly_and_always_alike():
+    images = torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1)
+    data = {"train": (images, torch.arange(200)), "test": pairs(5), "augmentation": {"flip": True}}
+    splits, again = (make_splits(data, config(validation_share=0.25)) for _ in range(2))
+    other = make_splits(data, config(validation_share=0.25, split_seed=1))
+    train, validation = splits.train.all_labels().tolist(), splits.validation.all_labels().tolist()
+    assert (len(train), len(validation)) == (150, 50)
+    assert sorted(train + validation) == list(range(200))
+    assert again.validation.all_labels().tolist() == validation != other.validation.all_labels().tolist()
+    assert splits.train.augmentation.does_something
+    assert not splits.validation.augmentation.does_something
+    assert not splits.test.augmentation.does_something
+
+
+def test_a_tenth_is_cut_out_when_nobody_says_how_much():
+    splits = make_splits({"train": pairs(50), "test": pairs(5)}, config())
+    assert (len(splits.train), len(splits.validation)) == (45, 5)
+
+
+def test_the_recipes_augmentation_overrides_the_data_sets():
+    images = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
+    own = {"crop_padding": 2, "crop_padding_mode": "reflect", "flip": True}
+    data = {"train": (images, torch.arange(20)), "test": (images, torch.arange(20)), "augmentation": own}
+    augmentation = make_splits(data, config(crop_padding=3, flip=False)).train.augmentation
+    assert (augmentation.crop_padding, augmentation.crop_padding_mode, augmentation.flip) == (3, "reflect", False)
+    assert not make_splits(data, config(crop_padding=0, flip=False)).train.augmentation.does_something
+    with pytest.raises(ValueError, match="data.crop_padding must be below 8, the images' size, to reflect; got 8"):
+        make_splits(data, config(crop_padding=8))
+    assert make_splits(data, config(crop_padding=8, crop_padding_mode="zero")).train.augmentation.crop_padding == 8
+
+
+def test_a_mode_without_a_crop_is_no_matter_to_inputs_that_are_no_images():
+    data = loaded(augmentation={"crop_padding_mode": "reflect"})
+    assert make_splits(data, config()).sample_shape == (1,)
+
+
+class NoPairs(Dataset):
+    def __init__(self, *examples):
+        self.examples = examples
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        return self.examples[index]
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        ((torch.zeros(2), 0), (torch.zeros(3), 1)),
+        ((object(), 0), (object(), 1)),
+        ((torch.zeros(2), 0.5), (torch.zeros(2), 1.5)),
+        ((torch.zeros(2), "cat"), (torch.zeros(2), "dog")),
+        ((torch.zeros(2),), (torch.zeros(2),)),
+    ],
+)
+def test_a_dataset_that_gives_no_pairs_is_refused(examples):
+    with pytest.raises(ValueError, match="a Dataset must give pairs of an input, a tensor of one shape, and a label"):
+        Examples(NoPairs(*examples)).batch(torch.arange(2))
+
+
+def test_labels_of_any_whole_type_become_int64():
+    examples = Examples(NoPairs(*((torch.zeros(2), torch.tensor(n, dtype=torch.int32)) for n in range(3))))
+    assert examples.batch(torch.tensor([2, 1]))[1].dtype == torch.int64
+    assert Examples((torch.zeros(3, 1), torch.arange(3, dtype=torch.uint8))).batch(torch.tensor([2]))[1].tolist() == [2]
 
 
 class Squares(Dataset):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from pyarrow import fs
 from torch import Tensor
 
@@ -72,6 +73,8 @@ def convert(
     uri = target if "://" in target else str(Path(target).expanduser().absolute())
     splits = {split: loaded[split] for split in FOLDERS if split in loaded}
     totals = {split: _size(source) for split, source in splits.items()}
+    if empty := [split for split, total in totals.items() if not total]:
+        raise ValueError(f"the {empty[0]} set must hold at least one example; it is empty.")
     metadata = {split: _metadata(loaded, split) for split in splits}
     try:
         filesystem, root = fs.FileSystem.from_uri(uri)
@@ -95,8 +98,6 @@ def _size(source: Any) -> int:
 def _parts(root: str, totals: Mapping[str, int], rows_per_file: int) -> list[_Part]:
     parts = []
     for split, total in totals.items():
-        if not total:
-            raise ValueError(f"the {split} set must hold at least one example; it is empty.")
         count = math.ceil(total / rows_per_file)
         for number in range(count):
             rows = range(number * rows_per_file, min((number + 1) * rows_per_file, total))
@@ -165,7 +166,8 @@ def _write(filesystem: fs.FileSystem, part: _Part, source: Any, metadata: Mappin
         schema = first.schema.with_metadata(dict(metadata))
         with (
             filesystem.open_output_stream(temporary) as stream,
-            pq.ParquetWriter(stream, schema, write_page_checksum=True) as writer,
+            # Statistics of the images would be two whole ones in each page's header.
+            pq.ParquetWriter(stream, schema, write_page_checksum=True, write_statistics=[LABEL_COLUMN]) as writer,
         ):
             writer.write_table(first.cast(schema))
             for table in tables:
@@ -226,6 +228,8 @@ def _example(split: str, source: Any, index: int) -> Any:
 
 def _tensors(split: str, inputs: Tensor) -> pa.Array:
     try:
+        if inputs.dtype == torch.bool:
+            raise TypeError("no tensor of Arrow holds it")
         return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(inputs.detach().cpu().numpy()))
     except (TypeError, ValueError) as error:  # Arrow's own are among them
         raise ValueError(

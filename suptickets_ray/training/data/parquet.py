@@ -129,10 +129,11 @@ def _is_encoded(files: dict[str, ParquetFiles]) -> bool:
     for rows in files.values():
         kind = rows.schema.field(IMAGE_COLUMN).type
         is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-        if not is_binary and not isinstance(kind, pa.FixedShapeTensorType):
+        is_tensor = isinstance(kind, pa.FixedShapeTensorType) and not pa.types.is_boolean(kind.value_type)
+        if not is_binary and not is_tensor:
             raise ValueError(
-                f"{rows.uri}/{rows.folder} must have encoded images as bytes, or tensors of one shape, in the column "
-                f"image; it is of type {kind}."
+                f"{rows.uri}/{rows.folder} must have encoded images as bytes, or tensors of one shape and a number "
+                f"type, in the column image; it is of type {kind}."
             )
         if kind != first:
             raise ValueError(

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -21,6 +22,8 @@ _OPENING_THREADS = 16
 """Files whose footers or labels are read at once: over a network, each takes a while and little work."""
 _MOST_OPEN_FILES = 128
 """Of each process; a system gives it 1,024 or so."""
+_DAMAGE = (OSError, ValueError, pa.ArrowException)
+"""What reading a damaged file raises."""
 _OF_A_PROCESS = ("_filesystem", "_open_files", "_lock", "_last_read")
 
 
@@ -73,6 +76,9 @@ class ParquetFiles:
             self._locate()
         with ThreadPoolExecutor(min(_OPENING_THREADS, len(self.paths))) as pool:
             columns = list(pool.map(lambda path: self._whole_column(path, name), self.paths))
+        for path, column, (first, last) in zip(self.paths, columns, pairwise(self._file_groups), strict=True):
+            if len(column) != (expected := self._group_starts[last] - self._group_starts[first]):
+                raise _damaged(path, f"{len(column)} rows are there and not {expected}")
         return pa.chunked_array(list(itertools.chain(*(column.chunks for column in columns))))
 
     def rows(self, name: str, indices: Sequence[int]) -> pa.ChunkedArray:
@@ -87,8 +93,10 @@ class ParquetFiles:
             # Where each group starts among those that are read, which may lie apart.
             starts = np.cumsum([0, *(self._group_starts[read + 1] - self._group_starts[read])])
             offsets = starts[places] + rows - self._group_starts[row_groups]
-            numbers = (read - self._file_groups[file]).tolist()
-            pieces.append(self._read(self.paths[file], numbers, name).take(pa.array(offsets)))
+            column = self._read(self.paths[file], (read - self._file_groups[file]).tolist(), name)
+            if len(column) != starts[-1]:
+                raise _damaged(self.paths[file], f"{len(column)} rows are there and not {starts[-1]}")
+            pieces.append(column.take(pa.array(offsets)))
         return pa.chunked_array(list(itertools.chain(*(piece.chunks for piece in pieces))))
 
     def _start_process(self) -> None:
@@ -137,18 +145,25 @@ class ParquetFiles:
         try:
             # Pages carry check sums where the writer left them: `convert` does.
             return pq.ParquetFile(path, filesystem=self._filesystem, page_checksum_verification=True, pre_buffer=True)
-        except (OSError, pa.ArrowException) as error:
+        except _DAMAGE as error:
             raise _damaged(path, error) from error
 
     def _footer(self, path: str) -> tuple[pa.Schema, list[int]]:
         with self._opened(path) as file:
-            return file.schema_arrow, [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            try:
+                schema, footer = file.schema_arrow, file.metadata
+                sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+            except _DAMAGE as error:
+                raise _damaged(path, error) from error
+        if sum(sizes) != footer.num_rows:
+            raise _damaged(path, f"its row groups have {sum(sizes)} rows and not {footer.num_rows}")
+        return schema, sizes
 
     def _whole_column(self, path: str, name: str) -> pa.ChunkedArray:
         with self._opened(path) as file:
             try:
                 return file.read([name]).column(name)
-            except (OSError, pa.ArrowException) as error:
+            except _DAMAGE as error:
                 raise _damaged(path, error) from error
 
     def _read(self, path: str, groups: list[int], name: str) -> pa.ChunkedArray:
@@ -163,11 +178,11 @@ class ParquetFiles:
                     self._open_files[path] = self._opened(path)
                 try:
                     table = self._open_files[path].read_row_groups(groups, [name])
-                except (OSError, pa.ArrowException) as error:
+                except _DAMAGE as error:
                     raise _damaged(path, error) from error
                 self._last_read = (key, table.column(name))
             return self._last_read[1]
 
 
-def _damaged(path: str, error: Exception) -> ValueError:
-    return ValueError(f"{path} must be a whole Parquet file; it is damaged: {error}.")
+def _damaged(path: str, reason: object) -> ValueError:
+    return ValueError(f"{path} must be a whole Parquet file; it is damaged: {reason}.")

@@ -1,0 +1,154 @@
+"""One trial of a search: explore what nobody has explored yet, fold, and say after every cycle how good it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from suptickets_ray import __version__
+from suptickets_ray.config import Config
+from suptickets_ray.config_io import config_digest, from_dict, to_dict
+from suptickets_ray.distributed.exploration import Exploration
+from suptickets_ray.distributed.ledger import leased
+from suptickets_ray.distributed.result import without_nan
+from suptickets_ray.distributed.worker import extend_path, start_worker
+from suptickets_ray.search.files import SearchFiles
+from suptickets_ray.search.keys import exploration_key
+from suptickets_ray.search.space import config_of, point_key, settle
+from suptickets_ray.tickets.cycles import canonical_order
+from suptickets_ray.tickets.store import TicketStore
+from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.training.loop import budget_of, build_learner
+from suptickets_ray.training.superposing import Superposing
+from suptickets_ray.training.tensorboard import Scalars
+
+SCORES = ("validation_accuracy", "validation_loss")
+Scores = dict[str, float]
+CPU = torch.device("cpu")  # the trial itself asks for no GPU
+
+
+def run_trial(values: dict[str, Any], search: dict[str, Any]) -> None:
+    """Runs one point with all its seeds; Ray Tune is told after every cycle, and at the end.
+
+    Args:
+        values: The point, as Tune gives it: under "point", or key by key.
+        search: The recipe, where the search's files lie, and what `worker_settings` gave.
+    """
+    extend_path(search["worker"])
+    point = settle(values.get("point", values))
+    base, files = from_dict(search["recipe"]), SearchFiles(search["path"])
+    monitor = search["worker"]["monitor"]
+    rows: list[Scores] = []
+    began = time.monotonic()
+    name = f"trial-{point_key(point)}"
+    again = 1 if files.store.list(f"tensorboard/{name}") else None
+    with Scalars(files.tensorboard, name, again) as scalars:
+
+        def running(epochs: int, scores: Scores) -> None:
+            """The mean over the seeds that are done and the one that is under way."""
+            means = {key: (sum(row[key] for row in rows) + scores[key]) / (len(rows) + 1) for key in SCORES}
+            epochs += len(rows) * cyclic_epochs
+            scalars.write(epochs, **{f"search__{key}": value for key, value in means.items()})
+            files.keep_running(point, without_nan({**means, "seconds": time.monotonic() - began}))
+            tune.report({**means, "cyclic_epochs": epochs})
+
+        for number in range(base.search.seeds):
+            config = config_of(base, point, number)
+            cyclic_epochs = budget_of(config).cyclic_epochs
+            row = files.row(point, number)
+            if row is None:
+                seed = _Seed(config, search, files)
+                row = seed.run(running)
+                row |= {"point": point, "finished": time.time()}
+                files.keep(point, number, without_nan(row), seed.superposed)
+            rows.append(row)
+        means = {key: sum(row[key] for row in rows) / len(rows) for key in SCORES}
+    monitor.report.remote({"kind": "trial", "values": point, **means})
+    tune.report({**means, "cyclic_epochs": len(rows) * cyclic_epochs})
+
+
+@dataclass
+class _Seed:
+    """A point under one seed."""
+
+    config: Config
+    search: dict[str, Any]
+    files: SearchFiles
+
+    def __post_init__(self) -> None:
+        config, files = self.config, self.files
+        self._began = time.monotonic()
+        self._settings = {
+            **self.search["worker"],
+            "config": to_dict(config),
+            "run_path": files.exploration_path(config),
+            "tensorboard": f"{files.tensorboard}/exploration-{exploration_key(config)}",
+        }
+        self._worker = start_worker(self._settings, CPU)
+        self._state = files.phase_one(config)
+        learner = build_learner(config, self._worker.splits, CPU)
+        learner.load_bytes(self._state)
+        net = learner.ticket({"run": config.name, "config_digest": config_digest(config), "version": __version__})
+        self._superposing = Superposing(config, self._worker.splits, net, CPU)
+
+    @property
+    def superposed(self) -> Ticket:
+        """The network as it stands."""
+        return self._superposing.superposed
+
+    def run(self, running: Callable[[int, Scores], None]) -> dict[str, Any]:
+        """Explores and folds; returns the scores on validation, and what they cost."""
+        config = self.config
+        order = list(canonical_order(config.tickets.chains, budget_of(config).cycles))
+        accepted, epochs = 0, 0
+        with self._tickets() as (ticket, num_trained):
+            if self._superposing.takes_best_first:
+                accuracies = {key: self._superposing.score(ticket(*key), "validation")["accuracy"] for key in order}
+                order.sort(key=lambda key: -accuracies[key])
+            for position, (chain, cycle) in enumerate(order):
+                folded = self._superposing.fold(ticket(chain, cycle), chain, cycle)
+                accepted += folded["accepted"]
+                if (position + 1) % config.tickets.chains == 0:
+                    epochs += config.tickets.cycle_epochs
+                    running(epochs, self._scores())
+            trained = num_trained()
+        return {
+            **self._scores(),
+            "digest": self.superposed.digest,
+            "density": self.superposed.density,
+            "accepted": accepted,
+            "tickets": len(order),
+            "cycles_trained": trained,
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
+
+    def _scores(self) -> Scores:
+        scores = self._superposing.score(self.superposed, "validation")
+        return {f"validation_{key}": value for key, value in scores.items()}
+
+    @contextmanager
+    def _tickets(self) -> Iterator[tuple[Callable[[int, int], Ticket], Callable[[], int]]]:
+        """Yields who gives a ticket, and who says how many cycles were run for it. What is stored is only read."""
+        config, cycles = self.config, budget_of(self.config).cycles
+        store = TicketStore(self._worker.store)
+        if set(store.list()) >= set(canonical_order(config.tickets.chains, cycles)) and not store.verify():
+            yield store.get, lambda: 0
+            return
+        key = exploration_key(config)
+        sized = replace(config, cluster=replace(config.cluster, num_explorers=self.search["explorers_per_trial"]))
+        with leased(self.search["ledger"], key, str(tune.get_context().get_trial_id())) as renew:
+            state = ray.put(self._state)
+            with Exploration(sized, self._settings, state, cycles, renew) as exploration:
+
+                def ticket(chain: int, cycle: int) -> Ticket:
+                    exploration.advance()
+                    return Ticket.from_arrow(ray.get(exploration.ticket(chain, cycle)))
+
+                yield ticket, lambda: exploration.num_trained

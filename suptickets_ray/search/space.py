@@ -1,0 +1,221 @@
+"""A search space in Ray Tune's words, and the points that are drawn from it before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from suptickets_ray.config import Config
+from suptickets_ray.config_io import load_config, to_dict
+from suptickets_ray.lookup import choose, suggestion
+from suptickets_ray.seeding import derive_seed
+
+Point = dict[str, Any]
+"""Dotted key to value: what a trial changes of the recipe."""
+
+DEFAULT_SPACE: dict[str, dict[str, Any]] = {
+    "tickets.cycle_epochs": {"grid_search": [2, 4, 8, 12]},
+    "superposition.cima_factor": {"grid_search": [0.1, 0.2, 0.5, 0.8, 0.9]},
+}
+"""Cycle lengths and CIMA factors of the paper's ablations, 2205.15322, section 5."""
+
+METRICS = {"validation_accuracy": "max", "validation_loss": "min"}
+"""What trials are compared by, and which way is better."""
+
+
+def _choice(rng: np.random.Generator, *values: Any) -> Any:
+    return values[int(rng.integers(len(values)))]
+
+
+def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(rng.uniform(low, high))
+
+
+def _quniform(rng: np.random.Generator, low: float, high: float, step: float) -> float:
+    return float(np.clip(round(rng.uniform(low, high) / step) * step, low, high))
+
+
+def _loguniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def _randint(rng: np.random.Generator, low: int, high: int) -> int:
+    return int(rng.integers(low, high))
+
+
+DRAWS: dict[str, Callable[..., Any]] = {
+    "grid_search": _choice,
+    "choice": _choice,
+    "uniform": _uniform,
+    "quniform": _quniform,
+    "loguniform": _loguniform,
+    "randint": _randint,
+}
+"""How a value is drawn, by Tune's name for it."""
+
+_FINITE = ("grid_search", "choice")
+_NUM_BOUNDS = {"uniform": 2, "quniform": 3, "loguniform": 2, "randint": 2}
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One key of the space."""
+
+    kind: str
+    """A row of DRAWS."""
+    arguments: tuple[Any, ...]
+    """The values, or the bounds."""
+
+    @property
+    def values(self) -> tuple[Any, ...] | None:
+        """All values, None where there are too many to list."""
+        if self.kind == "randint":
+            return tuple(range(*self.arguments))
+        return self.arguments if self.kind in _FINITE else None
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """Returns one value."""
+        return DRAWS[self.kind](rng, *self.arguments)
+
+
+def parse_space(space: Mapping[str, Any], known_keys: Sequence[str]) -> dict[str, Dimension]:
+    """Returns the dimensions of a recipe's `search.space`.
+
+    Args:
+        space: Dotted key to {kind: arguments}, e.g. {"train.lr": {"loguniform": [0.01, 1]}}.
+        known_keys: The keys that there are.
+
+    Raises:
+        ValueError: If a key or kind is unknown, or its arguments are not what it takes.
+    """
+    if not space:
+        raise ValueError("search.space must hold at least one key; it is empty.")
+    return {key: _parse_dimension(key, domain, known_keys) for key, domain in space.items()}
+
+
+def _parse_dimension(key: str, domain: Any, known_keys: Sequence[str]) -> Dimension:
+    section, *rest = key.split(".")
+    root = ".".join([section, *rest[:1]])
+    if root not in known_keys or section in ("search", "cluster", "storage", "name", "seed"):
+        raise ValueError(
+            f"search.space must hold settings of the experiment; got {key!r}{suggestion(key, known_keys)} "
+            "Seeds are repeated with search.seeds."
+        )
+    if not isinstance(domain, Mapping) or len(domain) != 1:
+        raise ValueError(f"search.space.{key} must be one of {', '.join(DRAWS)} with its values; got {domain!r}.")
+    kind, arguments = next(iter(domain.items()))
+    choose(DRAWS, str(kind), f"kind of search.space.{key}")
+    if not isinstance(arguments, list) or not arguments:
+        raise ValueError(f"search.space.{key}.{kind} must be a list of values or bounds; got {arguments!r}.")
+    if kind in _NUM_BOUNDS:
+        numbers = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in arguments)
+        if len(arguments) != _NUM_BOUNDS[kind] or not numbers or not arguments[0] < arguments[1]:
+            wanted = "[low, high, step]" if kind == "quniform" else "[low, high]"
+            raise ValueError(f"search.space.{key}.{kind} must be {wanted} with low below high; got {arguments}.")
+        if (kind == "loguniform" and arguments[0] <= 0) or (kind == "quniform" and arguments[2] <= 0):
+            raise ValueError(f"search.space.{key}.{kind} must be above 0; got {arguments}.")
+        if kind == "randint" and not all(isinstance(number, int) for number in arguments):
+            raise ValueError(f"search.space.{key}.randint must be whole numbers; got {arguments}.")
+    return Dimension(str(kind), tuple(arguments))
+
+
+def draw_points(dimensions: Mapping[str, Dimension], searcher: str, num_trials: int | None, seed: int) -> list[Point]:
+    """Returns the points of a random or grid search, without repetition, in the order of their trials.
+
+    Args:
+        dimensions: What `parse_space` gave.
+        searcher: "random" or "grid".
+        num_trials: How many; all combinations of the grid when left out.
+        seed: What the random ones depend on.
+
+    Raises:
+        ValueError: If a grid is asked for of values that cannot be listed, or the number of trials fits no grid.
+    """
+    listed = {
+        key: dimension.values
+        for key, dimension in dimensions.items()
+        if dimension.kind == "grid_search" or (searcher == "grid" and dimension.values is not None)
+    }
+    others = [key for key in dimensions if key not in listed]
+    if searcher == "grid" and others:
+        raise ValueError(
+            f"search.searcher 'grid' must have values that can be listed; search.space.{others[0]} is "
+            f"{dimensions[others[0]].kind}. Use grid_search, or the searcher random."
+        )
+    grid = [dict(zip(listed, values, strict=True)) for values in itertools.product(*(v or () for v in listed.values()))]
+    if not others:
+        points = _without_repetition([settle(point) for point in grid])
+        return points[:num_trials]
+    if num_trials is None:
+        raise ValueError(
+            f"search.num_trials must be given, since search.space.{others[0]} is drawn at random. 20 is a start."
+        )
+    rng = np.random.default_rng(derive_seed(seed, "search"))
+    drawn = []
+    for number in range(num_trials):
+        values = grid[number % len(grid)] | {key: dimensions[key].draw(rng) for key in others}
+        drawn.append(settle({key: values[key] for key in dimensions}))
+    return _without_repetition(drawn)
+
+
+def listed_points(dimensions: Mapping[str, Dimension]) -> list[Point]:
+    """Returns every combination of the values that can be listed, with the lowest value of all others."""
+    values = [dimension.values or dimension.arguments[:1] for dimension in dimensions.values()]
+    return [settle(dict(zip(dimensions, some, strict=True))) for some in itertools.product(*values)]
+
+
+def settle(point: Point) -> Point:
+    """Returns a point without the factor of a method that is not its own, and with the method that a factor means."""
+    method = point.get("superposition.method")
+    if "superposition.cima_factor" not in point:
+        return point
+    if method is None:
+        return {**point, "superposition.method": "cima"}
+    return point if method == "cima" else {k: v for k, v in point.items() if k != "superposition.cima_factor"}
+
+
+def point_key(point: Point) -> str:
+    """Returns a short name for a point, equal for equal points."""
+    return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def config_of(base: Config, point: Point, number: int = 0) -> Config:
+    """Returns the recipe of a point, under its `number`-th seed.
+
+    Raises:
+        ValueError: If the point makes no experiment; the sentence says which point.
+    """
+    overrides = [f"{key}={json.dumps(value)}" for key, value in point.items()]
+    try:
+        return load_config(to_dict(base), [*overrides, f"seed={base.seed + number}"])
+    except ValueError as error:
+        raise ValueError(f"the point {' '.join(overrides)} of search.space must be a recipe; {error}") from error
+
+
+def _without_repetition(points: Sequence[Point]) -> list[Point]:
+    found: dict[str, Point] = {}
+    for point in points:
+        found.setdefault(json.dumps(point, sort_keys=True), point)
+    return list(found.values())
+
+
+def grouped(points: Sequence[Point], key_of: Callable[[Point], str]) -> list[Point]:
+    """Returns the points so that the first ones all need another exploration, and what shares one comes later.
+
+    Trials that run at once then train different things, and those that come after them train nothing.
+    """
+    first: list[Point] = []
+    rest: list[Point] = []
+    seen: set[str] = set()
+    for point in points:
+        key = key_of(point)
+        (rest if key in seen else first).append(point)
+        seen.add(key)
+    return first + rest

@@ -1,0 +1,125 @@
+import pytest
+
+from suptickets_ray import load_config
+from suptickets_ray.config_io import all_keys
+from suptickets_ray.search.space import (
+    DEFAULT_SPACE,
+    config_of,
+    draw_points,
+    grouped,
+    listed_points,
+    parse_space,
+    point_key,
+    settle,
+)
+
+KEYS = all_keys()
+
+
+def drawn(space, searcher="random", num_trials=None, seed=0):
+    return draw_points(parse_space(space, KEYS), searcher, num_trials, seed)
+
+
+def test_the_default_space_is_the_papers_ablation():
+    points = drawn(DEFAULT_SPACE)
+    assert len(points) == 20
+    assert {point["tickets.cycle_epochs"] for point in points} == {2, 4, 8, 12}
+    assert {point["superposition.cima_factor"] for point in points} == {0.1, 0.2, 0.5, 0.8, 0.9}
+    assert {point["superposition.method"] for point in points} == {"cima"}
+
+
+def test_a_factor_goes_with_its_own_method_alone_and_equal_points_are_one():
+    methods = {"grid_search": ["cia", "caa", "cima"]}
+    points = drawn({"superposition.method": methods, "superposition.cima_factor": {"grid_search": [0.2, 0.8]}})
+    assert points == [
+        {"superposition.method": "cia"},
+        {"superposition.method": "caa"},
+        {"superposition.method": "cima", "superposition.cima_factor": 0.2},
+        {"superposition.method": "cima", "superposition.cima_factor": 0.8},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("domain", "holds"),
+    [
+        ({"uniform": [0.1, 0.9]}, lambda value: 0.1 <= value <= 0.9),
+        ({"loguniform": [0.001, 1]}, lambda value: 0.001 <= value <= 1),
+        ({"quniform": [0.1, 0.9, 0.2]}, lambda value: min(abs(value - x) for x in (0.2, 0.4, 0.6, 0.8)) < 1e-9),
+        ({"choice": [0.1, 0.3]}, lambda value: value in (0.1, 0.3)),
+    ],
+)
+def test_values_are_drawn_as_tune_draws_them_and_the_same_seed_draws_the_same(domain, holds):
+    points = drawn({"train.lr": domain}, num_trials=30)
+    assert points == drawn({"train.lr": domain}, num_trials=30)
+    assert points != drawn({"train.lr": domain}, num_trials=30, seed=1) or len(points) == 2
+    assert all(holds(point["train.lr"]) for point in points), points
+    assert len(points) > 1
+
+
+def test_randint_leaves_its_upper_bound_out():
+    values = {point["tickets.chains"] for point in drawn({"tickets.chains": {"randint": [2, 5]}}, num_trials=60)}
+    assert values == {2, 3, 4}
+
+
+def test_random_values_meet_the_grid_in_turn():
+    space = {"tickets.cycle_epochs": {"grid_search": [2, 4]}, "superposition.cima_factor": {"uniform": [0.1, 0.9]}}
+    points = drawn(space, num_trials=5)
+    assert [point["tickets.cycle_epochs"] for point in points] == [2, 4, 2, 4, 2]
+    assert len({point["superposition.cima_factor"] for point in points}) == 5
+
+
+def test_a_grid_takes_choices_too_and_num_trials_cuts_it():
+    space = {"train.lr": {"choice": [0.1, 0.2]}, "tickets.chains": {"grid_search": [1, 2]}}
+    assert len(drawn(space, "grid")) == 4
+    assert len(drawn(space, "grid", num_trials=3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("space", "settings", "message"),
+    [
+        ({}, {}, "search.space must hold at least one key"),
+        ({"tickets.cycle_epoch": {"choice": [1]}}, {}, "did you mean 'tickets.cycle_epochs'"),
+        ({"seed": {"choice": [1]}}, {}, "got 'seed'.*search.seeds"),
+        ({"train.lr": {"unifrom": [1, 2]}}, {}, "unknown kind of search.space.train.lr 'unifrom'; did you mean 'unif"),
+        ({"train.lr": [0.1]}, {}, "search.space.train.lr must be one of grid_search"),
+        ({"train.lr": {"uniform": [2, 1]}}, {}, r"must be \[low, high\] with low below high; got \[2, 1\]"),
+        ({"train.lr": {"quniform": [1, 2]}}, {}, r"must be \[low, high, step\]"),
+        ({"train.lr": {"loguniform": [0, 1]}}, {}, "must be above 0"),
+        ({"train.lr": {"choice": []}}, {}, "must be a list of values or bounds"),
+        ({"tickets.chains": {"randint": [1.5, 3]}}, {}, "must be whole numbers"),
+        ({"train.lr": {"uniform": [1, 2]}}, {"searcher": "grid"}, "must have values that can be listed"),
+        ({"train.lr": {"uniform": [1, 2]}}, {}, "search.num_trials must be given"),
+    ],
+)
+def test_what_is_no_space_is_refused(space, settings, message):
+    with pytest.raises(ValueError, match=message):
+        drawn(space, **settings)
+
+
+def test_a_point_is_a_recipe_under_each_seed():
+    base = load_config(None, ["seed=7"])
+    config = config_of(base, {"tickets.cycle_epochs": 3, "superposition.method": "cima"}, 2)
+    assert (config.seed, config.tickets.cycle_epochs, config.superposition.cima_factor) == (9, 3, 0.2)
+
+
+def test_a_point_that_is_no_recipe_is_named():
+    with pytest.raises(ValueError, match="the point tickets.cycle_epochs=100 of search.space must be a recipe; "):
+        config_of(load_config(None), {"tickets.cycle_epochs": 100})
+
+
+def test_points_that_explore_something_new_come_first():
+    points = [{"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 1}, {"a": 2, "b": 2}]
+    assert grouped(points, lambda point: point["a"]) == [points[0], points[2], points[1], points[3]]
+
+
+def test_equal_points_have_equal_keys_whatever_the_order_of_their_values():
+    assert point_key({"a": 1, "b": 2}) == point_key({"b": 2, "a": 1})
+    assert point_key({"a": 1}) != point_key({"a": 2})
+
+
+def test_listed_points_stand_for_every_choice():
+    space = parse_space(
+        {"tickets.chains": {"choice": [1, 2]}, "superposition.cima_factor": {"uniform": [0.1, 1]}}, KEYS
+    )
+    assert [(p["tickets.chains"], p["superposition.cima_factor"]) for p in listed_points(space)] == [(1, 0.1), (2, 0.1)]
+    assert settle({"tickets.chains": 1}) == {"tickets.chains": 1}
