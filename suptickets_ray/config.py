@@ -299,6 +299,8 @@ class ClusterConfig:
     """CPUs that each rank and each explorer asks Ray for."""
     gpus_per_worker: float = 0.0
     """GPUs that each rank and each explorer asks Ray for."""
+    keep_head_free: bool = False
+    """Whether ranks and explorers keep off the cluster's head node, which then only coordinates."""
     threads_per_worker: int = 1
     """Threads of torch in each rank and explorer; part of what makes runs equal bit for bit."""
 
@@ -386,6 +388,7 @@ PLACEMENT_KEYS = frozenset(
         "cluster.address",
         "cluster.num_explorers",
         "cluster.cpus_per_worker",
+        "cluster.keep_head_free",
     }
 )
 """Settings that say where a run and its data lie and what it uses, and never change its result."""

@@ -13,7 +13,7 @@ from suptickets_ray.config import Config
 from suptickets_ray.distributed.explorer import Explorer, chain_state_path
 from suptickets_ray.distributed.failures import DEATHS, root_cause
 from suptickets_ray.distributed.schedule import finished_cycles, next_cycle, should_retry
-from suptickets_ray.distributed.session import explorer_slots
+from suptickets_ray.distributed.session import explorer_slots, worker_labels
 from suptickets_ray.tickets.store import RunStore, TicketStore
 from suptickets_ray.training.state import read_progress
 
@@ -126,7 +126,9 @@ class Exploration:
         """Asks for an explorer. It is idle once it runs: on a cluster that shrank it may wait for room for ever."""
         cluster = self._config.cluster
         sized = Explorer.options(  # type: ignore[attr-defined]
-            num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker
+            num_cpus=cluster.cpus_per_worker,
+            num_gpus=cluster.gpus_per_worker,
+            label_selector=worker_labels(cluster) or None,
         )
         explorer = sized.remote(self._settings)
         self._starting[explorer.__ray_ready__.remote()] = explorer

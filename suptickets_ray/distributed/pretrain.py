@@ -21,6 +21,7 @@ from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest
 from suptickets_ray.distributed.failures import root_cause
 from suptickets_ray.distributed.monitor import OnEvent, reported_warnings, show_events
+from suptickets_ray.distributed.session import worker_labels
 from suptickets_ray.distributed.worker import Worker, start_worker
 from suptickets_ray.sparse.statistics import explored_fraction
 from suptickets_ray.training.evaluation import evaluate
@@ -67,6 +68,7 @@ def pretrain(
             num_workers=cluster.num_workers,
             use_gpu=cluster.gpus_per_worker > 0,
             resources_per_worker=resources,
+            label_selector=worker_labels(cluster) or None,
         ),
         run_config=RunConfig(
             # Ray Train goes on with whatever has the same name, so the name holds what the state depends on.

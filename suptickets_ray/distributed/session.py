@@ -8,8 +8,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import torch
@@ -159,8 +160,29 @@ def explorer_slots(config: ClusterConfig, chains: int) -> int:
 
 
 def places_for_workers(config: ClusterConfig) -> int:
-    """Returns how many workers of the asked size the cluster has room for."""
-    resources = ray.cluster_resources()
+    """Returns how many workers of the asked size the cluster has room for, each on one machine."""
+    return sum(_places_on(node, config) for node in _nodes(config))
+
+
+def worker_labels(config: ClusterConfig) -> dict[str, str]:
+    """Returns the label selector of the machines that workers may use; empty for all."""
+    if not config.keep_head_free:
+        return {}
+    heads = [node["NodeID"] for node in ray.nodes() if _is_head(node)]
+    return {"ray.io/node-id": f"!{heads[0]}"} if heads else {}
+
+
+def _nodes(config: ClusterConfig) -> list[dict[str, Any]]:
+    """The machines that workers may use."""
+    return [node for node in ray.nodes() if node["Alive"] and not (config.keep_head_free and _is_head(node))]
+
+
+def _is_head(node: Mapping[str, Any]) -> bool:
+    return "node:__internal_head__" in node["Resources"]
+
+
+def _places_on(node: Mapping[str, Any], config: ClusterConfig) -> int:
+    resources = node["Resources"]
     places = int(resources.get("CPU", 0) // config.cpus_per_worker)
     if config.gpus_per_worker:
         places = min(places, int(resources.get("GPU", 0) / config.gpus_per_worker + 1e-9))
@@ -176,9 +198,10 @@ def _local_cpus(config: ClusterConfig) -> int:
 def _check_resources(config: ClusterConfig) -> None:
     places = places_for_workers(config)
     if places < config.num_workers:
-        resources = ray.cluster_resources()
+        resources = {kind: sum(node["Resources"].get(kind, 0) for node in _nodes(config)) for kind in ("CPU", "GPU")}
         raise ValueError(
             f"cluster.num_workers must be at most {places}, the workers of {config.cpus_per_worker} CPU and "
-            f"{config.gpus_per_worker:g} GPU that fit the cluster's {resources.get('CPU', 0):g} CPU and "
-            f"{resources.get('GPU', 0):g} GPU; got {config.num_workers}. Ask for fewer or smaller workers."
+            f"{config.gpus_per_worker:g} GPU that fit the cluster's {resources['CPU']:g} CPU and "
+            f"{resources['GPU']:g} GPU{' beside its head' if config.keep_head_free else ''}; got {config.num_workers}. "
+            "Ask for fewer or smaller workers."
         )

@@ -20,7 +20,7 @@ from suptickets_ray.distributed.ledger import Ledger
 from suptickets_ray.distributed.monitor import Monitor, OnEvent, reported_warnings, show_events
 from suptickets_ray.distributed.result import Clock, versions, without_nan
 from suptickets_ray.distributed.run import as_run_failure, only_process, phase_one, run_path
-from suptickets_ray.distributed.session import check_address, places_for_workers, ray_session
+from suptickets_ray.distributed.session import check_address, places_for_workers, ray_session, worker_labels
 from suptickets_ray.distributed.trial import SCORES, run_trial
 from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.reporting.search import render_search
@@ -237,9 +237,13 @@ def _sized(config: Config, parameters: dict[str, Any]) -> Any:
     bundle = {"CPU": float(config.cluster.cpus_per_worker)}
     if config.cluster.gpus_per_worker:
         bundle["GPU"] = config.cluster.gpus_per_worker
-    bundles = [{"CPU": 0.0}] + [bundle] * parameters["explorers_per_trial"]
+    num_explorers = parameters["explorers_per_trial"]
+    # Ray leaves out the empty first bundle, so labels are those of the others.
+    labels = worker_labels(config.cluster)
+    selectors = {"bundle_label_selector": [labels] * num_explorers} if labels else {}
+    factory = ray_tune.PlacementGroupFactory([{"CPU": 0.0}] + [bundle] * num_explorers, **selectors)
     with_parameters = ray_tune.with_parameters(run_trial, search=parameters)
-    return ray_tune.with_resources(with_parameters, ray_tune.PlacementGroupFactory(bundles))
+    return ray_tune.with_resources(with_parameters, factory)
 
 
 def _pretrain_all(

@@ -8,6 +8,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from suptickets_ray import load_config, train
+from suptickets_ray.config import ClusterConfig
+from suptickets_ray.distributed.session import places_for_workers, worker_labels
 
 # Seconds instead of half a minute; quicker, and a busy machine's living nodes are taken for dead.
 FAST_DETECTION = {
@@ -18,6 +20,22 @@ FAST_DETECTION = {
 }
 
 
+@ray.remote(num_cpus=1)
+class Probe:
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
+
+
+def check_the_head_is_kept_free():
+    free = ClusterConfig(keep_head_free=True)
+    assert places_for_workers(free) == 2
+    probes = [Probe.options(label_selector=worker_labels(free)).remote() for _ in range(2)]
+    head = ray.get_runtime_context().get_node_id()
+    assert head not in ray.get([probe.node.remote() for probe in probes], timeout=60)
+    for probe in probes:
+        ray.kill(probe)
+
+
 def main(run, temp_dir):
     head = {"num_cpus": 1, "_system_config": FAST_DETECTION, "include_dashboard": False, "temp_dir": temp_dir}
     head["object_store_memory"] = 100 * 2**20
@@ -25,6 +43,7 @@ def main(run, temp_dir):
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
     ray.init(address=cluster.address, log_to_driver=False)
     cluster.wait_for_nodes()
+    check_the_head_is_kept_free()
     storage, name = os.path.split(run)
     config = load_config(f"{run}/config.yaml", [f"storage={storage}", f"name={name}", "cluster.num_explorers=3"])
     seen, removing = [], []

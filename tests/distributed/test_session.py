@@ -3,7 +3,29 @@ import socket
 import pytest
 
 from suptickets_ray.config import ClusterConfig
-from suptickets_ray.distributed.session import _local_cpus, check_address, cluster_address, explorer_slots, ray_session
+from suptickets_ray.distributed.session import (
+    _local_cpus,
+    check_address,
+    cluster_address,
+    explorer_slots,
+    places_for_workers,
+    ray_session,
+    worker_labels,
+)
+
+
+def node(node_id="n", alive=True, head=False, **resources):
+    resources |= {"node:__internal_head__": 1.0} if head else {}
+    return {"NodeID": node_id, "Alive": alive, "Resources": resources}
+
+
+def test_a_head_that_is_kept_free_and_machines_that_are_gone_have_no_room(monkeypatch):
+    nodes = [node("h", head=True, CPU=8.0), node("a", CPU=2.0), node("b", alive=False, CPU=4.0)]
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    assert places_for_workers(ClusterConfig()) == 10
+    assert places_for_workers(ClusterConfig(keep_head_free=True)) == 2
+    assert worker_labels(ClusterConfig()) == {}
+    assert worker_labels(ClusterConfig(keep_head_free=True)) == {"ray.io/node-id": "!h"}
 
 
 def test_the_recipes_address_comes_before_the_environments_and_none_means_local(monkeypatch):
@@ -36,17 +58,17 @@ def test_an_address_where_somebody_listens_or_that_only_ray_understands_passes()
         ({}, 8, 4),
         ({}, 2, 2),
         ({"num_explorers": 3}, 8, 3),
-        ({"cpus_per_worker": 2}, 8, 2),
+        ({"cpus_per_worker": 2}, 8, 1),  # a worker does not span machines
         ({"num_explorers": 9}, 8, 4),
     ],
 )
 def test_explorers_are_no_more_than_asked_for_than_chains_and_than_fit(monkeypatch, settings, chains, expected):
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr("ray.nodes", lambda: [node(CPU=3.0), node(CPU=1.0)])
     assert explorer_slots(ClusterConfig(**settings), chains) == expected
 
 
 def test_fractional_gpus_let_several_explorers_share_one(monkeypatch):
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
+    monkeypatch.setattr("ray.nodes", lambda: [node(CPU=8.0, GPU=1.0), node(CPU=8.0, GPU=1.0)])
     assert explorer_slots(ClusterConfig(gpus_per_worker=0.25), 32) == 8
 
 
