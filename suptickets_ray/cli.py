@@ -36,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, _interrupt)
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     try:
+        if getattr(options, "submit", None):
+            return _submit(options, console)
+        if getattr(options, "no_wait", False):
+            raise ValueError("--no-wait has no effect without --submit. Leave it out.")
         return _COMMANDS[options.command](options, console)
     except KeyboardInterrupt:
         errors.print("Interrupted. What is finished is kept; the same command goes on from there.")
@@ -74,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print the recipe of a command line of the paper's public code, in quotes, and run nothing",
     )
     train.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
+    _add_submission(train)
     tune = commands.add_parser(
         "tune",
         help="search cycle length, CIMA factor or anything else; phase one and tickets are trained once for all",
@@ -86,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a recipe and overrides, e.g. name=search search.seeds=3 'search.space={train.lr: {choice: [0.1, 0.2]}}'",
     )
     tune.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
+    _add_submission(tune)
     superpose = commands.add_parser(
         "superpose",
         help="fold the stored tickets of runs anew under another rule; nothing is trained",
@@ -124,6 +130,33 @@ def _parser() -> argparse.ArgumentParser:
     copy.add_argument("file", metavar="FILE", nargs="?", help="the new file; NAME's last part with .yaml when left out")
     commands.add_parser("options", help="list every setting, and every method, criterion, model and data set")
     return parser
+
+
+def _add_submission(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--submit",
+        metavar="ADDRESS",
+        help="run it as a job of the Ray cluster with this dashboard, e.g. http://127.0.0.1:8265",
+    )
+    command.add_argument("--no-wait", action="store_true", help="with --submit: return at once, the job goes on")
+
+
+def _submit(options: argparse.Namespace, console: Console) -> int:
+    from suptickets_ray.config_io import load_config
+    from suptickets_ray.distributed.submission import submit
+
+    config = load_config(*_recipe_and_overrides(options.settings))
+    job_id, code = submit(
+        config,
+        options.command,
+        options.submit,
+        lambda piece: console.print(piece, end="", markup=False, highlight=False, soft_wrap=True),
+        wait=not options.no_wait,
+    )
+    if code is None:
+        console.print(f"Job {job_id} is on its way. Its output: ray job logs --address {options.submit} {job_id}")
+        return EXIT_DONE
+    return code
 
 
 def _options(options: argparse.Namespace, console: Console) -> int:
@@ -203,7 +236,7 @@ def _superpose(options: argparse.Namespace, console: Console) -> int:
     from suptickets_ray.reporting.superpose import fold_runs, judge_runs, open_runs, sweep, sweep_table
     from suptickets_ray.reporting.table import closing_table
 
-    paths = [text for text in options.settings if "=" not in text or Path(text).is_dir()]
+    paths = [text for text in options.settings if "=" not in text or "://" in text or Path(text).is_dir()]
     overrides = [text for text in options.settings if text not in paths]
     if not paths:
         raise ValueError("superpose must be given the folder of a run, e.g. runs/digits; got settings only.")

@@ -291,14 +291,22 @@ class ClusterConfig:
 
     address: str | None = None
     """Ray cluster to join; without it RAY_ADDRESS, and without that a local Ray is started and ended."""
-    num_workers: int = 1
-    """DDP ranks of phase one."""
+    num_workers: int | list[int] = 1
+    """DDP ranks of phase one; [least, most] goes along with a cluster that changes, at the price of equal bits."""
     num_explorers: int | None = None
     """Most explorers at once; when left out, as many as there are chains and room in the cluster."""
     cpus_per_worker: int = 1
     """CPUs that each rank and each explorer asks Ray for."""
     gpus_per_worker: float = 0.0
-    """GPUs that each rank and each explorer asks Ray for."""
+    """GPUs that each rank and each explorer asks Ray for; 0.25 lets four explorers share one."""
+    memory_per_worker_gb: float | None = None
+    """Memory in GB that each rank and each explorer asks Ray for; none is reserved when left out."""
+    worker_resources: dict[str, float] | None = None
+    """Resources of the cluster's own that each rank of phase one asks for, e.g. {on_demand: 0.01}."""
+    explorer_resources: dict[str, float] | None = None
+    """Resources of the cluster's own that each explorer asks for, e.g. {spot: 0.01}."""
+    wait_minutes: float = 0.0
+    """How long to wait for machines that an autoscaler may start, before a request that does not fit is refused."""
     keep_head_free: bool = False
     """Whether ranks and explorers keep off the cluster's head node, which then only coordinates."""
     threads_per_worker: int = 1
@@ -306,10 +314,31 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError on a value out of range."""
-        for key in ("num_workers", "num_explorers", "cpus_per_worker", "threads_per_worker"):
+        for key in ("num_explorers", "cpus_per_worker", "threads_per_worker"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"cluster.{key}", "at least 1", value)
-        _require(self.gpus_per_worker >= 0, "cluster.gpus_per_worker", "at least 0", self.gpus_per_worker)
+        workers = [self.num_workers] if isinstance(self.num_workers, int) else self.num_workers
+        fits = len(workers) in (1, 2) and workers[0] >= 1 and workers == sorted(workers)
+        _require(fits, "cluster.num_workers", "at least 1, or [least, most]", self.num_workers)
+        for key in ("gpus_per_worker", "wait_minutes"):
+            _require(getattr(self, key) >= 0, f"cluster.{key}", "at least 0", getattr(self, key))
+        memory = self.memory_per_worker_gb
+        _require(memory is None or memory > 0, "cluster.memory_per_worker_gb", "above 0", memory)
+        for key in ("worker_resources", "explorer_resources"):
+            for name, amount in (getattr(self, key) or {}).items():
+                own = name not in ("CPU", "GPU", "memory") and amount > 0
+                remedy = "CPU, GPU and memory have keys of their own."
+                _require(own, f"cluster.{key}", "amounts above 0 of resources of your own", {name: amount}, remedy)
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest ranks that phase one goes on with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most ranks of phase one."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,6 +418,10 @@ PLACEMENT_KEYS = frozenset(
         "cluster.num_explorers",
         "cluster.cpus_per_worker",
         "cluster.keep_head_free",
+        "cluster.memory_per_worker_gb",
+        "cluster.worker_resources",
+        "cluster.explorer_resources",
+        "cluster.wait_minutes",
     }
 )
 """Settings that say where a run and its data lie and what it uses, and never change its result."""

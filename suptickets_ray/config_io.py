@@ -72,7 +72,10 @@ def from_dict(settings: Mapping[str, Any]) -> Config:
 
 def from_yaml(text: str) -> Config:
     """Returns the experiment that `to_yaml` gave. Raises ValueError if the text is none."""
-    settings = parse_yaml(text)
+    try:
+        settings = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"a stored recipe must be safe YAML; got: {' '.join(str(error).split())}.") from error
     return from_dict(settings if isinstance(settings, dict) else {})
 
 
@@ -99,7 +102,8 @@ def differing_keys(old: Config, new: Config) -> list[str]:
 
 def changes_results(key: str) -> bool:
     """Returns whether a setting can change what a run ends in; the search is read by `tune` alone."""
-    return key not in PLACEMENT_KEYS and not key.startswith("search.")
+    sections = ("search.", "cluster.worker_resources.", "cluster.explorer_resources.")
+    return key not in PLACEMENT_KEYS and not key.startswith(sections)
 
 
 _MISSING = object()
@@ -224,7 +228,8 @@ def _validate(settings: dict[str, Any]) -> Config:
 def _sentence(error: ValidationError) -> str:
     """The first finding in the product's own words."""
     finding = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in finding["loc"])
+    # The last part may be the type that a value was tried as, where there are several.
+    key = ".".join(str(part) for part in finding["loc"] if part not in ("int", "list[int]"))
     if finding["type"] == "value_error":
         return str(finding["ctx"]["error"])
     if finding["type"] == "missing":

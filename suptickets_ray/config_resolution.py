@@ -49,10 +49,10 @@ def resolve(config: Config) -> Config:
             f"model.initialization must be 'default' with method.distribution {distribution!r}, which chooses masks by "
             f"the first weights; got {config.model.initialization!r}. Leave one of them out."
         )
-    parts = config.cluster.num_workers * config.train.accumulation_steps
+    parts = config.cluster.max_workers * config.train.accumulation_steps
     if parts > 1 and config.data.batch_size < 2 * parts:
         raise ValueError(
-            f"data.batch_size must be at least two examples for each of the {config.cluster.num_workers} workers' "
+            f"data.batch_size must be at least two examples for each of the {config.cluster.max_workers} workers' "
             f"{config.train.accumulation_steps} parts of a step; got {config.data.batch_size}. Choose larger batches, "
             "fewer cluster.num_workers or fewer train.accumulation_steps."
         )

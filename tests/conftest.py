@@ -12,6 +12,9 @@ os.environ["HOME"] = _PRIVATE.name
 os.environ["RAY_TMPDIR"] = _PRIVATE.name
 os.environ.pop("RAY_ADDRESS", None)
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Of the S3 that tests play on this machine; workers inherit them.
+os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "test"
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 

@@ -43,7 +43,7 @@ def handlers():
         (["nowhere.yaml"], "there is no 'nowhere.yaml'."),
         (["cifar100/resnet50_grante"], "did you mean 'cifar100/resnet50_granet'?"),
         (["a.yaml", "b.yaml"], "there must be at most one recipe"),
-        (["storage=s3://bucket/runs"], "storage must be a folder that all machines of the cluster share"),
+        (["storage=ftp://host/runs"], "storage must be an absolute path or a URI that pyarrow.fs knows"),
         (["data.train_size=501"], "data.train_size must be at most 500"),
         (["cluster.address=127.0.0.1:1"], "cluster.address must be a Ray cluster that answers; got '127.0.0.1:1'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,21 @@ from ray.exceptions import ObjectLostError, RayTaskError
 from suptickets_ray.config import Config
 from suptickets_ray.distributed.explorer import Explorer, chain_state_path
 from suptickets_ray.distributed.failures import DEATHS, root_cause
+from suptickets_ray.distributed.room import (
+    actor_options,
+    draining_nodes,
+    explorer_bundle,
+    explorer_slots,
+    request_machines,
+    worker_labels,
+)
 from suptickets_ray.distributed.schedule import finished_cycles, next_cycle, should_retry
-from suptickets_ray.distributed.session import explorer_slots, worker_labels
 from suptickets_ray.tickets.store import RunStore, TicketStore
 from suptickets_ray.training.state import read_progress
 
 _POLL_SECONDS = 0.2
+_LOOK_SECONDS = 3.0
+"""How often the cluster is looked at: machines may come, or be about to go."""
 _TICKETS_IN_FLIGHT = 2
 """Finished tickets that wait in the object store for the superposer, per explorer; later ones wait in the storage."""
 
@@ -52,6 +62,9 @@ class Exploration:
         self._num_failed_starts = self._num_explorers = 0
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, Any, Any, int, int]] = {}
+        self._nodes: dict[Any, str] = {}
+        self._draining: frozenset[str] = frozenset()
+        self._looked = time.monotonic()
         self.num_trained = 0
         """Cycles that were run to their end by this start."""
         self.remade: list[int] = []
@@ -70,22 +83,19 @@ class Exploration:
 
     def __enter__(self) -> Exploration:
         """Starts the explorers that have something to do."""
-        todo = sum(done < self._cycles for done in self._done.values())
-        self._num_explorers = min(explorer_slots(self._config.cluster, self._config.tickets.chains), todo)
-        for _ in range(self._num_explorers):
-            self._start_explorer()
+        cluster, chains = self._config.cluster, self._config.tickets.chains
+        if cluster.wait_minutes and not self.is_done:
+            request_machines([explorer_bundle(cluster)] * min(cluster.num_explorers or chains, chains))
+        self._grow()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Ends the explorers; their CPUs are free for others at once."""
-        for explorer in [
-            *self._starting.values(),
-            *self._asked.values(),
-            *self._idle,
-            *(job[0] for job in self._running.values()),
-        ]:
+        for explorer in self._explorers():
             with contextlib.suppress(*DEATHS):
                 ray.kill(explorer)
+        if self._config.cluster.wait_minutes:
+            request_machines([])
 
     def ticket(self, chain: int, cycle: int) -> Any:
         """Returns the object reference of a ticket's Arrow table, waiting until its cycle is done.
@@ -125,13 +135,46 @@ class Exploration:
     def _start_explorer(self) -> None:
         """Asks for an explorer. It is idle once it runs: on a cluster that shrank it may wait for room for ever."""
         cluster = self._config.cluster
-        sized = Explorer.options(  # type: ignore[attr-defined]
-            num_cpus=cluster.cpus_per_worker,
-            num_gpus=cluster.gpus_per_worker,
-            label_selector=worker_labels(cluster) or None,
-        )
+        options = actor_options(explorer_bundle(cluster))
+        if ray.util.get_current_placement_group() is None:  # in a trial of Tune they go into its bundles
+            options["scheduling_strategy"] = "SPREAD"
+        sized = Explorer.options(**options, label_selector=worker_labels(cluster) or None)  # type: ignore[attr-defined]
         explorer = sized.remote(self._settings)
-        self._starting[explorer.__ray_ready__.remote()] = explorer
+        self._starting[explorer.node.remote()] = explorer
+
+    def _explorers(self) -> list[Any]:
+        running = (job[0] for job in self._running.values())
+        return [*self._starting.values(), *self._asked.values(), *self._idle, *running]
+
+    def _grow(self) -> None:
+        """Asks for as many explorers as there is room and work for: machines may have come since the last look."""
+        todo = sum(done < self._cycles for done in self._done.values())
+        slots = min(explorer_slots(self._config.cluster, self._config.tickets.chains), todo)
+        self._num_explorers = max(self._num_explorers, slots)
+        for _ in range(slots - len(self._explorers())):
+            self._start_explorer()
+
+    def _look(self) -> None:
+        """From time to time: which machines have come, and which are about to be taken away."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        self._draining = draining_nodes()
+        for explorer in [idle for idle in self._idle if self._nodes.get(idle) in self._draining]:
+            self._idle.remove(explorer)
+            self._rest(explorer)
+        self._grow()
+
+    def _rest(self, explorer: Any) -> None:
+        """An explorer that has nothing to do is idle, or leaves a machine that is about to be taken away.
+
+        What it did is stored; a cycle that it would start there would be lost with the machine.
+        """
+        if self._nodes.get(explorer) in self._draining:
+            with contextlib.suppress(*DEATHS):
+                ray.kill(explorer)
+            return
+        self._idle.append(explorer)
 
     def _dispatch(self) -> None:
         while self._idle:
@@ -151,6 +194,7 @@ class Exploration:
         waiting = [*self._running, *self._starting, *self._asked]
         finished, _ = ray.wait(waiting, num_returns=1, timeout=seconds, fetch_local=False) if waiting else ([], [])
         self._on_poll()
+        self._look()
         for done in finished:
             if done in self._starting:
                 self._welcome(done)
@@ -176,7 +220,7 @@ class Exploration:
                 continue
             except RayTaskError as error:
                 raise RuntimeError(f"cycle {cycle} of chain {chain} failed: {root_cause(error)}") from error
-            self._idle.append(explorer)
+            self._rest(explorer)
             if len(self._tickets) < _TICKETS_IN_FLIGHT * self._num_explorers:
                 self._tickets[chain, cycle] = table
             self._states[chain] = state
@@ -190,7 +234,7 @@ class Exploration:
             if state_cycle == self._done[chain] - 1:
                 self._states[chain] = ray.put(state)
         for explorer in self._idle:
-            self._asked[explorer.__ray_ready__.remote()] = explorer
+            self._asked[explorer.node.remote()] = explorer
         self._idle = []
 
     def forget_tickets(self) -> None:
@@ -209,7 +253,7 @@ class Exploration:
     def _welcome(self, ready: Any) -> None:
         explorer = self._starting.pop(ready)
         try:
-            ray.get(ready)
+            self._nodes[explorer] = ray.get(ready)
         except DEATHS as error:
             self._num_failed_starts += 1
             if not should_retry(self._num_failed_starts):
@@ -219,7 +263,7 @@ class Exploration:
                 ) from error
             self._start_explorer()
             return
-        self._idle.append(explorer)
+        self._rest(explorer)
 
 
 def _whole_tickets(tickets: TicketStore) -> list[tuple[int, int]]:

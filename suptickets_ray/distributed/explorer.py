@@ -32,6 +32,10 @@ class Explorer:
         self._learner = build_learner(self._worker.config, self._worker.splits, self._worker.device)
         self._digest = config_digest(self._worker.config)
 
+    def node(self) -> str:
+        """Returns the id of the machine that it runs on; whoever answers is ready."""
+        return str(ray.get_runtime_context().get_node_id())
+
     def run_cycle(self, state: bytes, chain: int, cycle: int, again: bool) -> tuple[pa.Table, bytes, bool]:
         """Returns the cycle's ticket as an Arrow table, the state that the chain's next cycle starts from, and True.
 

@@ -21,9 +21,10 @@ from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest
 from suptickets_ray.distributed.failures import root_cause
 from suptickets_ray.distributed.monitor import OnEvent, reported_warnings, show_events
-from suptickets_ray.distributed.session import worker_labels
+from suptickets_ray.distributed.room import worker_bundle, worker_labels
 from suptickets_ray.distributed.worker import Worker, start_worker
 from suptickets_ray.sparse.statistics import explored_fraction
+from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
     Learner,
@@ -58,22 +59,22 @@ def pretrain(
         RuntimeError: If training fails for good; the message is the worker's.
     """
     cluster = config.cluster
-    resources = {"CPU": float(cluster.cpus_per_worker)}
-    if cluster.gpus_per_worker:
-        resources["GPU"] = cluster.gpus_per_worker
+    least, most = cluster.min_workers, cluster.max_workers
+    filesystem, location = RunStore(settings["run_path"]).location
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers,
+            num_workers=cluster.num_workers if isinstance(cluster.num_workers, int) else (least, most),
             use_gpu=cluster.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            resources_per_worker=worker_bundle(cluster),
             label_selector=worker_labels(cluster) or None,
         ),
         run_config=RunConfig(
             # Ray Train goes on with whatever has the same name, so the name holds what the state depends on.
             name=f"phase-one-{config_digest(config)[:16]}",
-            storage_path=str(Path(settings["run_path"]) / folder),
+            storage_path=f"{location}/{folder}",
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose else "CRITICAL"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from suptickets_ray.config_io import differing_keys, from_yaml, to_yaml
 from suptickets_ray.config_resolution import resolve
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.folding import Folding
+from suptickets_ray.distributed.lock import only_process
 from suptickets_ray.distributed.monitor import Event, Monitor, OnEvent, reported_warnings, show_events
 from suptickets_ray.distributed.result import Clock, assemble_result, without_nan
 from suptickets_ray.distributed.session import check_address, ray_session
 from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.reporting.report import render_report
 from suptickets_ray.tickets.cycles import canonical_order
-from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.tickets.store import RunStore, child
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.rehearsal import rehearse
@@ -75,10 +75,13 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
             warnings.append(event["text"])
         on_event(event)
 
+    def wait(text: str) -> None:
+        watch({"kind": "waiting", "text": text})
+
     with reported_warnings(watch):
         loaded = rehearse(config)
     check_address(config.cluster)
-    with only_process(path), ray_session(config.cluster, verbose=verbose), as_run_failure():
+    with only_process(path), ray_session(config.cluster, verbose=verbose, on_wait=wait), as_run_failure():
         store.remove_temporaries()
         store.write("config.yaml", to_yaml(config).encode())
         monitor = Monitor.remote()  # type: ignore[attr-defined]
@@ -120,16 +123,15 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
 
 
 def run_path(config: Config) -> str:
-    """Returns the absolute path of the run's folder.
+    """Returns the absolute path or URI of the run's folder.
 
     Raises:
-        ValueError: If the storage is not a local or mounted folder.
+        ValueError: If the storage is a URI that pyarrow.fs does not know.
     """
     if "://" in config.storage:
-        raise ValueError(
-            f"storage must be a folder that all machines of the cluster share; got {config.storage!r}. "
-            "Mount the bucket or choose a folder."
-        )
+        path = child(config.storage, config.name)
+        RunStore(path)
+        return path
     return str((Path(config.storage).expanduser() / config.name).absolute())
 
 
@@ -175,28 +177,6 @@ def phase_one(config: Config, settings: dict[str, Any], store: RunStore, on_even
     store.write(PRETRAINED_FILE, state)
     store.remove_folder(RAY_TRAIN_FOLDER)
     return state
-
-
-@contextlib.contextmanager
-def only_process(path: str) -> Iterator[None]:
-    """Keeps a second process out of a run's folder; the lock goes with its holder, however that ends.
-
-    Raises:
-        ValueError: If another process works there, or the folder cannot be written.
-    """
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        lock = (Path(path) / ".lock").open("w")
-    except OSError as error:
-        raise ValueError(f"storage must be a folder that can be written; got: {error}.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"the run in {path} must be free; another process works on it. Wait for it, or choose another name=."
-            ) from error
-        yield
 
 
 @contextlib.contextmanager

@@ -8,21 +8,23 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import ray
 import torch
 
 from suptickets_ray.config import ClusterConfig
+from suptickets_ray.distributed.room import wait_for_room
 
 _CONNECT_SECONDS = 10
 _JOIN_SECONDS = 60
 
 
 @contextmanager
-def ray_session(config: ClusterConfig, *, verbose: bool = False) -> Iterator[None]:
+def ray_session(
+    config: ClusterConfig, *, verbose: bool = False, on_wait: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
     """Keeps this process connected to Ray.
 
     A Ray that this process has already initialised is used, and left as it is. Otherwise `cluster.address` or
@@ -31,10 +33,11 @@ def ray_session(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
     Args:
         config: Address, and what the run will ask for.
         verbose: Whether Ray's own messages and the workers' output are shown.
+        on_wait: Is told, in a sentence, when it waits for machines.
 
     Raises:
-        ValueError: If the cluster cannot be reached, is not the one this process is connected to, or never has the
-            CPUs or GPUs that the recipe asks for.
+        ValueError: If the cluster cannot be reached, is not the one this process is connected to, or has no room for
+            phase one, within the time that the recipe gives.
     """
     if ray.is_initialized():
         connected = ray.get_runtime_context().gcs_address
@@ -43,7 +46,7 @@ def ray_session(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
                 f"cluster.address must be {connected}, which this process is connected to; got {config.address!r}. "
                 "Leave it out, or call ray.shutdown() first."
             )
-        _check_resources(config)
+        wait_for_room(config, on_wait)
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -53,7 +56,7 @@ def ray_session(config: ClusterConfig, *, verbose: bool = False) -> Iterator[Non
             _join(address, verbose)
         else:
             _start_local(config, verbose)
-        _check_resources(config)
+        wait_for_room(config, on_wait)
         yield
     finally:
         ray.shutdown()
@@ -132,10 +135,10 @@ def check_address(config: ClusterConfig) -> None:
     """
     address = cluster_address(config)
     if address is None and not ray.is_initialized():
-        wanted, found = config.num_workers * config.gpus_per_worker, torch.cuda.device_count()
+        wanted, found = config.min_workers * config.gpus_per_worker, torch.cuda.device_count()
         if wanted > found:
             raise ValueError(
-                f"cluster.gpus_per_worker must fit this machine's {found} GPUs, {config.num_workers} workers at once; "
+                f"cluster.gpus_per_worker must fit this machine's {found} GPUs, {config.min_workers} workers at once; "
                 f"got {config.gpus_per_worker:g}. Leave it out, or name a cluster with cluster.address."
             )
     host, colon, port = (address or "").rpartition(":")
@@ -154,54 +157,7 @@ def _no_cluster(address: str | None, error: Exception | str) -> str:
     )
 
 
-def explorer_slots(config: ClusterConfig, chains: int) -> int:
-    """Returns how many explorers can work at once: no more than asked for, than chains, or than fit in the cluster."""
-    return min(config.num_explorers or chains, chains, max(places_for_workers(config), 1))
-
-
-def places_for_workers(config: ClusterConfig) -> int:
-    """Returns how many workers of the asked size the cluster has room for, each on one machine."""
-    return sum(_places_on(node, config) for node in _nodes(config))
-
-
-def worker_labels(config: ClusterConfig) -> dict[str, str]:
-    """Returns the label selector of the machines that workers may use; empty for all."""
-    if not config.keep_head_free:
-        return {}
-    heads = [node["NodeID"] for node in ray.nodes() if _is_head(node)]
-    return {"ray.io/node-id": f"!{heads[0]}"} if heads else {}
-
-
-def _nodes(config: ClusterConfig) -> list[dict[str, Any]]:
-    """The machines that workers may use."""
-    return [node for node in ray.nodes() if node["Alive"] and not (config.keep_head_free and _is_head(node))]
-
-
-def _is_head(node: Mapping[str, Any]) -> bool:
-    return "node:__internal_head__" in node["Resources"]
-
-
-def _places_on(node: Mapping[str, Any], config: ClusterConfig) -> int:
-    resources = node["Resources"]
-    places = int(resources.get("CPU", 0) // config.cpus_per_worker)
-    if config.gpus_per_worker:
-        places = min(places, int(resources.get("GPU", 0) / config.gpus_per_worker + 1e-9))
-    return places
-
-
 def _local_cpus(config: ClusterConfig) -> int:
     """CPUs are logical to Ray: a local one is given as many as were asked for, so that nothing waits for ever."""
-    wanted = max(config.num_workers, config.num_explorers or 1) * config.cpus_per_worker
+    wanted = max(config.max_workers, config.num_explorers or 1) * config.cpus_per_worker
     return max(os.cpu_count() or 1, wanted)
-
-
-def _check_resources(config: ClusterConfig) -> None:
-    places = places_for_workers(config)
-    if places < config.num_workers:
-        resources = {kind: sum(node["Resources"].get(kind, 0) for node in _nodes(config)) for kind in ("CPU", "GPU")}
-        raise ValueError(
-            f"cluster.num_workers must be at most {places}, the workers of {config.cpus_per_worker} CPU and "
-            f"{config.gpus_per_worker:g} GPU that fit the cluster's {resources['CPU']:g} CPU and "
-            f"{resources['GPU']:g} GPU{' beside its head' if config.keep_head_free else ''}; got {config.num_workers}. "
-            "Ask for fewer or smaller workers."
-        )

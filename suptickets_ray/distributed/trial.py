@@ -23,7 +23,7 @@ from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.search.space import config_of, point_key, settle
 from suptickets_ray.tickets.cycles import canonical_order
-from suptickets_ray.tickets.store import TicketStore
+from suptickets_ray.tickets.store import TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.loop import budget_of, build_learner
 from suptickets_ray.training.superposing import Superposing
@@ -89,7 +89,7 @@ class _Seed:
             **self.search["worker"],
             "config": to_dict(config),
             "run_path": files.exploration_path(config),
-            "tensorboard": f"{files.tensorboard}/exploration-{exploration_key(config)}",
+            "tensorboard": child(files.tensorboard, f"exploration-{exploration_key(config)}"),
         }
         self._worker = start_worker(self._settings, CPU)
         self._state = files.phase_one(config)

@@ -17,10 +17,12 @@ from suptickets_ray.config_io import all_keys, config_digest, differing_keys, fr
 from suptickets_ray.config_resolution import resolve
 from suptickets_ray.distributed.failures import root_cause
 from suptickets_ray.distributed.ledger import Ledger
+from suptickets_ray.distributed.lock import only_process
 from suptickets_ray.distributed.monitor import Monitor, OnEvent, reported_warnings, show_events
 from suptickets_ray.distributed.result import Clock, versions, without_nan
-from suptickets_ray.distributed.run import as_run_failure, only_process, phase_one, run_path
-from suptickets_ray.distributed.session import check_address, places_for_workers, ray_session, worker_labels
+from suptickets_ray.distributed.room import explorer_bundle, places_for_workers, worker_labels
+from suptickets_ray.distributed.run import as_run_failure, phase_one, run_path
+from suptickets_ray.distributed.session import check_address, ray_session
 from suptickets_ray.distributed.trial import SCORES, run_trial
 from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.reporting.search import render_search
@@ -40,7 +42,7 @@ from suptickets_ray.search.space import (
     settle,
 )
 from suptickets_ray.search.summary import budget_warning, noise_warning, ranked, to_parquet, trial_row
-from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.tickets.store import RunStore, child
 from suptickets_ray.training.arithmetic import arithmetic_of
 from suptickets_ray.training.data import load_data
 from suptickets_ray.training.evaluation import evaluate_ticket
@@ -86,7 +88,10 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
     with reported_warnings(on_event):
         loaded = rehearse(search.config_of(search.known[0]) if search.known else config)
     check_address(config.cluster)
-    with only_process(files.path), ray_session(config.cluster, verbose=verbose):
+    with (
+        only_process(files.path),
+        ray_session(config.cluster, verbose=verbose, on_wait=lambda text: on_event({"kind": "waiting", "text": text})),
+    ):
         concurrency, explorers = search.places()
         with as_run_failure():
             files.store.remove_temporaries()
@@ -159,7 +164,7 @@ class Search:
             ValueError: If the cluster has no room for them; the sum stands in the sentence.
         """
         cluster, section = self.config.cluster, self.config.search
-        places = places_for_workers(cluster)
+        places = places_for_workers(cluster, explorer_bundle(cluster))
         concurrency = section.max_concurrent_trials or max(min(places, self.num_trials), 1)
         chains = max(self.config_of(point).tickets.chains for point in self.known or [{}])
         explorers = min(chains, cluster.num_explorers or chains, max(places // concurrency, 1))
@@ -234,9 +239,7 @@ def _domain(dimension: Dimension) -> Any:
 
 def _sized(config: Config, parameters: dict[str, Any]) -> Any:
     """The trial with its explorers' bundles; the trial itself only folds, and asks for nothing."""
-    bundle = {"CPU": float(config.cluster.cpus_per_worker)}
-    if config.cluster.gpus_per_worker:
-        bundle["GPU"] = config.cluster.gpus_per_worker
+    bundle = explorer_bundle(config.cluster)
     num_explorers = parameters["explorers_per_trial"]
     # Ray leaves out the empty first bundle, so labels are those of the others.
     labels = worker_labels(config.cluster)
@@ -259,7 +262,7 @@ def _pretrain_all(
             **settings,
             "config": to_dict(config),
             "run_path": path,
-            "tensorboard": f"{files.tensorboard}/phase-one-{phase_one_key(config)}",
+            "tensorboard": child(files.tensorboard, f"phase-one-{phase_one_key(config)}"),
         }
         phase_one(config, own, RunStore(path), on_event, verbose)
 
@@ -290,6 +293,7 @@ def _fit(
             time_attr="cyclic_epochs", max_t=longest + 1, grace_period=shortest, reduction_factor=2
         )
         # max_t: a trial that reaches its last cycle ends by itself, with its result kept.
+    filesystem, location = files.store.location
     with _only_our_logger():
         tuner = ray_tune.Tuner(
             _sized(search.config, parameters),
@@ -306,7 +310,8 @@ def _fit(
             ),
             run_config=ray_tune.RunConfig(
                 name=TUNE_FOLDER,
-                storage_path=files.path,
+                storage_path=location,
+                storage_filesystem=filesystem,
                 verbose=int(verbose),
                 failure_config=ray_tune.FailureConfig(max_failures=_MAX_FAILURES),
             ),

@@ -13,7 +13,7 @@ from suptickets_ray.config import Config
 from suptickets_ray.config_io import from_dict, to_dict
 from suptickets_ray.distributed.data import share_data, worker_splits
 from suptickets_ray.distributed.monitor import Event
-from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.tickets.store import RunStore, child
 from suptickets_ray.training.arithmetic import set_arithmetic
 from suptickets_ray.training.data import Splits
 
@@ -33,7 +33,7 @@ def worker_settings(config: Config, run_path: str, monitor: Any, loaded: Mapping
         # The user's own modules lie where the command was given, which a worker's path does not hold.
         "import_paths": [path for path in sys.path if path],
         "monitor": monitor,
-        "tensorboard": f"{run_path}/tensorboard",
+        "tensorboard": child(run_path, "tensorboard"),
         "data": share_data(loaded),
     }
 

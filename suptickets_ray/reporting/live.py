@@ -99,6 +99,8 @@ class TerminalView:
         self._progress.update(event, self._clock())
         if event["kind"] == "resumed":
             self._console.print(f"going on with {event['what']}")
+        if event["kind"] == "waiting":
+            self._console.print(event["text"], markup=False)
         if event["kind"] == "warning":
             self._console.print(event["text"], style="bold red", markup=False)
 
@@ -146,6 +148,8 @@ class PlainView:
             return PHASES[event["name"]] + number
         if kind == "warning":
             return f"WARNING: {event['text']}"
+        if kind == "waiting":
+            return str(event["text"])
         if kind == "resumed":
             return f"going on with {event['what']}"
         if kind == "epoch" and (

@@ -8,7 +8,7 @@ from typing import Any
 from suptickets_ray.config import Config
 from suptickets_ray.search.keys import exploration_key, phase_one_key
 from suptickets_ray.search.space import Point, point_key
-from suptickets_ray.tickets.store import RunStore, TicketStore
+from suptickets_ray.tickets.store import RunStore, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
 
 PRETRAINED_FILE = "pretrained.pt"
@@ -24,15 +24,15 @@ class SearchFiles:
     def __init__(self, path: str) -> None:
         """Opens the folder; see `RunStore`."""
         self.path, self.store = path, RunStore(path)
-        self.tensorboard = f"{path}/tensorboard"
+        self.tensorboard = child(path, "tensorboard")
 
     def phase_one_path(self, config: Config) -> str:
         """Returns where the phase one of a recipe lies."""
-        return f"{self.path}/phase_one/{phase_one_key(config)}"
+        return child(self.path, "phase_one", phase_one_key(config))
 
     def exploration_path(self, config: Config) -> str:
         """Returns where the tickets of a recipe lie."""
-        return f"{self.path}/explorations/{exploration_key(config)}"
+        return child(self.path, "explorations", exploration_key(config))
 
     def phase_one(self, config: Config) -> bytes:
         """Returns the state that phase one ended in. Raises FileNotFoundError before that."""
@@ -45,7 +45,7 @@ class SearchFiles:
     def num_cycles(self) -> int:
         """Returns how many cycles were trained, by this start and earlier ones."""
         keys = {path.split("/")[1] for path in self.store.list("explorations")}
-        return sum(len(TicketStore(RunStore(f"{self.path}/explorations/{key}")).list()) for key in keys)
+        return sum(len(TicketStore(RunStore(child(self.path, "explorations", key))).list()) for key in keys)
 
     def row(self, point: Point, number: int) -> dict[str, Any] | None:
         """Returns what `keep` kept, None where there is nothing."""

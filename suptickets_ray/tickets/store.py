@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import PurePosixPath
+from typing import Any, TypeVar
 
 from pyarrow import fs
 
 from suptickets_ray.tickets.ticket import Ticket
 
+_PATIENCE_SECONDS = 90.0
+"""How long a storage that is out of reach is asked again before a run gives up."""
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
+_PASSING = ("curlcode", "network_connection", "service_unavailable", "slow_down", "internal", "timeout", "timed out")
+"""What errors of object stores say that may have passed a little later."""
+
+Result = TypeVar("Result")
+
+
+def child(root: str, *parts: str) -> str:
+    """Returns a path below a folder or URI; what follows a URI's question mark stays at its end."""
+    path, mark, query = root.partition("?") if "://" in root else (root, "", "")
+    return "/".join([path.rstrip("/"), *parts]) + mark + query
+
+
+def patiently(action: Callable[[], Result], seconds: float = _PATIENCE_SECONDS) -> Result:
+    """Returns what the action returns; an object store that is out of reach is asked again for so many seconds."""
+    deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            passing = any(word in str(error).lower() for word in _PASSING)
+            if not passing or time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
 
 class RunStore:
-    """Files of one run by their path under the run's folder."""
+    """Files of one run by their path under the run's folder. An object store may be out of reach for a while."""
 
     def __init__(self, root: str) -> None:
         """Opens a folder, which need not exist yet.
@@ -32,16 +64,17 @@ class RunStore:
 
     def exists(self, path: str) -> bool:
         """Returns whether there is a file of this name."""
-        return bool(self._filesystem.get_file_info(self._absolute(path)).type == fs.FileType.File)
+        return bool(patiently(lambda: self._type_of(self._absolute(path))) == fs.FileType.File)
 
     def read(self, path: str) -> bytes:
         """Returns the content of a file. Raises FileNotFoundError if there is none."""
-        with self._filesystem.open_input_stream(self._absolute(path)) as stream:
-            return bytes(stream.read())
+        return patiently(lambda: self._read(self._absolute(path)))
 
     def write(self, path: str, content: bytes) -> None:
         """Writes a file under a temporary name and moves it in place, so that a kill leaves the old file or the new."""
-        target = self._absolute(path)
+        patiently(lambda: self._write(self._absolute(path), content))
+
+    def _write(self, target: str, content: bytes) -> None:
         self._filesystem.create_dir(str(PurePosixPath(target).parent), recursive=True)
         temporary = f"{target}.{uuid.uuid4().hex}.tmp"
         try:
@@ -49,29 +82,48 @@ class RunStore:
                 stream.write(content)
             self._filesystem.move(temporary, target)
         except BaseException:
-            if self._filesystem.get_file_info(temporary).type == fs.FileType.File:
-                self._filesystem.delete_file(temporary)
+            with suppress(OSError):  # a storage out of reach; the next start removes it
+                if self._type_of(temporary) == fs.FileType.File:
+                    self._filesystem.delete_file(temporary)
             raise
+
+    def _read(self, path: str) -> bytes:
+        with self._filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    def _type_of(self, path: str) -> Any:
+        return self._filesystem.get_file_info(path).type
+
+    def delete(self, path: str) -> None:
+        """Removes a file; one that is not there is no error."""
+        with suppress(FileNotFoundError):
+            patiently(lambda: self._filesystem.delete_file(self._absolute(path)))
 
     def remove_temporaries(self) -> None:
         """Removes the half-written files of killed processes; none may be writing."""
         selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
-        for info in self._filesystem.get_file_info(selector):
+        for info in patiently(lambda: self._filesystem.get_file_info(selector)):
             if info.type == fs.FileType.File and info.path.endswith(".tmp"):
                 self._filesystem.delete_file(info.path)
 
     def remove_folder(self, folder: str) -> None:
         """Removes a folder and all that is in it; one that is not there is no error."""
         path = self._absolute(folder)
-        if self._filesystem.get_file_info(path).type == fs.FileType.Directory:
-            self._filesystem.delete_dir(path)
+        if patiently(lambda: self._type_of(path)) == fs.FileType.Directory:
+            patiently(lambda: self._filesystem.delete_dir(path))
 
     def list(self, folder: str) -> list[str]:
         """Returns the paths of all whole files below a folder, sorted, relative to the run's folder."""
         selector = fs.FileSelector(self._absolute(folder), recursive=True, allow_not_found=True)
-        found = [info.path for info in self._filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+        infos = patiently(lambda: self._filesystem.get_file_info(selector))
+        found = [info.path for info in infos if info.type == fs.FileType.File]
         relative = [str(PurePosixPath(path).relative_to(self._root)) for path in found]
         return sorted(path for path in relative if not path.endswith(".tmp"))
+
+    @property
+    def location(self) -> tuple[fs.FileSystem, str]:
+        """The file system and the folder's path in it, for libraries that take both."""
+        return self._filesystem, self._root
 
     def _absolute(self, path: str) -> str:
         return str(PurePosixPath(self._root) / path)

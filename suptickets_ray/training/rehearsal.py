@@ -37,7 +37,7 @@ def rehearse(config: Config) -> Mapping[str, Any]:
         _forward(learner, splits, name, 2)
     learner.model.train()
     # As few as a rank may get: BatchNorm, for one, cannot train on a single example.
-    logits, labels = _forward(learner, splits, "train", min(2, config.data.batch_size // config.cluster.num_workers))
+    logits, labels = _forward(learner, splits, "train", min(2, config.data.batch_size // config.cluster.max_workers))
     cross_entropy(logits, labels).backward()
     unused = [name for name, parameter in learner.sparsifier.parameters.items() if parameter.grad is None]
     if unused:

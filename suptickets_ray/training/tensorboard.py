@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +12,10 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+
+from suptickets_ray.tickets.store import RunStore
+
+_UPLOAD_SECONDS = 20.0
 
 
 def write_hparams(tree: str, trials: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
@@ -23,15 +29,45 @@ def write_hparams(tree: str, trials: Sequence[Mapping[str, Any]], metrics: Seque
     for trial in trials:
         values = {key: _plain(value) for key, value in trial["values"].items()}
         found = {metric: trial[metric] for metric in metrics if trial.get(metric) is not None}
-        with SummaryWriter(str(Path(tree) / trial["name"])) as writer:
+        folder = EventFolder(tree, trial["name"])
+        with SummaryWriter(folder.folder) as writer:
             for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
                 writer.file_writer.add_summary(summary)
             for metric, number in found.items():
                 writer.add_scalar(metric, number)
+        folder.close()
 
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+
+
+class EventFolder:
+    """A folder that TensorBoard's writer can write to. For an object store it is a local one that is copied there."""
+
+    def __init__(self, tree: str, name: str) -> None:
+        """Creates nothing yet where the tree is a local folder."""
+        self._temporary = tempfile.TemporaryDirectory() if "://" in tree else None
+        self._store, self._name = RunStore(tree), name
+        self.folder = self._temporary.name if self._temporary else str(Path(tree) / name)
+        self._uploaded = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the last copy is so old that another is worth it."""
+        return self._temporary is not None and time.monotonic() - self._uploaded > _UPLOAD_SECONDS
+
+    def upload(self) -> None:
+        """Copies all event files; they are small."""
+        if self._temporary is not None:
+            for path in Path(self.folder).iterdir():
+                self._store.write(f"{self._name}/{path.name}", path.read_bytes())
+            self._uploaded = time.monotonic()
+
+    def close(self) -> None:
+        """Copies for the last time, and removes the local folder."""
+        self.upload()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
 
 class Scalars:
@@ -46,16 +82,21 @@ class Scalars:
             first_step: Points of an earlier, interrupted try at or after this step are hidden. TensorBoard reads files
                 in the order of their names, which hold whole seconds: give it only where there was such a try.
         """
-        self._writer = SummaryWriter(str(Path(tree) / name), purge_step=first_step, flush_secs=5)
+        self._tree = EventFolder(tree, name)
+        self._writer = SummaryWriter(self._tree.folder, purge_step=first_step, flush_secs=5)
 
     def write(self, step: int, **values: float) -> None:
         """Adds one point per value; `train__loss=` becomes the tag train/loss."""
         for tag, value in values.items():
             self._writer.add_scalar(tag.replace("__", "/"), value, step)
+        if self._tree.is_due():
+            self._writer.flush()
+            self._tree.upload()
 
     def close(self) -> None:
         """Writes what is still held back."""
         self._writer.close()
+        self._tree.close()
 
     def __enter__(self) -> Scalars:
         return self

@@ -9,7 +9,7 @@ from ray.cluster_utils import Cluster
 
 from suptickets_ray import load_config, train
 from suptickets_ray.config import ClusterConfig
-from suptickets_ray.distributed.session import places_for_workers, worker_labels
+from suptickets_ray.distributed.room import places_for_workers, worker_labels
 
 # Seconds instead of half a minute; quicker, and a busy machine's living nodes are taken for dead.
 FAST_DETECTION = {
@@ -28,7 +28,7 @@ class Probe:
 
 def check_the_head_is_kept_free():
     free = ClusterConfig(keep_head_free=True)
-    assert places_for_workers(free) == 2
+    assert places_for_workers(free, {"CPU": 1.0}) == 2
     probes = [Probe.options(label_selector=worker_labels(free)).remote() for _ in range(2)]
     head = ray.get_runtime_context().get_node_id()
     assert head not in ray.get([probe.node.remote() for probe in probes], timeout=60)

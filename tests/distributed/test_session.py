@@ -3,14 +3,12 @@ import socket
 import pytest
 
 from suptickets_ray.config import ClusterConfig
+from suptickets_ray.distributed.room import explorer_bundle, explorer_slots, places_for_workers, worker_labels
 from suptickets_ray.distributed.session import (
     _local_cpus,
     check_address,
     cluster_address,
-    explorer_slots,
-    places_for_workers,
     ray_session,
-    worker_labels,
 )
 
 
@@ -22,8 +20,8 @@ def node(node_id="n", alive=True, head=False, **resources):
 def test_a_head_that_is_kept_free_and_machines_that_are_gone_have_no_room(monkeypatch):
     nodes = [node("h", head=True, CPU=8.0), node("a", CPU=2.0), node("b", alive=False, CPU=4.0)]
     monkeypatch.setattr("ray.nodes", lambda: nodes)
-    assert places_for_workers(ClusterConfig()) == 10
-    assert places_for_workers(ClusterConfig(keep_head_free=True)) == 2
+    assert places_for_workers(ClusterConfig(), {"CPU": 1.0}) == 10
+    assert places_for_workers(ClusterConfig(keep_head_free=True), {"CPU": 1.0}) == 2
     assert worker_labels(ClusterConfig()) == {}
     assert worker_labels(ClusterConfig(keep_head_free=True)) == {"ray.io/node-id": "!h"}
 
@@ -70,6 +68,13 @@ def test_explorers_are_no_more_than_asked_for_than_chains_and_than_fit(monkeypat
 def test_fractional_gpus_let_several_explorers_share_one(monkeypatch):
     monkeypatch.setattr("ray.nodes", lambda: [node(CPU=8.0, GPU=1.0), node(CPU=8.0, GPU=1.0)])
     assert explorer_slots(ClusterConfig(gpus_per_worker=0.25), 32) == 8
+
+
+def test_memory_and_resources_of_ones_own_are_asked_for_and_counted(monkeypatch):
+    monkeypatch.setattr("ray.nodes", lambda: [node(CPU=8.0, spot=1.0, memory=16e9), node(CPU=8.0, memory=16e9)])
+    config = ClusterConfig(explorer_resources={"spot": 0.01}, memory_per_worker_gb=4)
+    assert explorer_bundle(config) == {"CPU": 1.0, "spot": 0.01, "memory": 4e9}
+    assert explorer_slots(config, 32) == 4
 
 
 def test_a_local_ray_is_given_the_cpus_that_were_asked_for(monkeypatch):

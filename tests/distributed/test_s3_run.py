@@ -1,0 +1,87 @@
+"""Whole jobs whose files lie in an object store: a local S3 server, over real HTTP."""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from suptickets_ray import load_config, train, tune
+from suptickets_ray.cli import main
+from suptickets_ray.tickets.store import RunStore, TicketStore, child
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "{}:{}".format(*server.get_host_and_port())
+    boto3.client("s3", endpoint_url=f"http://{address}", region_name="us-east-1").create_bucket(Bucket="bucket")
+    yield f"s3://bucket/runs?endpoint_override={address}&scheme=http&region=us-east-1"
+    server.stop()
+
+
+def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(finished_run, bucket, tiny, capsys):
+    config = load_config(None, [*tiny, f"storage={bucket}", "name=killed", "cluster.num_explorers=3"])
+
+    def kill_at_the_second_ticket(event):
+        seen.append(event["kind"])
+        if seen.count("ticket") == 2:
+            raise KeyboardInterrupt
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        train(config, kill_at_the_second_ticket)
+    path = child(bucket, "killed")
+    assert TicketStore(RunStore(path)).list()
+    again = []
+    finished = train(config, again.append)
+    assert finished.path == path
+    assert "epoch" not in {event["kind"] for event in again}  # phase one was not run again
+    recorded = json.loads((Path(finished_run.path) / "result.json").read_text())
+    assert finished.result["superposed"]["digest"] == recorded["superposed"]["digest"]
+    files = RunStore(path).list("")
+    assert {"config.yaml", "result.json", "report.html", "superposed.arrow", "pretrained.pt"} <= set(files)
+    assert any(name.startswith("tensorboard/chain-000/events.out.tfevents") for name in files)
+    assert ".lock" not in files
+    assert not any(name.startswith("ray_train/") for name in files)
+    assert train(config).resumed
+    assert main(["superpose", path, "method=caa"]) == 0
+    assert "Digest:" in capsys.readouterr().out
+
+
+def test_a_search_in_an_object_store_ends_with_its_answer(ray_address, bucket):
+    space = "search.space={superposition.method: {grid_search: [cia, caa]}}"
+    settings = ["train.epochs=40", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=4", "tickets.chains=2", space]
+    settings += ["cluster.num_workers=1", f"storage={bucket}", "name=search"]
+    result = tune(load_config(None, settings)).result
+    assert (result["pretrainings"], result["cycles_trained"], len(result["trials"])) == (1, 2, 2)
+    files = RunStore(child(bucket, "search")).list("")
+    assert {"best.yaml", "result.json", "report.html", "trials.parquet"} <= set(files)
+    assert sum(name.startswith("tensorboard/trial-") for name in files) >= 2
+
+
+def test_a_second_process_keeps_out_while_the_first_gives_signs_of_life(bucket, monkeypatch):
+    from suptickets_ray.distributed import lock
+
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(lock, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "SILENCE_SECONDS", 2.0)
+    path = child(bucket, "locked")
+    refused = pytest.raises(ValueError, match="must be free; process .* works on it")
+    with lock.only_process(path), refused, lock.only_process(path):
+        pass
+    with lock.only_process(path):
+        pass
+    # A holder that died without a word: on another machine it counts as dead after some silence, here at once.
+    for host, least in (("elsewhere", 2.0), (lock.socket.gethostname(), 0.0)):
+        RunStore(path).write(".lock", json.dumps({"holder": "x", "host": host, "pid": 2**22 + 1}).encode())
+        began = time.monotonic()
+        with lock.only_process(path):
+            assert time.monotonic() - began >= least

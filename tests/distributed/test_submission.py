@@ -1,0 +1,115 @@
+"""`--submit` against a real head with token authentication, in a process group of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from suptickets_ray import load_config
+from suptickets_ray.cli import main
+from suptickets_ray.config_io import to_dict
+from suptickets_ray.distributed.submission import own_modules
+
+pytestmark = pytest.mark.ray
+TINY = [
+    "train.epochs=20",
+    "tickets.cycle_rate=0.1",
+    "tickets.cycle_epochs=2",
+    "tickets.chains=1",
+    "cluster.num_workers=1",
+]
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A head that asks for a token; its address and that of its dashboard."""
+    temp_dir = tempfile.mkdtemp(prefix="st-")
+    home = Path(temp_dir) / "home"
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray/auth_token").write_text("a" * 40)
+    (home / ".ray/auth_token").chmod(0o600)
+    port, dashboard = free_port(), free_port()
+    environment = {**os.environ, "HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_TMPDIR": temp_dir}
+    ray = str(Path(sys.executable).parent / "ray")
+    # Jobs call `python`: ours comes first.
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    options = [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
+    options += [f"--temp-dir={temp_dir}/ray", "--object-store-memory=100000000", "--disable-usage-stats"]
+    options += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+    process = subprocess.Popen(
+        [ray, "start", "--head", "--block", *options],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            try:
+                socket.create_connection(("127.0.0.1", dashboard), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.3)
+        yield f"http://127.0.0.1:{dashboard}", home
+    finally:
+        process.terminate()  # --block: it ends what it started
+        process.wait(60)
+
+
+@pytest.fixture
+def at_home(head, monkeypatch):
+    monkeypatch.setenv("HOME", str(head[1]))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    return head[0]
+
+
+def test_a_job_is_shipped_watched_and_its_exit_code_comes_back(at_home, tmp_path, capfd):
+    assert main(["train", *TINY, f"storage={tmp_path}", "name=job", "--submit", at_home]) == 0
+    out = capfd.readouterr().out
+    assert "sup-ticket" in out
+    assert (tmp_path / "job/result.json").is_file()
+    # A job that fails: the folder holds another recipe's run.
+    assert main(["train", *TINY, "train.lr=0.3", f"storage={tmp_path}", "name=job", "--submit", at_home]) == 2
+    assert "these keys differ: train.lr" in " ".join(capfd.readouterr().out.split())
+
+
+def test_without_the_token_the_cluster_refuses_in_one_sentence(head, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+    command = [sys.executable, "-m", "suptickets_ray.cli", "train", *TINY, f"storage={tmp_path}", "--submit", head[0]]
+    done = subprocess.run(
+        command, env={**environment, "HOME": str(tmp_path)}, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert "must be given its token" in " ".join(done.stderr.split())
+    assert not (tmp_path / "digits").exists()
+
+
+def test_what_cannot_be_submitted_is_one_sentence(tmp_path, capsys):
+    assert main(["train", *TINY, "--submit", "http://127.0.0.1:1"]) == 2
+    assert "storage must be an absolute path that all machines share" in " ".join(capsys.readouterr().err.split())
+    assert main(["train", *TINY, f"storage={tmp_path}", "--no-wait"]) == 2
+    assert "--no-wait has no effect without --submit" in capsys.readouterr().err
+    assert main(["train", *TINY, f"storage={tmp_path}", "--submit", "http://127.0.0.1:1"]) == 2
+    assert "must be the address of a Ray dashboard that answers" in " ".join(capsys.readouterr().err.split())
+
+
+def test_modules_of_ones_own_are_found_in_a_recipe(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def score(layer):\n    return layer.weight.abs()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load_config(None, ["method.grow=mine:score", "storage=s3://bucket/x"])
+    assert set(own_modules(to_dict(config))) == {"mine"}

@@ -1,0 +1,199 @@
+"""cluster.yaml and the KubeRay files against what Ray and KubeRay accept; nothing is started."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from suptickets_ray import load_config
+from suptickets_ray.recipes import shipped_recipes
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+JOB = yaml.safe_load((ROOT / "experiments/kuberay/rayjob.yaml").read_text())
+
+
+def text_of(value):
+    return json.dumps(value)
+
+
+def test_rays_own_schema_and_checks_accept_the_cluster_file():
+    import ray
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    jsonschema.validate(CLUSTER, json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text()))
+    prepared = prepare_config(copy.deepcopy(CLUSTER))
+    validate_config(prepared)
+    assert prepared["head_node_type"] == "head"
+
+
+def test_the_head_trains_nothing_and_workers_are_asked_for_by_resources_of_their_own():
+    types = CLUSTER["available_node_types"]
+    assert types["head"]["resources"] == {"CPU": 0}
+    assert all("--num-cpus=0" in command for command in CLUSTER["head_start_ray_commands"] if "ray start" in command)
+    assert set(types) == {"head", "on_demand", "spot"}
+    assert types["on_demand"]["resources"] == {"on_demand": 1}
+    assert types["spot"]["resources"] == {"spot": 1}
+    assert types["spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert all(types[name]["min_workers"] == 0 for name in ("on_demand", "spot"))
+    assert CLUSTER["idle_timeout_minutes"] <= 10
+
+
+def test_nobody_gets_in_without_the_token_or_but_by_ssh():
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert all("RAY_AUTH_MODE=token" in command for command in CLUSTER[key])
+    assert "--dashboard-host=127.0.0.1" in text_of(CLUSTER["head_start_ray_commands"])
+    rules = CLUSTER["provider"]["security_group"]["IpPermissions"]
+    assert [(rule["FromPort"], rule["ToPort"]) for rule in rules] == [(22, 22)]
+    assert "0.0.0.0/0" not in text_of(CLUSTER)
+    assert "chmod 600 ~/.ray/auth_token" in CLUSTER["setup_commands"]
+
+
+def test_every_path_and_command_that_the_cluster_file_names_is_there():
+    assert CLUSTER["file_mounts"]["~/suptickets_ray"] == "."
+    for path in re.findall(r"~/suptickets_ray/([\w./]+)", text_of(CLUSTER["setup_commands"])):
+        assert (ROOT / path).exists(), path
+    assert (ROOT / "pyproject.toml").is_file()
+
+
+def test_the_commands_in_the_comments_are_recipes_that_load():
+    for text in ((ROOT / "cluster.yaml").read_text(), JOB["spec"]["entrypoint"]):
+        lines = re.sub(r"\\\n#?\s*", "", text)
+        (command,) = re.findall(r"suptickets train (.*)", lines)
+        words = re.findall(r"'([^']*)'|(\S+)", command)
+        recipe, *overrides = [quoted or plain for quoted, plain in words]
+        assert recipe in shipped_recipes()
+        config = load_config(recipe, overrides)
+        assert config.storage.startswith("s3://")
+        assert config.cluster.address == "auto"
+
+
+def test_ray_and_what_it_needs_are_pinned_to_what_was_tested():
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "experiments/constraints.txt").read_text().splitlines()
+        if "==" in line and line[0] != "#"
+    )
+    assert pins["ray"].startswith("2.60.")
+    assert {"torch", "torchvision", "pyarrow", "tensorboard"} <= set(pins)
+    assert JOB["spec"]["rayClusterSpec"]["rayVersion"] == pins["ray"]
+    assert f"FROM rayproject/ray:{pins['ray']}-" in (ROOT / "experiments/kuberay/Dockerfile").read_text()
+
+
+QUANTITY = {"type": "string", "pattern": r"^[0-9.]+(m|Ki|Mi|Gi|Ti)?$"}
+TEMPLATE = {
+    "type": "object",
+    "required": ["spec"],
+    "properties": {
+        "spec": {
+            "type": "object",
+            "required": ["containers"],
+            "properties": {
+                "containers": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {
+                        "type": "object",
+                        "required": ["name", "image", "resources"],
+                        "properties": {
+                            "resources": {
+                                "type": "object",
+                                "required": ["requests", "limits"],
+                                "additionalProperties": {"type": "object", "additionalProperties": QUANTITY},
+                            },
+                            "envFrom": {"type": "array"},
+                        },
+                    },
+                }
+            },
+        }
+    },
+}
+PARAMS = {"type": "object", "additionalProperties": {"type": "string"}}
+RAY_JOB = {
+    "type": "object",
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "additionalProperties": False,
+    "properties": {
+        "apiVersion": {"const": "ray.io/v1"},
+        "kind": {"const": "RayJob"},
+        "metadata": {"type": "object", "required": ["name"]},
+        "spec": {
+            "type": "object",
+            "required": ["entrypoint", "rayClusterSpec"],
+            "additionalProperties": False,
+            "properties": {
+                "entrypoint": {"type": "string"},
+                "shutdownAfterJobFinishes": {"type": "boolean"},
+                "ttlSecondsAfterFinished": {"type": "integer", "minimum": 0},
+                "backoffLimit": {"type": "integer", "minimum": 0},
+                "rayClusterSpec": {
+                    "type": "object",
+                    "required": ["headGroupSpec"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "rayVersion": {"type": "string"},
+                        "enableInTreeAutoscaling": {"type": "boolean"},
+                        "autoscalerOptions": {"type": "object"},
+                        "authOptions": {
+                            "type": "object",
+                            "additionalProperties": False,
+                            "properties": {"mode": {"enum": ["token", "disabled"]}},
+                        },
+                        "headGroupSpec": {
+                            "type": "object",
+                            "required": ["rayStartParams", "template"],
+                            "additionalProperties": False,
+                            "properties": {"rayStartParams": PARAMS, "template": TEMPLATE},
+                        },
+                        "workerGroupSpecs": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "required": ["groupName", "rayStartParams", "template"],
+                                "additionalProperties": False,
+                                "properties": {
+                                    "groupName": {"type": "string"},
+                                    **{key: {"type": "integer"} for key in ("replicas", "minReplicas", "maxReplicas")},
+                                    "rayStartParams": PARAMS,
+                                    "template": TEMPLATE,
+                                },
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
+"""The part of KubeRay's RayJob (ray.io/v1) that the file uses, as its API reference documents it."""
+
+
+def test_the_rayjob_has_the_structure_of_its_resource():
+    jsonschema.validate(JOB, RAY_JOB)
+    cluster = JOB["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    group = cluster["workerGroupSpecs"][0]
+    assert cluster["enableInTreeAutoscaling"] and group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_a_misspelt_key_would_be_found():
+    wrong = copy.deepcopy(JOB)
+    wrong["spec"]["rayClusterSpec"]["workerGroupSpec"] = []
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, RAY_JOB)
+
+
+def test_the_dockerfile_copies_only_what_is_there():
+    lines = (ROOT / "experiments/kuberay/Dockerfile").read_text().splitlines()
+    instructions = [line.split() for line in lines if line and not line.startswith("#")]
+    assert {words[0] for words in instructions} == {"FROM", "WORKDIR", "COPY", "RUN"}
+    for words in instructions:
+        if words[0] == "COPY":
+            for path in [word for word in words[1:-1] if not word.startswith("--")]:
+                assert (ROOT / path).exists(), path
