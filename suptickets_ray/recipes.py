@@ -59,10 +59,10 @@ def experiments_dir() -> Path:
 def shipped_recipes() -> dict[str, Path]:
     """Returns the recipes that ship with the package, sorted by name: the path below experiments/ without .yaml.
 
-    Bases, whose file names begin with an underscore, are no recipes.
+    Bases, whose file names begin with an underscore, are no recipes, nor is what a cluster is given.
     """
     folder = experiments_dir()
-    paths = (path for path in folder.rglob("*.yaml") if not path.name.startswith("_"))
+    paths = (path for path in folder.rglob("*.yaml") if path.name[0] != "_" and path.parent.name != "kuberay")
     return dict(sorted((path.relative_to(folder).with_suffix("").as_posix(), path) for path in paths))
 
 

@@ -40,7 +40,7 @@ def handlers():
         (["method.name=rigel"], "unknown method 'rigel'; did you mean 'rigl'?"),
         (["train.epochs=many"], 'train.epochs must be a whole number; got "many".'),
         (["train.epochs=20", "tickets.cycle_epochs=5"], "so that one cycle fits; got 5."),
-        (["nowhere.yaml"], "there is no 'nowhere.yaml'."),
+        (["nowhere.yaml"], "there is no 'nowhere.yaml'"),
         (["cifar100/resnet50_grante"], "did you mean 'cifar100/resnet50_granet'?"),
         (["a.yaml", "b.yaml"], "there must be at most one recipe"),
         (["storage=ftp://host/runs"], "storage must be an absolute path or a URI that pyarrow.fs knows"),

@@ -79,7 +79,7 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("model.name=no_such_module:build", "importing 'no_such_module' failed"),
         ("model.name=json:loadz", "it has no function 'loadz'; did you mean 'load'"),
         ("model.initialization=kaiming", "unknown model.initialization 'kaiming'"),
-        ("cluster.num_workers=0", "cluster.num_workers must be at least 1; got 0"),
+        ("cluster.num_workers=0", "cluster.num_workers must be at least 1, or \\[least, most\\]; got 0"),
         ("cluster.num_workers=13", "data.batch_size must be at least two examples for each of the 13 workers"),
         ("name=a/b", "name must be a plain folder name; got 'a/b'"),
         ("seed=-1", "seed must be at least 0; got -1"),

@@ -36,6 +36,8 @@ def test_the_wheel_that_the_first_command_installs_holds_all_recipes_and_their_b
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         for recipe in (ROOT / "experiments").rglob("*.yaml"):
+            if recipe.parent.name == "kuberay":
+                continue  # no recipe: what a cluster is given
             assert wheel.read(f"suptickets_ray/{recipe.relative_to(ROOT).as_posix()}") == recipe.read_bytes()
         assert not [name for name in wheel.namelist() if name.startswith("tests")]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -29,6 +29,17 @@ class Monitor:
         """Returns the events since the last call, in the order of their arrival."""
         events, self._events = self._events, []
         return events
+
+
+@contextmanager
+def monitoring() -> Iterator[Any]:
+    """Yields the handle of a Monitor, which ends with the job and not with the Ray that it ran on."""
+    monitor = Monitor.remote()  # type: ignore[attr-defined]
+    try:
+        yield monitor
+    finally:
+        with suppress(Exception):  # its Ray may have ended before it
+            ray.kill(monitor)
 
 
 def show_events(monitor: Any, on_event: OnEvent) -> None:

@@ -17,7 +17,7 @@ from suptickets_ray.config_resolution import resolve
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.folding import Folding
 from suptickets_ray.distributed.lock import only_process
-from suptickets_ray.distributed.monitor import Event, Monitor, OnEvent, reported_warnings, show_events
+from suptickets_ray.distributed.monitor import Event, OnEvent, monitoring, reported_warnings, show_events
 from suptickets_ray.distributed.result import Clock, assemble_result, without_nan
 from suptickets_ray.distributed.session import check_address, ray_session
 from suptickets_ray.distributed.worker import worker_settings
@@ -81,10 +81,14 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     with reported_warnings(watch):
         loaded = rehearse(config)
     check_address(config.cluster)
-    with only_process(path), ray_session(config.cluster, verbose=verbose, on_wait=wait), as_run_failure():
+    with (
+        only_process(path),
+        ray_session(config.cluster, verbose=verbose, on_wait=wait),
+        monitoring() as monitor,
+        as_run_failure(),
+    ):
         store.remove_temporaries()
         store.write("config.yaml", to_yaml(config).encode())
-        monitor = Monitor.remote()  # type: ignore[attr-defined]
         settings = worker_settings(config, path, monitor, loaded)
         del loaded  # from here on it lies in the object store
         budget = budget_of(config)

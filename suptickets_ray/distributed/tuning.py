@@ -18,7 +18,7 @@ from suptickets_ray.config_resolution import resolve
 from suptickets_ray.distributed.failures import root_cause
 from suptickets_ray.distributed.ledger import Ledger
 from suptickets_ray.distributed.lock import only_process
-from suptickets_ray.distributed.monitor import Monitor, OnEvent, reported_warnings, show_events
+from suptickets_ray.distributed.monitor import Monitor, OnEvent, monitoring, reported_warnings, show_events
 from suptickets_ray.distributed.result import Clock, versions, without_nan
 from suptickets_ray.distributed.room import explorer_bundle, places_for_workers, worker_labels
 from suptickets_ray.distributed.run import as_run_failure, phase_one, run_path
@@ -93,10 +93,9 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
         ray_session(config.cluster, verbose=verbose, on_wait=lambda text: on_event({"kind": "waiting", "text": text})),
     ):
         concurrency, explorers = search.places()
-        with as_run_failure():
+        with monitoring() as monitor, as_run_failure():
             files.store.remove_temporaries()
             files.store.write("config.yaml", to_yaml(config).encode())
-            monitor = Monitor.remote()  # type: ignore[attr-defined]
             settings = worker_settings(config, files.path, monitor, loaded)
             del loaded
             _pretrain_all(search, files, settings, on_event, verbose)

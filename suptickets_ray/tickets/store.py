@@ -64,15 +64,15 @@ class RunStore:
 
     def exists(self, path: str) -> bool:
         """Returns whether there is a file of this name."""
-        return bool(patiently(lambda: self._type_of(self._absolute(path))) == fs.FileType.File)
+        return bool(self._patiently(lambda: self._type_of(self._absolute(path))) == fs.FileType.File)
 
     def read(self, path: str) -> bytes:
         """Returns the content of a file. Raises FileNotFoundError if there is none."""
-        return patiently(lambda: self._read(self._absolute(path)))
+        return self._patiently(lambda: self._read(self._absolute(path)))
 
     def write(self, path: str, content: bytes) -> None:
         """Writes a file under a temporary name and moves it in place, so that a kill leaves the old file or the new."""
-        patiently(lambda: self._write(self._absolute(path), content))
+        self._patiently(lambda: self._write(self._absolute(path), content))
 
     def _write(self, target: str, content: bytes) -> None:
         self._filesystem.create_dir(str(PurePosixPath(target).parent), recursive=True)
@@ -97,28 +97,32 @@ class RunStore:
     def delete(self, path: str) -> None:
         """Removes a file; one that is not there is no error."""
         with suppress(FileNotFoundError):
-            patiently(lambda: self._filesystem.delete_file(self._absolute(path)))
+            self._patiently(lambda: self._filesystem.delete_file(self._absolute(path)))
 
     def remove_temporaries(self) -> None:
         """Removes the half-written files of killed processes; none may be writing."""
         selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
-        for info in patiently(lambda: self._filesystem.get_file_info(selector)):
+        for info in self._patiently(lambda: self._filesystem.get_file_info(selector)):
             if info.type == fs.FileType.File and info.path.endswith(".tmp"):
                 self._filesystem.delete_file(info.path)
 
     def remove_folder(self, folder: str) -> None:
         """Removes a folder and all that is in it; one that is not there is no error."""
         path = self._absolute(folder)
-        if patiently(lambda: self._type_of(path)) == fs.FileType.Directory:
-            patiently(lambda: self._filesystem.delete_dir(path))
+        if self._patiently(lambda: self._type_of(path)) == fs.FileType.Directory:
+            self._patiently(lambda: self._filesystem.delete_dir(path))
 
     def list(self, folder: str) -> list[str]:
         """Returns the paths of all whole files below a folder, sorted, relative to the run's folder."""
         selector = fs.FileSelector(self._absolute(folder), recursive=True, allow_not_found=True)
-        infos = patiently(lambda: self._filesystem.get_file_info(selector))
+        infos = self._patiently(lambda: self._filesystem.get_file_info(selector))
         found = [info.path for info in infos if info.type == fs.FileType.File]
         relative = [str(PurePosixPath(path).relative_to(self._root)) for path in found]
         return sorted(path for path in relative if not path.endswith(".tmp"))
+
+    def _patiently(self, action: Callable[[], Result]) -> Result:
+        """A folder's errors do not pass; those of an object store may."""
+        return action() if isinstance(self._filesystem, fs.LocalFileSystem) else patiently(action)
 
     @property
     def location(self) -> tuple[fs.FileSystem, str]:
