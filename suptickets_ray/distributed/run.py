@@ -20,6 +20,7 @@ from suptickets_ray.distributed.lock import only_process
 from suptickets_ray.distributed.monitor import Event, OnEvent, monitoring, reported_warnings, show_events
 from suptickets_ray.distributed.result import Clock, assemble_result, without_nan
 from suptickets_ray.distributed.session import check_address, ray_session
+from suptickets_ray.distributed.sharing import checked_storage
 from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.reporting.report import render_report
 from suptickets_ray.tickets.cycles import canonical_order
@@ -75,16 +76,14 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
             warnings.append(event["text"])
         on_event(event)
 
-    def wait(text: str) -> None:
-        watch({"kind": "waiting", "text": text})
-
     with reported_warnings(watch):
         loaded = rehearse(config)
     check_address(config.cluster)
     with (
         only_process(path),
-        ray_session(config.cluster, verbose=verbose, on_wait=wait),
+        ray_session(config.cluster, watch, verbose=verbose),
         monitoring() as monitor,
+        checked_storage(path),
         as_run_failure(),
     ):
         store.remove_temporaries()

@@ -8,22 +8,29 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 import torch
 
 from suptickets_ray.config import ClusterConfig
+from suptickets_ray.distributed.monitor import OnEvent
 from suptickets_ray.distributed.room import wait_for_room
 
+TOKEN_PATH = "~/.ray/auth_token"  # noqa: S105 - where Ray keeps it, not the token
+_OPEN = (
+    "this Ray asks for no token: whoever reaches its ports can run code on its machines. Start every part of it with "
+    "RAY_AUTH_MODE=token, and make a token with ray get-auth-token --generate."
+)
 _CONNECT_SECONDS = 10
 _JOIN_SECONDS = 60
 
 
 @contextmanager
 def ray_session(
-    config: ClusterConfig, *, verbose: bool = False, on_wait: Callable[[str], None] = lambda text: None
+    config: ClusterConfig, on_event: OnEvent = lambda event: None, *, verbose: bool = False
 ) -> Iterator[None]:
     """Keeps this process connected to Ray.
 
@@ -32,8 +39,8 @@ def ray_session(
 
     Args:
         config: Address, and what the run will ask for.
+        on_event: Is told when it waits for machines, and when anybody can get into the cluster.
         verbose: Whether Ray's own messages and the workers' output are shown.
-        on_wait: Is told, in a sentence, when it waits for machines.
 
     Raises:
         ValueError: If the cluster cannot be reached, is not the one this process is connected to, or has no room for
@@ -46,7 +53,7 @@ def ray_session(
                 f"cluster.address must be {connected}, which this process is connected to; got {config.address!r}. "
                 "Leave it out, or call ray.shutdown() first."
             )
-        wait_for_room(config, on_wait)
+        wait_for_room(config, lambda text: on_event({"kind": "waiting", "text": text}))
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -56,7 +63,9 @@ def ray_session(
             _join(address, verbose)
         else:
             _start_local(config, verbose)
-        wait_for_room(config, on_wait)
+        if not asks_for_token():
+            on_event({"kind": "warning", "text": _OPEN})
+        wait_for_room(config, lambda text: on_event({"kind": "waiting", "text": text}))
         yield
     finally:
         ray.shutdown()
@@ -120,6 +129,14 @@ def _join(address: str, verbose: bool) -> None:
             raise ValueError(_no_cluster(address, f"no answer within {_JOIN_SECONDS} s"))
     if errors:
         raise ValueError(_no_cluster(address, errors[0])) from errors[0]
+
+
+def asks_for_token() -> bool:
+    """Returns whether this process shows a token to its Ray, which then asks everybody for it."""
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
+        return False
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or Path(TOKEN_PATH).expanduser().is_file()
 
 
 def cluster_address(config: ClusterConfig) -> str | None:

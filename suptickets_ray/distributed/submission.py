@@ -14,9 +14,9 @@ from typing import Any
 
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import to_dict, to_yaml
+from suptickets_ray.distributed.session import TOKEN_PATH, asks_for_token
 
 RECIPE_FILE = "recipe.yaml"
-TOKEN_PATH = "~/.ray/auth_token"  # noqa: S105 - where Ray keeps it, not the token
 
 
 def submit(
@@ -46,7 +46,7 @@ def submit(
             "The job runs in a folder that goes with it."
         )
     # Ray's own clients take no notice of a token otherwise.
-    if has_token():
+    if asks_for_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from ray.job_submission import JobSubmissionClient
 
@@ -67,12 +67,6 @@ def submit(
     info = client.get_job_info(job_id)
     code = info.driver_exit_code
     return job_id, int(code) if code is not None else int(info.status != "SUCCEEDED")
-
-
-def has_token() -> bool:
-    """Returns whether Ray's clients would find a token."""
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(named) or Path(TOKEN_PATH).expanduser().is_file()
 
 
 async def _tail(client: Any, job_id: str, write: Callable[[str], None]) -> None:

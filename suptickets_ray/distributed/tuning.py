@@ -23,6 +23,7 @@ from suptickets_ray.distributed.result import Clock, versions, without_nan
 from suptickets_ray.distributed.room import explorer_bundle, places_for_workers, worker_labels
 from suptickets_ray.distributed.run import as_run_failure, phase_one, run_path
 from suptickets_ray.distributed.session import check_address, ray_session
+from suptickets_ray.distributed.sharing import checked_storage
 from suptickets_ray.distributed.trial import SCORES, run_trial
 from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.reporting.search import render_search
@@ -90,7 +91,8 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
     check_address(config.cluster)
     with (
         only_process(files.path),
-        ray_session(config.cluster, verbose=verbose, on_wait=lambda text: on_event({"kind": "waiting", "text": text})),
+        ray_session(config.cluster, on_event, verbose=verbose),
+        checked_storage(files.path),
     ):
         concurrency, explorers = search.places()
         with monitoring() as monitor, as_run_failure():

@@ -6,6 +6,7 @@ from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed.room import explorer_bundle, explorer_slots, places_for_workers, worker_labels
 from suptickets_ray.distributed.session import (
     _local_cpus,
+    asks_for_token,
     check_address,
     cluster_address,
     ray_session,
@@ -91,3 +92,14 @@ def test_another_cluster_than_the_one_this_process_is_connected_to_is_refused(ra
         pass
     with ray_session(ClusterConfig(address=ray_address)):
         pass
+
+
+def test_a_ray_without_a_token_is_recognised(monkeypatch, tmp_path):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not asks_for_token()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 40)
+    assert asks_for_token()
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert not asks_for_token()
