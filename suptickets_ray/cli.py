@@ -174,6 +174,9 @@ def _data(options: argparse.Namespace, console: Console) -> int:
     from suptickets_ray.training.data.convert import convert
 
     recipe, overrides = _recipe_and_overrides(options.settings)
+    reads = ("data.name=", "data.options", "data.root=", "data.download=", "data.split_seed=")
+    if unread := [text for text in overrides if not text.startswith(reads)]:
+        raise ValueError(f"{unread[0]} has no effect: data convert writes the whole data set. Leave it out.")
     loaded = load_source(load_config(recipe, overrides).data)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}

@@ -102,7 +102,7 @@ class TrainConfig:
     decay_norm_and_bias: bool = True
     """Whether weight decay also acts on biases and on the weights of normalisation layers."""
     accumulation_steps: int = 1
-    """Parts that a rank's share of a batch is cut into, whose gradients are added up: less memory, the same batch."""
+    """Parts that a rank's share of a batch is cut into to save memory; gradients add up, BatchNorm sees the parts."""
     clip_norm: float | None = None
     """Largest norm of the gradient of all active weights together; no clipping when left out."""
     precision: str = "float32"
@@ -299,6 +299,8 @@ class ClusterConfig:
     """CPUs that each rank and each explorer asks Ray for."""
     gpus_per_worker: float = 0.0
     """GPUs that each rank and each explorer asks Ray for; 0.25 lets four explorers share one."""
+    superposer_gpus: float = 0.0
+    """GPUs that the superposer asks for, which recalibrates and judges every merge; on the CPU when 0."""
     memory_per_worker_gb: float | None = None
     """Memory in GB that each rank and each explorer asks Ray for; none is reserved when left out."""
     worker_resources: dict[str, float] | None = None
@@ -320,7 +322,7 @@ class ClusterConfig:
         workers = [self.num_workers] if isinstance(self.num_workers, int) else self.num_workers
         fits = len(workers) in (1, 2) and workers[0] >= 1 and workers == sorted(workers)
         _require(fits, "cluster.num_workers", "at least 1, or [least, most]", self.num_workers)
-        for key in ("gpus_per_worker", "wait_minutes"):
+        for key in ("gpus_per_worker", "superposer_gpus", "wait_minutes"):
             _require(getattr(self, key) >= 0, f"cluster.{key}", "at least 0", getattr(self, key))
         memory = self.memory_per_worker_gb
         _require(memory is None or memory > 0, "cluster.memory_per_worker_gb", "above 0", memory)

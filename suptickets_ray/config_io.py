@@ -198,7 +198,8 @@ def _leave_out_what_the_new_choice_does_not_read(
         old = settings[name].get("name")
         plays = name == "data" and new == "synthetic" and old in SHAPES
         for key in keys:
-            if not (plays and key in _OF_IMAGES):
+            # The same images elsewhere, or made-up ones in their place, are cut and augmented alike.
+            if not (key in _OF_IMAGES and (plays or (name == "data" and new in ("parquet", "image_folder")))):
                 settings[name].pop(key, None)
         own_shape = any(keys[:2] == ["data", "options"] and keys[2:] in _SHAPE_OPTIONS for keys, _ in changes)
         if plays and not own_shape:

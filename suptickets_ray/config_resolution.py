@@ -36,7 +36,7 @@ def resolve(config: Config) -> Config:
     choose(INITIALIZATIONS, config.model.initialization, "model.initialization")
     choose(LR_SCHEDULES, config.train.lr_schedule, "train.lr_schedule")
     budget = plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate)
-    _check_train(config.train, budget.pretrain_epochs)
+    _check_train(config.train, budget.pretrain_epochs, config.cluster.gpus_per_worker)
     resolved = replace(
         config,
         method=_resolve_method(config, method),
@@ -59,7 +59,7 @@ def resolve(config: Config) -> Config:
     return resolved
 
 
-def _check_train(section: TrainConfig, pretrain_epochs: int) -> None:
+def _check_train(section: TrainConfig, pretrain_epochs: int, gpus_per_worker: float) -> None:
     for key in ("lr_milestone_epochs", "lr_decay_factor"):
         if section.lr_schedule != "multistep" and (value := getattr(section, key)) is not None:
             raise ValueError(
@@ -69,6 +69,11 @@ def _check_train(section: TrainConfig, pretrain_epochs: int) -> None:
     if any(epoch >= pretrain_epochs for epoch in milestones):
         raise ValueError(
             f"train.lr_milestone_epochs must be below {pretrain_epochs}, the epochs of phase one; got {milestones}."
+        )
+    if section.precision == "float16" and not gpus_per_worker:
+        raise ValueError(
+            "train.precision 'float16' must have GPUs, cluster.gpus_per_worker above 0; a CPU takes minutes a step. "
+            "Choose bfloat16, or leave it out."
         )
     if section.warmup_epochs >= pretrain_epochs:
         raise ValueError(

@@ -128,9 +128,11 @@ class Exploration:
         Raises:
             RuntimeError: If a cycle fails for good.
         """
-        if not self.is_done:
-            self._collect(0)
-            self._dispatch()
+        if self.is_done:
+            self._on_poll()
+            return
+        self._collect(0)
+        self._dispatch()
 
     def _start_explorer(self) -> None:
         """Asks for an explorer. It is idle once it runs: on a cluster that shrank it may wait for room for ever."""

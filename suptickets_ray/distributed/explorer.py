@@ -29,7 +29,7 @@ class Explorer:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._worker = start_worker(settings)
-        self._learner = build_learner(self._worker.config, self._worker.splits, self._worker.device)
+        self._learner = build_learner(self._worker.config, self._worker.splits, self._worker.device, restores=True)
         self._digest = config_digest(self._worker.config)
 
     def node(self) -> str:

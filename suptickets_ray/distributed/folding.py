@@ -123,5 +123,7 @@ class Folding:
             raise RuntimeError(f"superposing failed: {root_cause(error)}") from error
 
     def _start(self) -> None:
-        self._actor = Superposer.remote(self._settings, self._pretrained)  # type: ignore[attr-defined]
+        options = {"num_gpus": self._settings["config"]["cluster"]["superposer_gpus"]}
+        sized = Superposer.options(**options)  # type: ignore[attr-defined]
+        self._actor = sized.remote(self._settings, self._pretrained)
         self._pending, self._num_submitted = [], 0

@@ -98,15 +98,14 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
 
         watch({"kind": "phase", "name": "explore", "chains": config.tickets.chains, "cycles": budget.cycles})
         pretrained = ray.put(state)
-        with Exploration(
-            config, settings, pretrained, budget.cycles, lambda: show_events(monitor, watch)
-        ) as exploration:
+        exploration = Exploration(config, settings, pretrained, budget.cycles, lambda: show_events(monitor, watch))
+        superposer = Folding(settings, pretrained, exploration)  # first: a GPU of its own must not be taken
+        with exploration:
             if exploration.num_stored:
                 what = f"{exploration.num_stored} finished tickets"
                 watch({"kind": "resumed", "what": what, "tickets": exploration.num_stored})
             for chain in exploration.remade:
                 watch({"kind": "warning", "text": f"what was stored of chain {chain} is damaged; it is run anew."})
-            superposer = Folding(settings, pretrained, exploration)
             order = list(canonical_order(config.tickets.chains, budget.cycles))
             for chain, cycle in superposer.best_first(order) if config.superposition.method == "greedy" else order:
                 superposer.fold(chain, cycle)

@@ -31,13 +31,13 @@ class Superposer:
             settings: What `worker_settings` gave.
             pretrained: State that phase one ended in.
         """
-        cpu = torch.device("cpu")  # it asks Ray for no GPU, so it has none
-        self._worker = start_worker(settings, cpu)
+        device = torch.device("cuda" if settings["config"]["cluster"]["superposer_gpus"] else "cpu")
+        self._worker = start_worker(settings, device)
         config, splits = self._worker.config, self._worker.splits
-        learner = build_learner(config, splits, cpu)
+        learner = build_learner(config, splits, device, restores=True)
         learner.load_bytes(pretrained)
         net = learner.ticket({"run": config.name, "config_digest": config_digest(config), "version": __version__})
-        self._superposing = Superposing(config, splits, net, cpu)
+        self._superposing = Superposing(config, splits, net, device)
         self._folded: dict[tuple[int, int], dict[str, Any]] = {}
         self._scalars = Scalars(self._worker.tensorboard, "superposition", first_step=1)
 

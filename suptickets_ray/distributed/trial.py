@@ -93,7 +93,7 @@ class _Seed:
         }
         self._worker = start_worker(self._settings, CPU)
         self._state = files.phase_one(config)
-        learner = build_learner(config, self._worker.splits, CPU)
+        learner = build_learner(config, self._worker.splits, CPU, restores=True)
         learner.load_bytes(self._state)
         net = learner.ticket({"run": config.name, "config_digest": config_digest(config), "version": __version__})
         self._superposing = Superposing(config, self._worker.splits, net, CPU)

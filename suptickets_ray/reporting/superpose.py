@@ -64,7 +64,7 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
         to_dict(from_yaml(store.read("config.yaml").decode())), [_of_superposition(o) for o in overrides]
     )
     splits = load_data(config.data)
-    learner = build_learner(config, splits, torch.device("cpu"))
+    learner = build_learner(config, splits, torch.device("cpu"), restores=True)
     try:
         learner.load_bytes(store.read(PRETRAINED_FILE))
     except ValueError as error:

@@ -25,6 +25,13 @@ _NORMALIZATIONS = (
 )
 
 
+def _is_vector_or_position(name: str, parameter: Parameter) -> bool:
+    leaf = name.rpartition(".")[2]
+    if leaf.endswith("weight") or is_lazy(parameter):
+        return False
+    return sum(size > 1 for size in parameter.shape) <= 1 or "pos_embed" in leaf or "position" in leaf
+
+
 def unwrap(model: Module) -> Module:
     """Returns the plain module inside torch.compile's and DistributedDataParallel's wrappers, in any order of them."""
     while True:
@@ -49,7 +56,8 @@ def maskable_parameters(
     """Returns the parameters that are masked, by name, in the model's order; a shared one once, by its first name.
 
     These are all with 2 or more dimensions, e.g. (out, in) or (out, in, kh, kw), but for those of normalization layers,
-    of embeddings unless asked for, and of what is kept dense.
+    of embeddings unless asked for, of what is kept dense, and of bare parameters that are vectors in disguise, such as
+    ConvNeXt's layer_scale (c, 1, 1) and ViT's class_token (1, 1, d), or positions: pruning would leave nothing of them.
 
     Args:
         model: Any module; wrappers of torch.compile and DistributedDataParallel are looked through.
@@ -71,6 +79,8 @@ def maskable_parameters(
     found: dict[str, Parameter] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) in normalizing or (id(parameter) in shared_with_embedding and not mask_embeddings):
+            continue
+        if _is_vector_or_position(name, parameter):
             continue
         if is_lazy(parameter) or parameter.ndim >= 2:
             found[name] = parameter

@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+_KEYS_OF_FILES = ("root", "download")
+"""Arguments that a recipe gives beside the options."""
+
 
 def call_with(function: Callable[..., Any], what: str, offered: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     """Returns the function's result, called with those of `offered` that it names and with all `options`.
@@ -35,7 +38,8 @@ def call_with(function: Callable[..., Any], what: str, offered: Mapping[str, Any
         and key not in arguments
     ]
     if missing:
-        raise ValueError(f"{section}.options.{missing[0]} must be given: the function of {what} needs it.")
+        key = missing[0] if missing[0] in _KEYS_OF_FILES else f"options.{missing[0]}"
+        raise ValueError(f"{section}.{key} must be given: the function of {what} needs it.")
     try:
         return function(**arguments)
     except ValueError:

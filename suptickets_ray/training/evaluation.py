@@ -13,8 +13,14 @@ from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.models import build_model
+from suptickets_ray.training.state import restore
 
-EVALUATION_BATCH_SIZE = 512
+EVALUATION_BATCH_SIZE, _LARGEST_BATCH = 512, 10_000_000
+"""Most examples of a batch, and most numbers of its inputs together: large images come in smaller batches."""
+
+
+def _batch_size(examples: Examples) -> int:
+    return max(min(EVALUATION_BATCH_SIZE, _LARGEST_BATCH // examples.sample_size), 2)
 
 
 @torch.no_grad()
@@ -23,7 +29,7 @@ def predict(model: Module, examples: Examples) -> Tensor:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    logits = [model(inputs).float().cpu() for inputs, _ in examples.batches(EVALUATION_BATCH_SIZE, device)]
+    logits = [model(inputs).float().cpu() for inputs, _ in examples.batches(_batch_size(examples), device)]
     model.train(was_training)
     return torch.cat(logits)
 
@@ -49,7 +55,7 @@ def evaluate(model: Module, examples: Examples) -> dict[str, float]:
 def evaluate_ticket(config: Config, splits: Splits, ticket: Ticket, split: str = "test") -> dict[str, float]:
     """Returns accuracy and loss of a ticket of the recipe's model on "train", "validation" or "test", on the CPU."""
     model = build_model(config.model, splits.sample_shape, splits.num_classes)
-    model.load_state_dict(ticket.state_dict())
+    restore(model, ticket.state_dict())
     return evaluate(model, getattr(splits, split))
 
 
@@ -79,7 +85,7 @@ def recalibrate(model: Module, splits: Splits, seed: int, num_examples: int | No
         norm.momentum = None  # a cumulative mean
     model.train()
     size = min(len(splits.train), num_examples or len(splits.train))
-    parts = torch.arange(size).tensor_split(-(-size // EVALUATION_BATCH_SIZE))
+    parts = torch.arange(size).tensor_split(-(-size // _batch_size(splits.train)))
     for inputs, _ in splits.train.epoch(seed, [len(part) for part in parts], device):
         model(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -14,20 +14,19 @@ from torch import Generator, Tensor
 from torch.amp import GradScaler
 from torch.nn import Module
 from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from suptickets_ray.config import Config, TrainConfig
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.sparse import Sparsifier
 from suptickets_ray.sparse.first_masks import NEED_GRADIENT
-from suptickets_ray.sparse.maskable import maskable_parameters
+from suptickets_ray.sparse.maskable import find_ddp, maskable_parameters
 from suptickets_ray.tickets.cycles import Budget, plan_budget
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.optimization import make_optimizer
-from suptickets_ray.training.state import read_state, write_state
+from suptickets_ray.training.state import read_state, restore, write_state
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INITIALIZATIONS: dict[str, str] = {
@@ -78,7 +77,7 @@ class Learner:
             ValueError: If the content is damaged.
         """
         state = read_state(content, next(self.model.parameters()).device)
-        self.model.load_state_dict(state["model"])
+        restore(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         state["sparsifier"]["generator"] = state["sparsifier"]["generator"].cpu()
         self.sparsifier.load_state_dict(state["sparsifier"])
@@ -90,8 +89,14 @@ class Learner:
         return Ticket(self.model.state_dict(), self.sparsifier.masks, provenance)
 
 
-def build_learner(config: Config, splits: Splits, device: torch.device) -> Learner:
+def build_learner(config: Config, splits: Splits, device: torch.device, *, restores: bool = False) -> Learner:
     """Returns the network of a recipe with first weights and first masks, all drawn from the run's seed.
+
+    Args:
+        config: The recipe.
+        splits: Its data.
+        device: Where to train.
+        restores: Whether a state is loaded next, so that first masks need no gradient: it would be for nothing.
 
     Raises:
         ValueError: If model, method and data do not fit together.
@@ -103,7 +108,13 @@ def build_learner(config: Config, splits: Splits, device: torch.device) -> Learn
     if not maskable_parameters(model, check=False):
         raise ValueError("model.name must build a network with a weight of 2 or more dimensions; this one has none.")
     optimizer = make_optimizer(model, config.train)
-    if config.method.distribution in NEED_GRADIENT:
+    masks = None
+    if restores:
+        maskable = maskable_parameters(
+            model, config.method.dense_layers or (), bool(config.method.mask_embeddings), check=False
+        )
+        masks = {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in maskable.items()}
+    elif config.method.distribution in NEED_GRADIENT:
         seed_torch(config.seed, "first masks")
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         compute_gradient(model, splits, config, derive_seed(config.seed, "first masks"))
@@ -117,11 +128,12 @@ def build_learner(config: Config, splits: Splits, device: torch.device) -> Learn
         density=config.method.density,
         total_steps=epoch_steps * budget_of(config).pretrain_epochs,
         generator=Generator().manual_seed(derive_seed(config.seed, "topology")),
+        masks=masks,
         keep_updating=config.tickets.update_masks,
         **sparsifier_settings(config),
     )
     optimizer.zero_grad()
-    if config.model.initialization == "sparse_fan_in":
+    if config.model.initialization == "sparse_fan_in" and not restores:
         initialize_sparse(sparsifier, Generator().manual_seed(derive_seed(config.seed, "weights")))
     scaler = GradScaler(device.type, enabled=config.train.precision == "float16")
     forward: Module = torch.compile(model) if config.train.compile else model  # type: ignore[assignment]
@@ -136,8 +148,13 @@ def compute_gradient(model: Module, splits: Splits, config: Config, seed: int) -
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     model.train()
     model.zero_grad()
-    # In float32 whatever the precision of training: it is one batch, and its smallest gradients are compared.
-    cross_entropy(model(inputs), labels, label_smoothing=config.train.label_smoothing).backward()
+    # As small as a rank's in training, where memory is what a GPU has.
+    ranks = config.cluster.max_workers if config.cluster.gpus_per_worker else 1
+    parts = min(config.train.accumulation_steps * ranks, len(labels) // 2 or 1)
+    for some_inputs, some_labels in zip(inputs.tensor_split(parts), labels.tensor_split(parts), strict=True):
+        # In float32 whatever the precision of training: it is one batch, and its smallest gradients are compared.
+        loss = cross_entropy(model(some_inputs), some_labels, label_smoothing=config.train.label_smoothing)
+        (loss * (len(some_labels) / len(labels))).backward()
 
 
 def sparsifier_settings(config: Config) -> dict[str, Any]:
@@ -225,8 +242,8 @@ def backward(
     total = torch.zeros((), dtype=torch.float64, device=device)
     pairs = list(zip(inputs.tensor_split(parts), labels.tensor_split(parts), strict=True))
     for number, (some_inputs, some_labels) in enumerate(pairs):
-        waits = number + 1 < parts and isinstance(forward, DistributedDataParallel)
-        with forward.no_sync() if waits else nullcontext():  # type: ignore[operator]
+        ddp = find_ddp(forward) if number + 1 < parts else None  # compiled or not
+        with ddp.no_sync() if ddp is not None else nullcontext():
             with autocast(section, device):
                 loss = cross_entropy(
                     forward(some_inputs), some_labels, reduction="sum", label_smoothing=section.label_smoothing

@@ -35,6 +35,8 @@ def rehearse(config: Config) -> Mapping[str, Any]:
     for name in ("test", "validation"):
         learner.model.eval()
         _forward(learner, splits, name, 2)
+    if config.train.compile:
+        _check_compiler()
     learner.model.train()
     # As few as a rank may get: BatchNorm, for one, cannot train on a single example.
     logits, labels = _forward(learner, splits, "train", min(2, config.data.batch_size // config.cluster.max_workers))
@@ -49,11 +51,26 @@ def rehearse(config: Config) -> Mapping[str, Any]:
 def _check_weights(learner: Learner) -> None:
     seen: dict[int, str] = {}
     for name, tensor in learner.model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"model.name must build a network whose state is tensors; {name!r} is {type(tensor).__name__}. Remove "
+                "get_extra_state from its module."
+            )
         if tensor.numel() and (other := seen.setdefault(tensor.data_ptr(), name)) != name:
             raise ValueError(
                 f"model.name must build a network without shared weights; {other!r} and {name!r} are one tensor, and a "
                 "ticket holds each name on its own."
             )
+
+
+def _check_compiler() -> None:
+    try:
+        torch.compile(lambda inputs: inputs * 2 + 1)(torch.ones(8))
+    except Exception as error:
+        raise ValueError(
+            f"train.compile must find a C++ compiler; torch.compile failed: {type(error).__name__}: "
+            f"{str(error).splitlines()[0]}. Install one, or leave train.compile out."
+        ) from error
 
 
 def _check_labels(splits: Splits) -> None:

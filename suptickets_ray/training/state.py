@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -83,6 +84,13 @@ def read_state(content: bytes, device: torch.device | str = "cpu") -> dict[str, 
             "state": {index: {key: spread(entry) for key, entry in some.items()} for index, some in entries},
         },
     }
+
+
+def restore(model: Module, tensors: Mapping[str, Tensor]) -> None:
+    """Loads tensors by name into a model, with the versions of its own modules, which torch keeps beside them."""
+    state = OrderedDict(tensors)
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(state)
 
 
 def read_progress(content: bytes) -> dict[str, int]:

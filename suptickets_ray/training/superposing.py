@@ -20,6 +20,7 @@ from suptickets_ray.training.evaluation import evaluate, predict, recalibrate, s
 from suptickets_ray.training.gate import Gate
 from suptickets_ray.training.loop import seed_torch
 from suptickets_ray.training.models import build_model
+from suptickets_ray.training.state import restore
 
 Scores = dict[str, float]
 
@@ -156,7 +157,7 @@ class Superposing:
         return Ticket(model.state_dict(), ticket.masks, ticket.provenance)
 
     def _load(self, ticket: Ticket) -> Module:
-        self._model.load_state_dict(ticket.state_dict())
+        restore(self._model, ticket.state_dict())
         return self._model
 
     def _score(self, ticket: Ticket, examples: Examples) -> Scores:

@@ -138,3 +138,19 @@ def test_the_last_linear_layer_is_found():
     model = Everything()
     assert last_linear(model, maskable_parameters(model)) == "head.weight"
     assert last_linear(nn.Conv2d(1, 1, 1), {}) is None
+
+
+class Decorated(nn.Module):
+    """What vision transformers and ConvNeXt hold beside their layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+        self.layer_scale = nn.Parameter(torch.ones(4, 1, 1))
+        self.class_token = nn.Parameter(torch.ones(1, 1, 4))
+        self.pos_embedding = nn.Parameter(torch.ones(1, 5, 4))
+        self.mixing = nn.Parameter(torch.ones(4, 4))
+
+
+def test_vectors_in_disguise_and_positions_stay_dense_and_bare_matrices_are_masked():
+    assert list(maskable_parameters(Decorated())) == ["mixing", "layer.weight"]

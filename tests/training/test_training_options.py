@@ -22,6 +22,8 @@ SMALL = [
     "method.update_interval_steps=4",
 ]
 IMAGES = ["data.name=synthetic", "data.options.shape=[3, 8, 8]", "data.batch_size=20", "model.name=resnet20"]
+# A GPU is asked for, and not used here: a small perceptron can do it on a CPU, too.
+FLOAT16 = ["train.precision=float16", "cluster.gpus_per_worker=1"]
 OFTEN = ["method.update_interval_steps=2"]
 IMAGES += ["model.options.width=4", "model.initialization=default", *SMALL]
 
@@ -112,7 +114,7 @@ def test_clipping_leaves_growth_the_dense_gradients():
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precision_multiplies_in_it_and_keeps_weights_in_float32(precision):
     seen = set()
-    config = load_config(None, [*SMALL, f"train.precision={precision}"])
+    config = load_config(None, [*SMALL, *FLOAT16, f"train.precision={precision}"])
     splits = load_data(config.data)
     learner = build_learner(config, splits, torch.device("cpu"))
     learner.model[1].register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
@@ -126,7 +128,7 @@ def test_lower_precision_multiplies_in_it_and_keeps_weights_in_float32(precision
 
 
 def test_float16_scales_losses_and_skips_a_step_that_overflows():
-    learner, config, splits, _ = trained("train.precision=float16", "train.limit_batches=2", *OFTEN)
+    learner, config, splits, _ = trained(*FLOAT16, "train.limit_batches=2", *OFTEN)
     assert learner.scaler.is_enabled()
     scale = learner.scaler.get_scale()
     before, steps = weights(learner), learner.sparsifier.num_steps
@@ -141,7 +143,7 @@ def test_float16_scales_losses_and_skips_a_step_that_overflows():
 
 
 def test_the_scale_of_float16_is_part_of_the_state():
-    learner, config, splits, _ = trained("train.precision=float16")
+    learner, config, splits, _ = trained(*FLOAT16)
     learner.scaler.update(128.0)
     other = build_learner(config, splits, torch.device("cpu"))
     other.load_bytes(learner.to_bytes())
@@ -232,3 +234,47 @@ def test_the_rehearsal_passes_with_every_option_at_once():
             ],
         )
     )
+
+
+def test_float16_without_a_gpu_is_refused():
+    with pytest.raises(ValueError, match="train.precision 'float16' must have GPUs"):
+        load_config(None, ["train.precision=float16"])
+
+
+def test_the_exploration_sees_no_more_examples_at_once_than_training_does():
+    config = load_config(None, [*SMALL, "train.accumulation_steps=4"])
+    splits = load_data(config.data)
+    learner = build_learner(config, splits, torch.device("cpu"))
+    seen = []
+    learner.model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    run_cycle(learner, config, splits, 0, 0)
+    assert max(seen) == 7
+
+
+def test_a_learner_that_restores_a_state_draws_no_gradient_for_its_first_masks():
+    settings = [*SMALL, "method.distribution=snip", "model.initialization=default"]
+    learner, _, splits, _ = trained("method.distribution=snip", "model.initialization=default")
+    state = learner.to_bytes()
+    splits.train.epoch = None  # nobody may read it
+    other = build_learner(load_config(None, settings), splits, torch.device("cpu"), restores=True)
+    other.load_bytes(state)
+    assert other.ticket({}).digest == learner.ticket({}).digest
+
+
+def test_a_network_with_versions_in_its_state_is_restored():
+    settings = ["data.name=synthetic", "data.batch_size=8", "model.name=mnasnet0_5", "model.initialization=default"]
+    config = load_config(
+        None, [*settings, *SMALL[:3], "method.update_interval_steps=1", "data.options.shape=[3, 32, 32]"]
+    )
+    splits = load_data(config.data)
+    learner = build_learner(config, splits, torch.device("cpu"))
+    assert learner.load_bytes(learner.to_bytes(epoch=1)) == {"epoch": 1}
+
+
+def test_a_compiler_that_is_missing_is_said_before_anything_starts(monkeypatch):
+    def broken(function):
+        raise RuntimeError("no compiler\nat all")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises((ValueError, RuntimeError), match="no compiler"):
+        rehearse(load_config(None, [*SMALL, "train.compile=true"]))

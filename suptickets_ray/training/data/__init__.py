@@ -49,6 +49,9 @@ def load_source(config: DataConfig) -> Mapping[str, Any]:
     """
     loader = choose_or_import(DATASETS, config.name, "data set")
     files = {key: value for key in ("root", "download") if (value := getattr(config, key)) is not None}
+    for key in ("root", "download"):
+        if key in config.options:
+            raise ValueError(f"data.options.{key} must be written data.{key}, a setting of its own. Rename it.")
     for key in files:
         if not takes(loader, key):
             raise ValueError(f"data.{key} has no effect with data set {config.name!r}, which does not take it.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -93,6 +94,11 @@ class Examples:
         if not self.augmentation.does_something:
             return None
         return Generator().manual_seed(derive_seed(seed, "augmentation", rank))
+
+    @cached_property
+    def sample_size(self) -> int:
+        """How many numbers one input has."""
+        return max(self.batch(torch.arange(1))[0].numel(), 1)
 
     def all_labels(self) -> Tensor:
         """Returns the labels of all examples (n,); a Dataset is read through for them once."""

@@ -51,10 +51,20 @@ class EncodedSource(BlockSource):
 
 
 class FolderSource(EncodedSource):
-    """The image files of one folder, class by class, in the order of their names."""
+    """The image files of one folder, class by class in the order of their names, or always equally mixed."""
 
-    def __init__(self, folder: Path, classes: Sequence[str], decoder: Decoder, *, crops: bool) -> None:
+    def __init__(
+        self, folder: Path, classes: Sequence[str], decoder: Decoder, *, crops: bool, mixed: bool = False
+    ) -> None:
         """Lists the files; none is opened.
+
+        Args:
+            folder: The folder of a split, which holds one for each class.
+            classes: Names of all classes.
+            decoder: Makes pixels of the contents.
+            crops: Whether training reads random crops.
+            mixed: Whether the list is shuffled once and for all. What is streamed must be: an epoch mixes the examples
+                of a few blocks at a time, and blocks of neighbours would be of one class.
 
         Raises:
             ValueError: If there is no image, or a folder that is no class.
@@ -66,6 +76,8 @@ class FolderSource(EncodedSource):
         listed = [(path, label_of[name]) for name in found for path in _images(folder, name)]
         if not listed:
             raise ValueError(f"{folder} must hold images in a folder for each class; there is none.")
+        if mixed:
+            listed = shuffled(listed)
         self.paths = [path for path, _ in listed]
         super().__init__(torch.tensor([label for _, label in listed]), decoder, crops=crops)
 
@@ -78,6 +90,12 @@ class FolderSource(EncodedSource):
             raise ValueError(
                 f"{error.filename} must be a file that can be read; it failed: {error.strerror}."
             ) from error
+
+
+def shuffled(listed: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Returns the list in an order that is always the same, in which neighbours are of any class."""
+    order = torch.randperm(len(listed), generator=torch.Generator().manual_seed(0)).tolist()
+    return [listed[index] for index in order]
 
 
 def image_folder(
@@ -116,7 +134,8 @@ def image_folder(
     folders |= {"validation": "val", "test": "test"} if (base / "test").is_dir() else {"test": "val"}
     loaded: dict[str, Any] = {"num_classes": len(classes), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     for split, folder in folders.items():
-        source = FolderSource(base / folder, classes, decoder, crops=not in_memory)
+        mixed = split == "train" and not in_memory
+        source = FolderSource(base / folder, classes, decoder, crops=not in_memory, mixed=mixed)
         source.set_block_size(block_size, in_memory)
         loaded[split] = source.read_all() if in_memory else source
     return loaded | {"augmentation": {"flip": True}}

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -63,6 +64,21 @@ def by_torchvision(path, size, resize):
     image = (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
     pipeline = v2.Compose([v2.Resize(resize, InterpolationMode.BILINEAR), v2.CenterCrop(size), v2.PILToTensor()])
     return pipeline(image)
+
+
+@pytest.fixture(autouse=True)
+def in_the_order_of_names(request, monkeypatch):
+    """So that an image's position says which it is."""
+    if "mixed" not in request.node.name:
+        monkeypatch.setattr(sys.modules[FolderSource.__module__], "shuffled", lambda listed: listed)
+
+
+def test_streamed_training_images_are_mixed_once_and_for_all_and_others_are_not(tree):
+    loaded, again = load(tree), load(tree)
+    assert loaded["train"].paths == again["train"].paths != sorted(loaded["train"].paths)
+    assert len(set(loaded["train"].labels.tolist()[:4])) > 1
+    assert loaded["test"].labels.tolist() == [0, 0, 0, 1, 1]
+    assert load(tree, in_memory=True)["train"][1].tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
 
 
 def test_classes_and_files_are_in_the_order_of_their_names(tree):
