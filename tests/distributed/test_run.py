@@ -280,7 +280,7 @@ def test_a_collapse_is_prevented_by_the_gate_and_said_loudly(finished_run, forke
 
 def test_a_request_that_never_fits_is_refused_with_the_numbers(ray_address, tmp_path, tiny):
     config = load_config(None, [*tiny, f"storage={tmp_path}", "cluster.num_workers=5"])
-    with pytest.raises(ValueError, match="cluster.num_workers must be at most 4, .* 4 CPU and 0 GPU; got 5"):
+    with pytest.raises(ValueError, match="cluster.num_workers must be at most 4, .* 4 CPU on 1 machines; got 5"):
         train(config)
     assert not (tmp_path / "digits/config.yaml").exists()  # the folder is free for the corrected recipe
 

@@ -22,8 +22,8 @@ def bucket():
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     address = "{}:{}".format(*server.get_host_and_port())
-    boto3.client("s3", endpoint_url=f"http://{address}", region_name="us-east-1").create_bucket(Bucket="bucket")
-    yield f"s3://bucket/runs?endpoint_override={address}&scheme=http&region=us-east-1"
+    boto3.client("s3", endpoint_url=f"http://{address}", region_name="us-east-1").create_bucket(Bucket="whole-runs")
+    yield f"s3://whole-runs/runs?endpoint_override={address}&scheme=http&region=us-east-1"
     server.stop()
 
 

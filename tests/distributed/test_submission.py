@@ -109,7 +109,7 @@ def test_what_cannot_be_submitted_is_one_sentence(tmp_path, capsys):
 
 
 def test_modules_of_ones_own_are_found_in_a_recipe(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("def score(layer):\n    return layer.weight.abs()\n")
+    (tmp_path / "own_scores.py").write_text("def score(layer):\n    return layer.weight.abs()\n")
     monkeypatch.syspath_prepend(tmp_path)
-    config = load_config(None, ["method.grow=mine:score", "storage=s3://bucket/x"])
-    assert set(own_modules(to_dict(config))) == {"mine"}
+    config = load_config(None, ["method.grow=own_scores:score", "storage=s3://bucket/x"])
+    assert set(own_modules(to_dict(config))) == {"own_scores"}
