@@ -149,7 +149,7 @@ def _indirect(flags: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, A
     if flags.get("--superposing_method") == "cima" and "--CIMA_factor" in flags:
         decided["superposition.cima_factor"] = flags["--CIMA_factor"]
     if "--fp16" in flags:
-        decided["train.precision"] = "float16"
+        decided |= {"train.precision": "float16", "cluster.gpus_per_worker": 1.0}  # no CPU trains in float16
     if flags.get("--multiplier", 1) != 1:
         raise ValueError(
             f"--multiplier must be 1; got {flags['--multiplier']:g}. Multiply --epochs and the epochs of the schedules."
