@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +10,9 @@ from typing import Any
 
 import ray
 
+from suptickets_ray.distributed.failures import root_cause
+
+_POLL_SECONDS = 0.2
 Event = dict[str, Any]
 """What happened, as plain values; `kind` says what."""
 OnEvent = Callable[[Event], None]
@@ -50,6 +54,45 @@ def show_events(monitor: Any, on_event: OnEvent) -> None:
         return
     for event in events:
         on_event(event)
+
+
+def watched(work: Callable[[], Any], monitor: Any, on_event: OnEvent, what: str) -> Any:
+    """Returns what `work` returns, and passes events on while it runs.
+
+    It runs in a thread of its own: in the main one Ray Train and Ray Tune take Ctrl-C over and leave with exit code 0.
+
+    Raises:
+        RuntimeError: If it raises; the sentence begins with `what` and ends in the cause.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["result"] = work()
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, name=what, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        show_events(monitor, on_event)
+    if "error" in outcome:
+        raise RuntimeError(f"{what} failed: {root_cause(outcome['error'])}") from outcome["error"]
+    return outcome["result"]
+
+
+def collecting_warnings(texts: list[str], on_event: OnEvent) -> OnEvent:
+    """Returns an `on_event` that adds the text of every warning to `texts`, and passes each one on only once."""
+
+    def watch(event: Event) -> None:
+        if event["kind"] == "warning":
+            if event["text"] in texts:
+                return
+            texts.append(event["text"])
+        on_event(event)
+
+    return watch
 
 
 @contextmanager

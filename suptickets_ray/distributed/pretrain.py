@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest
-from suptickets_ray.distributed.failures import root_cause
-from suptickets_ray.distributed.monitor import OnEvent, reported_warnings, show_events
+from suptickets_ray.distributed.monitor import OnEvent, reported_warnings, watched
 from suptickets_ray.distributed.room import worker_bundle, worker_labels
 from suptickets_ray.distributed.worker import Worker, start_worker
 from suptickets_ray.sparse.statistics import explored_fraction
@@ -39,7 +37,6 @@ from suptickets_ray.training.optimization import phase_one_rate
 from suptickets_ray.training.tensorboard import Scalars
 
 STATE_FILE = "state.pt"
-_POLL_SECONDS = 0.2
 _MAX_FAILURES = 3  # of workers or machines; a fault in the code itself repeats, and then ends the run
 
 
@@ -80,33 +77,13 @@ def pretrain(
             logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose else "CRITICAL"),
         ),
     )
-    result = _fit(trainer, settings["monitor"], on_event)
+    result = watched(trainer.fit, settings["monitor"], on_event, "phase one")
     if result.checkpoint is None:
         raise RuntimeError(
             "phase one ended without a checkpoint. Start the command again; it goes on from the last one."
         )
     with result.checkpoint.as_directory() as checkpoint_dir:
         return (Path(checkpoint_dir) / STATE_FILE).read_bytes()
-
-
-def _fit(trainer: TorchTrainer, monitor: Any, on_event: OnEvent) -> Any:
-    """Fits in a thread of its own: in the main thread Ray Train takes Ctrl-C over and leaves with exit code 0."""
-    outcome: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            outcome["result"] = trainer.fit()
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
-            outcome["error"] = error
-
-    thread = threading.Thread(target=fit, name="phase-one", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_SECONDS)
-        show_events(monitor, on_event)
-    if "error" in outcome:
-        raise RuntimeError(f"phase one failed: {root_cause(outcome['error'])}") from outcome["error"]
-    return outcome["result"]
 
 
 def train_worker(settings: dict[str, Any]) -> None:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from suptickets_ray import __version__
 from suptickets_ray.config import Config
-from suptickets_ray.config_io import config_digest, to_dict
+from suptickets_ray.config_io import config_digest, differing_keys, from_yaml, to_dict
 from suptickets_ray.reporting.verdict import verdict
+from suptickets_ray.tickets.store import RunStore
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run or search."""
+
+    path: str
+    """Absolute path of its folder."""
+    result: dict[str, Any]
+    """What `result.json` holds."""
+    resumed: bool
+    """Whether nothing was left to do."""
 
 
 class Clock:
@@ -30,6 +46,38 @@ class Clock:
     def seconds(self) -> dict[str, float]:
         """Returns the seconds of every phase, and `total`."""
         return self._seconds | {"total": round(time.monotonic() - self._start, 3)}
+
+
+def stored_result(
+    path: str, config: Config, what: str, also: Callable[[Config], list[str]] = lambda old: []
+) -> dict[str, Any] | None:
+    """Returns what `result.json` holds if the work in a folder is done, None if it was interrupted or never started.
+
+    Args:
+        path: The folder.
+        config: The recipe that it must be of.
+        what: "run" or "search", for the sentence.
+        also: Gives what else differs, from the folder's recipe.
+
+    Raises:
+        ValueError: If the folder holds something else; the sentence names the keys that differ.
+    """
+    store = RunStore(path)
+    if not store.exists("config.yaml"):
+        return None
+    try:
+        old = from_yaml(store.read("config.yaml").decode())
+    except ValueError as error:
+        raise ValueError(f"{path}/config.yaml must be the recipe of a {what}; {error} Choose another name=.") from error
+    if keys := [*differing_keys(old, config), *also(old)]:
+        raise ValueError(
+            f"the configuration must be that of the {what} in {path}; these keys differ: {', '.join(keys)}. "
+            f"Choose another name=, or set them back to go on with that {what}."
+        )
+    if not store.exists("result.json"):
+        return None
+    result: dict[str, Any] = json.loads(store.read("result.json"))
+    return result
 
 
 def assemble_result(

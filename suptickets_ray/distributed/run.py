@@ -5,45 +5,31 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from suptickets_ray.config import Config
-from suptickets_ray.config_io import differing_keys, from_yaml, to_yaml
+from suptickets_ray.config_io import to_yaml
 from suptickets_ray.config_resolution import resolve
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.folding import Folding
 from suptickets_ray.distributed.lock import only_process
-from suptickets_ray.distributed.monitor import Event, OnEvent, monitoring, reported_warnings, show_events
-from suptickets_ray.distributed.result import Clock, assemble_result, without_nan
+from suptickets_ray.distributed.monitor import OnEvent, collecting_warnings, monitoring, reported_warnings, show_events
+from suptickets_ray.distributed.result import Clock, RunResult, assemble_result, stored_result, without_nan
 from suptickets_ray.distributed.session import check_address, ray_session
 from suptickets_ray.distributed.sharing import checked_storage
 from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.reporting.report import render_report
 from suptickets_ray.tickets.cycles import canonical_order
-from suptickets_ray.tickets.store import RunStore, child
+from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, child
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.rehearsal import rehearse
 from suptickets_ray.training.state import is_whole
 
-PRETRAINED_FILE = "pretrained.pt"
 RAY_TRAIN_FOLDER = "ray_train"
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run."""
-
-    path: str
-    """Absolute path of the run's folder."""
-    result: dict[str, Any]
-    """What `result.json` holds."""
-    resumed: bool
-    """Whether nothing was left to do."""
 
 
 def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bool = False) -> RunResult:
@@ -52,7 +38,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     Args:
         config: The recipe, from `load_config` or made by hand.
         on_event: Is told of the progress, in this process: dicts whose `kind` is phase, resumed, epoch, cycle_epoch,
-            ticket, fold or warning; accuracies are shares of 1, epochs count from 1, chains and cycles from 0.
+            ticket, fold, waiting or warning; accuracies are shares of 1, epochs count from 1, chains and cycles from 0.
         verbose: Whether Ray's own messages are shown.
 
     Raises:
@@ -68,14 +54,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         return RunResult(path, result, resumed=True)
     clock = Clock()
     warnings: list[str] = []
-
-    def watch(event: Event) -> None:
-        if event["kind"] == "warning":
-            if event["text"] in warnings:
-                return
-            warnings.append(event["text"])
-        on_event(event)
-
+    watch = collecting_warnings(warnings, on_event)
     with reported_warnings(watch):
         loaded = rehearse(config)
     check_address(config.cluster)
@@ -143,24 +122,7 @@ def finished_result(config: Config) -> dict[str, Any] | None:
     Raises:
         ValueError: If the folder holds the run of another recipe; the sentence names the keys that differ.
     """
-    store = RunStore(run_path(config))
-    if not store.exists("config.yaml"):
-        return None
-    try:
-        old = from_yaml(store.read("config.yaml").decode())
-    except ValueError as error:
-        raise ValueError(
-            f"{run_path(config)}/config.yaml must be the recipe of a run; {error} Choose another name=."
-        ) from error
-    if keys := differing_keys(old, config):
-        raise ValueError(
-            f"the configuration must be that of the run in {run_path(config)}; these keys differ: {', '.join(keys)}. "
-            "Choose another name=, or set them back to go on with that run."
-        )
-    if not store.exists("result.json"):
-        return None
-    result: dict[str, Any] = json.loads(store.read("result.json"))
-    return result
+    return stored_result(run_path(config), config, "run")
 
 
 def phase_one(config: Config, settings: dict[str, Any], store: RunStore, on_event: OnEvent, verbose: bool) -> bytes:

@@ -14,14 +14,13 @@ from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest, from_yaml, load_config, to_dict
 from suptickets_ray.reporting.verdict import verdict
 from suptickets_ray.tickets.cycles import canonical_order
-from suptickets_ray.tickets.store import RunStore, TicketStore
+from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, TicketStore
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.arithmetic import arithmetic_of
 from suptickets_ray.training.data import Splits, load_data
 from suptickets_ray.training.loop import budget_of, build_learner
 from suptickets_ray.training.superposing import Superposing
 
-PRETRAINED_FILE = "pretrained.pt"
 SWEPT_FACTORS = (0.1, 0.2, 0.5, 0.8, 0.9)
 """CIMA factors of the paper's ablation, 2205.15322, section 5."""
 

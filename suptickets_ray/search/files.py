@@ -8,10 +8,8 @@ from typing import Any
 from suptickets_ray.config import Config
 from suptickets_ray.search.keys import exploration_key, phase_one_key
 from suptickets_ray.search.space import Point, point_key
-from suptickets_ray.tickets.store import RunStore, TicketStore, child
+from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
-
-PRETRAINED_FILE = "pretrained.pt"
 
 
 class SearchFiles:

@@ -20,6 +20,9 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
 _PASSING = ("curlcode", "network_connection", "service_unavailable", "slow_down", "internal", "timeout", "timed out")
 """What errors of object stores say that may have passed a little later."""
 
+PRETRAINED_FILE = "pretrained.pt"
+"""The state that phase one ended in, under a run's folder."""
+
 Result = TypeVar("Result")
 
 
