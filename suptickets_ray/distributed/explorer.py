@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import Any
 
 import pyarrow as pa
@@ -48,6 +50,7 @@ class Explorer:
             cycle: Cycle within the chain, from 0.
             again: Whether an earlier, interrupted try may have left points for TensorBoard, which are then hidden.
         """
+        began = time.time()
         worker, config = self._worker, self._worker.config
         tickets, epoch_steps = config.tickets, steps_per_epoch(config, worker.splits)
         first_step = (budget_of(config).pretrain_epochs + cycle * tickets.cycle_epochs) * epoch_steps
@@ -84,5 +87,14 @@ class Explorer:
         state = self._learner.to_bytes(cycle=cycle)
         TicketStore(worker.store).put(ticket, chain, cycle)
         worker.store.write(chain_state_path(chain), state)
-        worker.report("ticket", chain=chain, cycle=cycle, validation_accuracy=validation["accuracy"])
+        worker.report(
+            "ticket",
+            chain=chain,
+            cycle=cycle,
+            validation_accuracy=validation["accuracy"],
+            node=self.node(),
+            process=os.getpid(),
+            began=began,
+            ended=time.time(),
+        )
         return ticket.to_arrow(), state, True

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from suptickets_ray.distributed.failures import root_cause
 
@@ -35,10 +36,16 @@ class Monitor:
         return events
 
 
+def start_here(actor: Any) -> Any:
+    """Returns the handle of a new actor of a class, on this process's own machine: others may be taken away."""
+    strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return actor.options(scheduling_strategy=strategy).remote()
+
+
 @contextmanager
 def monitoring() -> Iterator[Any]:
     """Yields the handle of a Monitor, which ends with the job and not with the Ray that it ran on."""
-    monitor = Monitor.remote()  # type: ignore[attr-defined]
+    monitor = start_here(Monitor)
     try:
         yield monitor
     finally:

@@ -14,8 +14,12 @@ _WAIT_SECONDS = 1.0
 
 
 def explorer_slots(config: ClusterConfig, chains: int) -> int:
-    """Returns how many explorers can work at once: no more than asked for, than chains, or than fit in the cluster."""
-    places = places_for_workers(config, explorer_bundle(config))
+    """Returns how many explorers can work at once: no more than asked for, than chains, or than fit.
+
+    Machines that are about to be taken away do not count.
+    """
+    bundle, going = explorer_bundle(config), draining_nodes()
+    places = sum(_places_on(node, bundle) for node in _nodes(config) if node["NodeID"] not in going)
     return min(config.num_explorers or chains, chains, max(places, 1))
 
 

@@ -20,6 +20,7 @@ from suptickets_ray.distributed.monitor import (
     collecting_warnings,
     monitoring,
     reported_warnings,
+    start_here,
     watched,
 )
 from suptickets_ray.distributed.result import Clock, RunResult
@@ -104,7 +105,7 @@ def trainable(config: Config) -> Any:
     loaded = rehearse(plan.config_of(plan.known[0]))
     _, explorers = _places(plan)
     files.store.write("config.yaml", to_yaml(config).encode())
-    monitor = Monitor.remote()  # type: ignore[attr-defined]
+    monitor = start_here(Monitor)
     settings = worker_settings(config, files.path, monitor, loaded)
     _pretrain_all(plan, files, settings, lambda event: None, verbose=False)
     return _sized(config, _parameters(plan, files, settings, explorers))
@@ -142,7 +143,7 @@ def _parameters(plan: SearchPlan, files: SearchFiles, settings: dict[str, Any], 
         "recipe": to_dict(plan.config),
         "path": files.path,
         "worker": settings,
-        "ledger": Ledger.remote(),  # type: ignore[attr-defined]
+        "ledger": start_here(Ledger),
         "explorers_per_trial": explorers,
     }
 

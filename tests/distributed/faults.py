@@ -1,0 +1,296 @@
+"""What test_faults.py runs: one recipe through every fault, on a real cluster of several raylets in a Ray of its own.
+
+Prints one line of JSON per scenario: its name, the digest of the sup-ticket, and what was seen on the way.
+"""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster
+
+from suptickets_ray import load_config, train
+from suptickets_ray.config import ClusterConfig
+from suptickets_ray.distributed import folding
+from suptickets_ray.distributed.room import places_for_workers, worker_labels
+from suptickets_ray.distributed.superposer import Superposer
+from suptickets_ray.tickets.store import RunStore, child
+
+# Seconds instead of half a minute; quicker, and a busy machine's living nodes are taken for dead.
+FAST_DETECTION = {
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 3,
+}
+OBJECT_STORE = 100 * 2**20
+# Small batches: epochs long enough for a machine to go while they run.
+RECIPE = [
+    "data.batch_size=24",
+    "train.epochs=100",
+    "tickets.cycle_rate=0.16",
+    "tickets.cycle_epochs=8",
+    "tickets.chains=6",
+    "train.checkpoint_every_epochs=10",
+    "cluster.num_explorers=6",
+]
+S3_SILENCE_SECONDS = 20
+
+
+class Faults:
+    """The cluster, and the folder that all its machines see."""
+
+    def __init__(self, folder, temp_dir):
+        self.folder = Path(folder)
+        head = {"num_cpus": 1, "_system_config": FAST_DETECTION, "include_dashboard": False, "temp_dir": temp_dir}
+        head["object_store_memory"] = OBJECT_STORE
+        self.cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
+        self.nodes = []
+        self.add_node()
+        ray.init(address=self.cluster.address, log_to_driver=False)
+        self.cluster.wait_for_nodes()
+
+    def add_node(self):
+        node = self.cluster.add_node(num_cpus=1, resources={"spot": 1}, object_store_memory=OBJECT_STORE)
+        self.nodes.append(node)
+        return node
+
+    def replace_node(self):
+        """Kills the last node, and starts another one in its place."""
+        self.cluster.remove_node(self.nodes.pop(), False)
+        self.add_node()
+
+    def config(self, name, storage=None, overrides=()):
+        return load_config(None, [*RECIPE, f"storage={storage or self.folder}", f"name={name}", *overrides])
+
+    def fork(self, name, storage=None, overrides=()):
+        """A run whose phase one is finished; returns its recipe."""
+        config = self.config(name, storage, overrides)
+        store = RunStore(child(config.storage, name))
+        for file in ("config.yaml", "pretrained.pt"):
+            store.write(file, (self.folder / "undisturbed" / file).read_bytes())
+        return config
+
+
+def run_with_fault(config, act, kind, epoch=0):
+    """Trains, and acts once at the first event of a kind: in the main thread, the only one where Ray starts nodes."""
+    seen, acted = [], []
+
+    def watch(event):
+        seen.append(event)
+        if event["kind"] == kind and event.get("epoch", 0) >= epoch and not acted:
+            acted.append(event)
+            act()
+
+    result = train(config, watch).result
+    assert acted
+    return result["superposed"], seen
+
+
+def tickets_of(seen):
+    return [(event["chain"], event["cycle"]) for event in seen if event["kind"] == "ticket"]
+
+
+def undisturbed(faults):
+    result = train(faults.config("undisturbed")).result
+    return {"digest": result["superposed"]["digest"]}
+
+
+def node_lost_in_phase_one(faults):
+    """Two ranks on two machines with one CPU each: without the late one there is no room."""
+    superposed, seen = run_with_fault(faults.config("phase-one"), faults.replace_node, "epoch", 15)
+    epochs = [event["epoch"] for event in seen if event["kind"] == "epoch"]
+    again = next(index for index in range(1, len(epochs)) if epochs[index] <= epochs[index - 1])
+    return {"digest": superposed["digest"], "reached": epochs[again - 1], "went_on_with": epochs[again]}
+
+
+def node_lost_in_exploration(faults):
+    """Explorers ask for what only the lost machine, and then the late one, has."""
+    before = {node["NodeID"] for node in ray.nodes()}
+    config = faults.fork("exploration", overrides=["cluster.explorer_resources={spot: 0.01}"])
+    superposed, seen = run_with_fault(config, faults.replace_node, "ticket")
+    late = [event for event in seen if event["kind"] == "ticket" and event["node"] not in before]
+    return {"digest": superposed["digest"], "tickets_of_the_late_node": len(late)}
+
+
+def node_lost_while_folding(faults):
+    """The superposer, and the tickets that wait for it, are on the node that goes."""
+    pinned, started = [faults.nodes[-1].node_id], []
+
+    class Pinned:
+        @staticmethod
+        def options(**options):
+            labels = {"ray.io/node-id": pinned.pop()} if pinned else None
+            started.append(labels)
+            return Superposer.options(**options, label_selector=labels)
+
+    folding.Superposer = Pinned
+    try:
+        superposed, _ = run_with_fault(faults.fork("folding"), faults.replace_node, "fold")
+    finally:
+        folding.Superposer = Superposer
+    return {"digest": superposed["digest"], "superposers": len(started)}
+
+
+def preemption_with_notice(faults):
+    """As a cloud's notice of a spot machine reaches Ray, through its autoscaler."""
+    node, noticed = faults.nodes[-1].node_id, []
+
+    def drain():
+        from ray._raylet import GcsClient
+        from ray.core.generated import autoscaler_pb2
+
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline = int((time.time() + 60) * 1000)
+        accepted, text = GcsClient(address=faults.cluster.address).drain_node(node, reason, "a spot machine", deadline)
+        assert accepted, text
+        noticed.append(time.time())
+        faults.add_node()
+
+    config = faults.fork("preemption", overrides=["cluster.explorer_resources={spot: 0.01}"])
+    superposed, seen = run_with_fault(config, drain, "ticket")
+    there = [event["began"] for event in seen if event["kind"] == "ticket" and event["node"] == node]
+    faults.cluster.remove_node(faults.nodes.pop(0), False)
+    return {
+        "digest": superposed["digest"],
+        "tickets": len(tickets_of(seen)),
+        "distinct": len(set(tickets_of(seen))),
+        "began_late": sum(began > noticed[0] + 5 for began in there),
+        "there": len(there),
+    }
+
+
+def driver_killed_and_started_on_another_machines_view(faults):
+    here, there = faults.folder / "here", faults.folder / "there"
+    faults.fork("moved", here)
+    code = (
+        "import os, signal, sys; from suptickets_ray import load_config, train\n"
+        "kill = lambda e: e['kind'] == 'ticket' and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train(load_config(sys.argv[1], sys.argv[2:]), kill)\n"
+    )
+    overrides = ["name=moved", f"storage={here}", f"cluster.address={faults.cluster.address}"]
+    killed = subprocess.run([sys.executable, "-c", code, here / "moved/config.yaml", *overrides], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    here.rename(there)  # the shared storage has another path on the machine that takes over
+    seen = []
+    result = train(faults.config("moved", there), seen.append).result
+    resumed = next(event["tickets"] for event in seen if event["kind"] == "resumed" and "tickets" in event)
+    return {"digest": result["superposed"]["digest"], "resumed": resumed}
+
+
+def object_store_out_of_reach(faults):
+    import boto3
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="faults")
+    storage = f"s3://faults/runs?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    again = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    back = threading.Timer(S3_SILENCE_SECONDS, again.start)
+
+    def go_silent():
+        server.stop()
+        back.start()
+
+    began = time.monotonic()
+    superposed, _ = run_with_fault(faults.fork("silent", storage), go_silent, "ticket")
+    seconds = time.monotonic() - began
+    back.join()
+    again.stop()
+    return {"digest": superposed["digest"], "seconds": seconds}
+
+
+def full_disk(faults):
+    disk = faults.folder / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=False).returncode:
+        return {"skipped": "mounting a file system needs root"}
+    try:
+        config, seen = faults.fork("full", disk), []
+        try:
+            train(config, seen.append)
+        except RuntimeError as error:
+            message = str(error)
+        kept = sorted(path.name for path in disk.rglob("cycle-*.arrow"))
+        subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
+        again = []
+        result = train(config, again.append).result
+        resumed = next((event["tickets"] for event in again if event["kind"] == "resumed" and "tickets" in event), 0)
+        return {
+            "digest": result["superposed"]["digest"],
+            "message": message,
+            "kept": len(kept),
+            "made": len(tickets_of(seen)),
+            "resumed": resumed,
+        }
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def elastic_phase_one(faults):
+    """With [least, most] ranks, phase one goes on with those that are left; another number of ranks, other bits."""
+    config = faults.config("elastic", overrides=["cluster.num_workers=[1, 2]"])
+    superposed, _ = run_with_fault(config, lambda: faults.cluster.remove_node(faults.nodes.pop(), False), "epoch", 15)
+    return {"density": superposed["density"], "alive": sum(node["Alive"] for node in ray.nodes())}
+
+
+@ray.remote(num_cpus=1)
+class Probe:
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
+
+
+def head_kept_free(faults):
+    free = ClusterConfig(keep_head_free=True)
+    labels = worker_labels(free)
+    probe = Probe.options(label_selector=labels).remote()
+    head = ray.get_runtime_context().get_node_id()
+    used = ray.get(probe.node.remote(), timeout=60) == head
+    ray.kill(probe)
+    return {"places": places_for_workers(free, {"CPU": 1.0}), "head_used": used}
+
+
+SCENARIOS = [
+    undisturbed,
+    head_kept_free,
+    node_lost_in_exploration,
+    node_lost_while_folding,
+    preemption_with_notice,
+    driver_killed_and_started_on_another_machines_view,
+    object_store_out_of_reach,
+    full_disk,
+    node_lost_in_phase_one,
+    elastic_phase_one,
+]
+
+
+def main(folder, temp_dir, *only):
+    faults = Faults(folder, temp_dir)
+    for scenario in SCENARIOS:
+        if only and scenario.__name__ not in ("undisturbed", *only):
+            continue
+        began = time.monotonic()
+        try:
+            found = scenario(faults)
+        except Exception as error:  # noqa: BLE001 - the other scenarios are run all the same
+            found = {"error": f"{type(error).__name__}: {error}"}
+        found["seconds_taken"] = round(time.monotonic() - began, 1)
+        sys.stdout.write(f"SCENARIO {json.dumps({'name': scenario.__name__, **found})}\n")
+        sys.stdout.flush()
+    ray.shutdown()
+    faults.cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,119 @@
+"""The fault matrix: whatever goes wrong, a run ends in the bits of the undisturbed one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What each scenario of faults.py saw, by its name; all run one after another on one cluster of real raylets."""
+    # Short: a Unix socket's path has at most 107 bytes.
+    temp_dir = tempfile.mkdtemp(prefix="st-")
+    (Path(temp_dir) / "ray").mkdir()
+    script = Path(__file__).parent / "faults.py"
+    try:
+        done = subprocess.run(
+            [sys.executable, str(script), str(tmp_path_factory.mktemp("faults")), temp_dir],
+            capture_output=True,
+            text=True,
+            timeout=900,
+            env={**os.environ, "RAY_TMPDIR": temp_dir},
+            check=False,
+        )
+    finally:
+        shutil.rmtree(temp_dir, ignore_errors=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Ray's own lines about lost nodes stand between them.
+    lines = (line.partition("SCENARIO ")[2] for line in done.stdout.splitlines())
+    return {found.pop("name"): found for line in lines if line for found in [json.loads(line)]}
+
+
+@pytest.fixture
+def scenario(seen, request):
+    found = seen[request.param]
+    if "skipped" in found:
+        pytest.skip(found["skipped"])
+    assert "error" not in found, found
+    return found
+
+
+def of(name):
+    return pytest.mark.parametrize("scenario", [name], indirect=True)
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "node_lost_in_phase_one",
+        "node_lost_in_exploration",
+        "node_lost_while_folding",
+        "preemption_with_notice",
+        "driver_killed_and_started_on_another_machines_view",
+        "object_store_out_of_reach",
+        "full_disk",
+    ],
+    indirect=True,
+)
+def test_a_fault_costs_time_but_no_bit(scenario, seen):
+    assert scenario["digest"] == seen["undisturbed"]["digest"]
+
+
+@of("node_lost_in_phase_one")
+def test_phase_one_goes_on_from_its_last_checkpoint(scenario):
+    assert scenario["went_on_with"] in (11, 21)  # after a checkpoint, one of which is made every 10 epochs
+    assert scenario["reached"] - scenario["went_on_with"] < 10
+
+
+@of("node_lost_in_exploration")
+def test_a_node_that_joins_late_explores(scenario):
+    assert scenario["tickets_of_the_late_node"] >= 1
+
+
+@of("node_lost_while_folding")
+def test_the_superposer_is_started_anew_on_another_machine(scenario):
+    assert scenario["superposers"] == 2
+
+
+@of("preemption_with_notice")
+def test_a_machine_under_notice_finishes_its_cycle_and_begins_no_other(scenario):
+    assert scenario["there"] >= 1
+    assert scenario["began_late"] == 0
+    assert scenario["tickets"] == scenario["distinct"] == 12  # no cycle was lost and run again
+
+
+@of("driver_killed_and_started_on_another_machines_view")
+def test_another_machine_takes_the_tickets_over(scenario):
+    assert scenario["resumed"] >= 1
+
+
+@of("object_store_out_of_reach")
+def test_the_storage_was_silent_for_20_seconds(scenario):
+    assert scenario["seconds"] >= 20
+
+
+@of("full_disk")
+def test_a_full_disk_is_said_and_no_ticket_is_lost(scenario):
+    assert "No space left on device" in scenario["message"]
+    # A ticket counts once its chain's state lies beside it; a cycle that found no room for that is run again.
+    assert scenario["kept"] >= scenario["resumed"] >= scenario["made"] >= 1
+
+
+@of("elastic_phase_one")
+def test_elastic_ranks_go_on_with_the_machines_that_are_left(scenario):
+    assert scenario["density"] == pytest.approx(0.1, abs=1e-4)
+    assert scenario["alive"] == 1
+
+
+@of("head_kept_free")
+def test_workers_keep_off_the_head_when_asked(scenario):
+    assert not scenario["head_used"]
+    assert scenario["places"] == 1
