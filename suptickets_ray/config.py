@@ -301,6 +301,8 @@ class ClusterConfig:
     """GPUs that each rank and each explorer asks Ray for; 0.25 lets four explorers share one."""
     superposer_gpus: float = 0.0
     """GPUs that the superposer asks for, which recalibrates and judges every merge; on the CPU when 0."""
+    fold_shares: int = 1
+    """Processes that fold a part of the layers each, for many tickets a second; with prune last and no gate only."""
     memory_per_worker_gb: float | None = None
     """Memory in GB that each rank and each explorer asks Ray for; none is reserved when left out."""
     worker_resources: dict[str, float] | None = None
@@ -316,7 +318,7 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError on a value out of range."""
-        for key in ("num_explorers", "cpus_per_worker", "threads_per_worker"):
+        for key in ("num_explorers", "cpus_per_worker", "threads_per_worker", "fold_shares"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"cluster.{key}", "at least 1", value)
         workers = [self.num_workers] if isinstance(self.num_workers, int) else self.num_workers
@@ -419,6 +421,7 @@ PLACEMENT_KEYS = frozenset(
         "cluster.address",
         "cluster.num_explorers",
         "cluster.cpus_per_worker",
+        "cluster.fold_shares",
         "cluster.keep_head_free",
         "cluster.memory_per_worker_gb",
         "cluster.worker_resources",

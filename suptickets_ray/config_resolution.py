@@ -65,6 +65,10 @@ def _check_train(section: TrainConfig, pretrain_epochs: int, gpus_per_worker: fl
             raise ValueError(
                 f"train.{key} has no effect with train.lr_schedule {section.lr_schedule!r}; got {value}. Leave it out."
             )
+    if section.lr_milestone_epochs == [] and section.lr_decay_factor is not None:
+        raise ValueError("train.lr_decay_factor has no effect with train.lr_milestone_epochs []. Leave it out.")
+    if not section.decay_norm_and_bias and not section.weight_decay:
+        raise ValueError("train.decay_norm_and_bias=false has no effect with train.weight_decay 0. Leave it out.")
     milestones = section.lr_milestone_epochs or []
     if any(epoch >= pretrain_epochs for epoch in milestones):
         raise ValueError(
@@ -163,4 +167,9 @@ def _resolve_superposition(config: Config) -> SuperpositionConfig:
             "superposition.recalibration_examples has no effect with superposition.batchnorm 'average'. Leave it out."
         )
     Rule(section.method, config.method.density, factor, section.prune, section.scope)
+    if config.cluster.fold_shares > 1 and (section.prune == "each" or section.gate_tolerance is not None):
+        raise ValueError(
+            "cluster.fold_shares must be 1 unless superposition.prune is 'last' and superposition.gate_tolerance none; "
+            f"got {config.cluster.fold_shares}. Pruning each time and the gate look at the whole network."
+        )
     return replace(section, cima_factor=factor)

@@ -128,10 +128,16 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns both together; where both have a key, mappings are merged and of other values the own one wins."""
+    """Returns both together; where both have a key, mappings are merged and of other values the own one wins.
+
+    A mapping of the base that is null in the own one is left out: another model, say, does not have its options.
+    """
     merged = dict(base)
     for key, value in own.items():
         old = merged.get(key)
+        if value is None and isinstance(old, Mapping):
+            del merged[key]
+            continue
         merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 

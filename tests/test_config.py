@@ -81,6 +81,9 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("model.initialization=kaiming", "unknown model.initialization 'kaiming'"),
         ("cluster.num_workers=0", "cluster.num_workers must be at least 1, or \\[least, most\\]; got 0"),
         ("cluster.num_workers=13", "data.batch_size must be at least two examples for each of the 13 workers"),
+        ("train.lr_milestone_epochs=[] train.lr_decay_factor=0.5", "train.lr_decay_factor has no effect with"),
+        ("train.weight_decay=0 train.decay_norm_and_bias=false", "decay_norm_and_bias=false has no effect"),
+        ("cluster.fold_shares=2", "cluster.fold_shares must be 1 unless superposition.prune is 'last'"),
         ("name=a/b", "name must be a plain folder name; got 'a/b'"),
         ("seed=-1", "seed must be at least 0; got -1"),
         ("train.lr=.inf", "train.lr must be a finite number; got Infinity"),
@@ -277,6 +280,11 @@ def test_a_base_may_be_a_shipped_recipe(tmp_path):
 def test_a_setting_of_the_base_is_left_out_by_null(tmp_path):
     recipe = write(tmp_path, "own.yaml", "base: digits\ndata: {train_size: null}")
     assert load_config(recipe).data.train_size is None
+
+
+def test_another_model_leaves_its_bases_options_out_by_null(tmp_path):
+    recipe = write(tmp_path, "own.yaml", "base: digits\nmodel: {name: lenet5, options: null}")
+    assert load_config(recipe).model.options == {}
 
 
 def test_a_resolved_recipe_has_no_base(tmp_path):

@@ -11,12 +11,16 @@ from ray.exceptions import ObjectLostError, RayTaskError
 
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.failures import DEATHS, root_cause
+from suptickets_ray.distributed.fold_share import FoldShare
 from suptickets_ray.distributed.superposer import Superposer
+from suptickets_ray.tickets.superposition import shares
 
 _MAX_DEATHS = 5
 _POLL_SECONDS = 0.2
 _MAX_PENDING = 8
 """Tickets handed over and not yet folded; each is held in the object store until it is."""
+_MAX_UNLOOKED = 4
+"""With so many waiting, merged networks on which nothing depends are not evaluated."""
 
 
 class Folding:
@@ -69,23 +73,35 @@ class Folding:
         while True:
             self._catch_up(0)
             with self._deaths_survived():
+                if self._shares and self._order:
+                    ray.get(self._actor.adopt.remote(*[share.accumulator.remote() for share in self._shares]))
                 return ray.get(self._actor.judge.remote())
 
     def close(self) -> None:
-        """Ends the actor."""
-        ray.kill(self._actor)
+        """Ends the actors."""
+        for actor in (self._actor, *self._shares):
+            ray.kill(actor)
 
     def _catch_up(self, most_pending: int) -> None:
         """Hands over what the present superposer has not been given; after a death that is everything, bit by bit."""
         while True:
             with self._deaths_survived():
+                self._start_shares()
                 while self._num_submitted < len(self._order):
                     key = self._order[self._num_submitted]
-                    self._pending.append(self._actor.fold.remote(self._exploration.ticket(*key), *key))
+                    self._hand_over(self._exploration.ticket(*key), *key)
                     self._num_submitted += 1
                     self._settle(_MAX_PENDING)
                 self._settle(most_pending)
                 return
+
+    def _hand_over(self, ticket: Any, chain: int, cycle: int) -> None:
+        if self._shares:
+            self._pending += [share.fold.remote(ticket, chain, cycle) for share in self._shares]
+            self._pending.append(self._actor.note.remote(chain, cycle))
+        else:
+            look = len(self._pending) < _MAX_UNLOOKED
+            self._pending.append(self._actor.fold.remote(ticket, chain, cycle, look))
 
     def _settle(self, most_pending: int) -> None:
         """Waits until no more than so many are pending; a failure of any that is done is raised."""
@@ -93,7 +109,7 @@ class Folding:
             return
         finished, self._pending = ray.wait(self._pending, num_returns=len(self._pending), timeout=0)
         ray.get(finished)
-        while len(self._pending) > most_pending:
+        while len(self._pending) > most_pending * (len(self._shares) + 1):
             self._wait_for(self._pending.pop(0))
 
     def _wait_for(self, answer: Any) -> Any:
@@ -127,3 +143,12 @@ class Folding:
         sized = Superposer.options(**options)  # type: ignore[attr-defined]
         self._actor = sized.remote(self._settings, self._pretrained)
         self._pending, self._num_submitted = [], 0
+        self._shares: list[Any] = []
+
+    def _start_shares(self) -> None:
+        """Starts those who fold some layers each, if there are to be any."""
+        count = self._settings["config"]["cluster"]["fold_shares"]
+        if count > 1 and not self._shares:
+            first, rule, sizes = self._wait_for(self._actor.first.remote())
+            spread = FoldShare.options(scheduling_strategy="SPREAD")  # type: ignore[attr-defined]
+            self._shares = [spread.remote(self._settings, names, rule, first) for names in shares(sizes, count)]

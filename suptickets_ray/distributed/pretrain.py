@@ -131,6 +131,8 @@ def train_worker(settings: dict[str, Any]) -> None:
                     rank=rank,
                     world_size=world_size,
                 )
+            if epoch + 1 == epochs:
+                learner.sparsifier.end_phase()
             if world_size > 1:
                 average_buffers(learner.model, world_size)
             if scalars is not None:

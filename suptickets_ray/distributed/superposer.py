@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from suptickets_ray.config_io import config_digest
 from suptickets_ray.distributed.monitor import reported_warnings
 from suptickets_ray.distributed.worker import start_worker
 from suptickets_ray.tickets.store import TicketStore
+from suptickets_ray.tickets.superposition import Accumulator, Rule, joined
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.loop import build_learner
 from suptickets_ray.training.superposing import Superposing
@@ -41,31 +43,49 @@ class Superposer:
         self._folded: dict[tuple[int, int], dict[str, Any]] = {}
         self._scalars = Scalars(self._worker.tensorboard, "superposition", first_step=1)
 
-    def fold(self, table: pa.Table, chain: int, cycle: int) -> dict[str, Any]:
+    def fold(self, table: pa.Table, chain: int, cycle: int, look: bool = True) -> dict[str, Any]:
         """Folds one ticket, unless merged with the others it costs too much validation accuracy.
 
         Args:
             table: The ticket's Arrow form.
             chain: Its chain.
             cycle: Its cycle.
+            look: Whether the merged network is evaluated even where nothing depends on that: not while others wait.
 
         Returns:
-            chain, cycle, accepted, and the merged network's validation accuracy (a share of 1).
+            chain, cycle, accepted, and, if looked at, the merged network's validation accuracy (a share of 1).
         """
         if (chain, cycle) in self._folded:
             return self._folded[chain, cycle]
         with reported_warnings(self._worker.send):
-            report = self._superposing.fold(Ticket.from_arrow(table), chain, cycle)
+            report = self._superposing.fold(Ticket.from_arrow(table), chain, cycle, look=look)
         self._folded[chain, cycle] = report
-        self._scalars.write(
-            len(self._folded),
-            validation__accuracy=report["validation_accuracy"],
-            validation__loss=report["validation_loss"],
-            superposition__accepted=float(report["accepted"]),
-            superposition__density=report["density"],
-        )
+        scalars = {"superposition__accepted": float(report["accepted"])}
+        if "density" in report:
+            scalars["validation__accuracy"] = report["validation_accuracy"]
+            scalars["validation__loss"] = report["validation_loss"]
+            scalars["superposition__density"] = report["density"]
+        self._scalars.write(len(self._folded), **scalars)
         self._worker.report("fold", **report)
         return report
+
+    def first(self) -> tuple[Accumulator | None, Rule, dict[str, int]]:
+        """Returns the fold before any ticket, how tickets are superposed, and the number of entries of each tensor."""
+        parts = self._superposing.superposed.parts
+        sizes = {name: math.prod(part.shape) for name, part in parts.items()}
+        return self._superposing.first, self._superposing.rule, sizes
+
+    def note(self, chain: int, cycle: int) -> None:
+        """Takes note of a ticket that others fold."""
+        report = {"chain": chain, "cycle": cycle, "accepted": True}
+        if self._folded.setdefault((chain, cycle), report) is report:
+            self._scalars.write(len(self._folded), superposition__accepted=1.0)
+            self._worker.report("fold", **report)
+
+    def adopt(self, *folds: Accumulator) -> None:
+        """Takes over what others have folded: each some tensors of every ticket noted."""
+        names = self._superposing.superposed.parts
+        self._superposing.adopt(joined(folds, names), self._folded)
 
     def validate(self, table: pa.Table) -> float:
         """Returns a single ticket's validation accuracy, a share of 1."""

@@ -53,6 +53,8 @@ def recipe_from_flags(command: str) -> Translation:
     data = "imagenet" if "--arch" in flags else _given(flags, "--data")
     if data != "imagenet":
         _given(flags, "--model")
+    elif "--model" in flags:
+        raise ValueError(f"--model must be left out with ImageNet; got {flags['--model']!r}. --arch names its network.")
     if root is not None and data != "imagenet":
         raise ValueError(f"the command must hold nothing but flags and their values; got {root!r} without one.")
     method = _method_name(flags)
@@ -148,6 +150,10 @@ def _indirect(flags: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, A
         decided["train.lr_milestone_epochs"] = [epoch for epoch in given if epoch is not None]
     if flags.get("--superposing_method") == "cima" and "--CIMA_factor" in flags:
         decided["superposition.cima_factor"] = flags["--CIMA_factor"]
+    if flags.get("--sparse-init") == "GMP":
+        if not method.prunes:
+            raise ValueError("--sparse-init GMP, a dense start, must come with --method GMP or GraNet. Choose ERK.")
+        decided |= {"method.distribution": None, "method.initial_density": 1.0}
     if "--fp16" in flags:
         decided |= {"train.precision": "float16", "cluster.gpus_per_worker": 1.0}  # no CPU trains in float16
     if flags.get("--multiplier", 1) != 1:

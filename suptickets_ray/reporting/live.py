@@ -61,7 +61,8 @@ class Progress:
             self.accuracies["best trial"] = max(best, event["validation_accuracy"])
         elif kind == "fold":
             self.folded += 1
-            self.accuracies["sup-ticket"] = event["validation_accuracy"]
+            if "validation_accuracy" in event:
+                self.accuracies["sup-ticket"] = event["validation_accuracy"]
 
     def seconds_left(self, now: float) -> float | None:
         """Returns the estimated seconds left in the phase, or None when nothing tells yet."""
@@ -174,8 +175,8 @@ class PlainView:
             )
         if kind == "fold":
             verdict = "accepted" if event["accepted"] else "left out"
-            return (
-                f"chain {event['chain']}, cycle {event['cycle']} {verdict}: the sup-ticket with it has "
-                f"{event['validation_accuracy']:.2%} on validation"
-            )
+            which = f"chain {event['chain']}, cycle {event['cycle']} {verdict}"
+            if "validation_accuracy" not in event:
+                return which
+            return f"{which}: the sup-ticket with it has {event['validation_accuracy']:.2%} on validation"
         return ""

@@ -179,6 +179,19 @@ class Sparsifier:
         self._gradients = None
         return due
 
+    def end_phase(self) -> None:
+        """Ends the sparse training phase where optimizer steps were skipped, as `GradScaler` does.
+
+        Otherwise its last updates would fall into what comes after it. Pruning that is still due happens now; without
+        skipped steps nothing changes.
+        """
+        if self.num_steps >= self._plan.total_steps:
+            return
+        self.num_steps = self._stepping.num_steps = self._plan.total_steps
+        if self._plan.method.prunes:
+            self._prune(self._plan.density)
+        self._gradients = None
+
     def explore(self, fraction: float) -> None:
         """Exchanges a large share of all connections at once, with the method's own criteria.
 

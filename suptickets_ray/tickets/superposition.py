@@ -6,9 +6,9 @@ The fold is streaming and pure: an `Accumulator` is a value, folding one more ti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from suptickets_ray.sparse.distributions import apportion
 from suptickets_ray.sparse.masks import count_down, top_mask, true_positions
 from suptickets_ray.sparse.topology import SCOPES, keep_best
 from suptickets_ray.tickets.ticket import Part, SparseTensor, Ticket
+
+Value = TypeVar("Value")
 
 PRUNE_TIMES: dict[str, str] = {
     "each": "prune to the target density after every ticket",
@@ -64,6 +66,16 @@ class Accumulator:
     """CAA: in how many tickets each position of the mean is active, int32 (count,)."""
     dtypes: Mapping[str, torch.dtype]
     """The tickets' own types: half precision is averaged in float32, where a long mean stays the mean."""
+
+    def only(self, names: Container[str]) -> Accumulator:
+        """Returns the fold of some tensors alone."""
+        return Accumulator(
+            mean=_only(self.mean, names),
+            layer_counts=_only(self.layer_counts, names),
+            num_tickets=self.num_tickets,
+            num_active=_only(self.num_active, names),
+            dtypes=_only(self.dtypes, names),
+        )
 
 
 def connection_independent(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:
@@ -156,6 +168,41 @@ def fold(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumul
     if rule.prune == "last" or rule.method == "caa":  # CAA keeps unpruned sums, so that pruning each ends like last
         return folded
     return replace(folded, mean=_pruned(folded, rule))
+
+
+def shares(sizes: Mapping[str, int], count: int) -> list[list[str]]:
+    """Returns the names of tensors of so many entries in at most `count` groups of about equal size, none empty.
+
+    Without pruning in between every tensor is folded by itself, so that groups may be folded apart: `joined` gives the
+    bits of one fold.
+    """
+    groups: list[list[str]] = [[] for _ in range(count)]
+    totals = [0] * count
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        smallest = totals.index(min(totals))
+        groups[smallest].append(name)
+        totals[smallest] += sizes[name]
+    return [group for group in groups if group]
+
+
+def _only(values: Mapping[str, Value], names: Container[str]) -> dict[str, Value]:
+    return {name: value for name, value in values.items() if name in names}
+
+
+def joined(accumulators: Sequence[Accumulator], names: Iterable[str]) -> Accumulator:
+    """Returns the fold of all tensors from the folds of `shares`, in the order of `names`."""
+    means, counts, active, dtypes = (
+        {name: value for some in accumulators for name, value in getattr(some, field).items()}
+        for field in ("mean", "layer_counts", "num_active", "dtypes")
+    )
+    order = list(names)
+    return Accumulator(
+        mean={name: means[name] for name in order},
+        layer_counts={name: counts[name] for name in order if name in counts},
+        num_tickets=accumulators[0].num_tickets,
+        num_active={name: active[name] for name in order if name in active},
+        dtypes={name: dtypes[name] for name in order},
+    )
 
 
 def finish(accumulator: Accumulator, rule: Rule, provenance: Mapping[str, Any]) -> Ticket:

@@ -59,6 +59,11 @@ def evaluate_ticket(config: Config, splits: Splits, ticket: Ticket, split: str =
     return evaluate(model, getattr(splits, split))
 
 
+def batch_norms(model: Module) -> list[_BatchNorm]:
+    """Returns the modules of a network that keep running statistics of batches."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+
 @torch.no_grad()
 def recalibrate(model: Module, splits: Splits, seed: int, num_examples: int | None = None) -> None:
     """Replaces every BatchNorm's running statistics by the mean over one seeded pass of the training examples.
@@ -74,7 +79,7 @@ def recalibrate(model: Module, splits: Splits, seed: int, num_examples: int | No
 
     Source: Izmailov et al., 1803.05407, section 3.2.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = batch_norms(model)
     if not norms:
         return
     device = next(model.parameters()).device

@@ -19,6 +19,11 @@ class Gate:
         self._tolerance = tolerance
         self._best = accuracy
 
+    @property
+    def admits_all(self) -> bool:
+        """Whether no accuracy keeps a ticket out."""
+        return self._tolerance is None
+
     def admit(self, accuracy: float) -> bool:
         """Returns whether the merged network of this validation accuracy replaces the one before it."""
         admitted = self._tolerance is None or accuracy >= self._best - self._tolerance - 1e-12

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
 from suptickets_ray.config import Config
 from suptickets_ray.sparse.methods import criteria_needs
 from suptickets_ray.sparse.topology import drop_and_grow
 from suptickets_ray.training.data import Splits, load_source, make_splits
+from suptickets_ray.training.evaluation import batch_norms
 from suptickets_ray.training.loop import Learner, build_learner, seed_torch
 
 
@@ -31,6 +33,7 @@ def rehearse(config: Config) -> Mapping[str, Any]:
     seed_torch(config.seed, "rehearsal")
     learner = build_learner(config, splits, torch.device("cpu"))
     _check_weights(learner)
+    _check_modules(learner.model, config)
     _check_labels(splits)
     for name in ("test", "validation"):
         learner.model.eval()
@@ -46,6 +49,18 @@ def rehearse(config: Config) -> Mapping[str, Any]:
         raise ValueError(f"model.name must use every weight it has; {unused[0]!r} gets no gradient. Remove it.")
     _check_scores(learner)
     return loaded
+
+
+def _check_modules(model: Module, config: Config) -> None:
+    """Settings that act on what the network does not have."""
+    if config.train.channels_last and not any(parameter.ndim == 4 for parameter in model.parameters()):
+        raise ValueError("train.channels_last has no effect on a network without convolutions. Leave it out.")
+    examples = config.superposition.recalibration_examples
+    if examples is not None and not batch_norms(model):
+        raise ValueError(
+            f"superposition.recalibration_examples has no effect on a network without BatchNorm; got {examples}. Leave "
+            "it out."
+        )
 
 
 def _check_weights(learner: Learner) -> None:

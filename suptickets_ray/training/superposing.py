@@ -44,8 +44,10 @@ class Superposing:
         # weight more, so that rounding down gives that count back however many weights there are.
         density = min((pretrained.num_active + 0.5) / max(pretrained.num_maskable, 1), 1.0)
         self._rule = Rule(section.method, density, section.cima_factor, section.prune, section.scope)
-        self._accumulator: Accumulator | None = start(pretrained) if section.include_pretrained else None
+        self._accumulator: Accumulator | None = self.first
         self._superposed: Ticket | None = None
+        self._due: dict[str, Any] | None = None
+        """Provenance of the merged network that nobody has looked at yet: `superposed` is behind what is folded."""
         self._accepted: list[list[int]] = []
         self._judged_already = False
         # Greedy without the network of phase one starts from the best ticket, whatever that is worth.
@@ -56,13 +58,51 @@ class Superposing:
     @property
     def superposed(self) -> Ticket:
         """The network as it stands: that of phase one until a ticket is admitted."""
+        if self._due is not None and self._accumulator is not None:
+            self._superposed = self._settle(finish(self._accumulator, self._rule, self._due))
+            self._due = None
         return self._superposed or self._pretrained
 
-    def fold(self, ticket: Ticket, chain: int, cycle: int) -> dict[str, Any]:
+    @property
+    def rule(self) -> Rule:
+        """How tickets are superposed."""
+        return self._rule
+
+    @property
+    def first(self) -> Accumulator | None:
+        """The fold before any ticket."""
+        return start(self._pretrained) if self._config.superposition.include_pretrained else None
+
+    def adopt(self, accumulator: Accumulator, keys: Iterable[tuple[int, int]]) -> None:
+        """Takes over what was folded elsewhere, in the order of the keys (chain, cycle); only where no look is needed.
+
+        Raises:
+            RuntimeError: If a look is needed at every merged network.
+        """
+        if self.needs_every_look:
+            raise RuntimeError("adopt() must come with prune last and without a gate. Fold the tickets here.")
+        accepted = [list(key) for key in keys]
+        self._accepted = accepted[:-1]
+        self._due = self._provenance(accumulator.num_tickets)
+        self._accumulator, self._accepted = accumulator, accepted
+
+    @property
+    def needs_every_look(self) -> bool:
+        """Whether what comes next depends on a look at every merged network: at the gate, or pruned each time."""
+        return not self._gate.admits_all or self._rule.prune == "each"
+
+    def fold(self, ticket: Ticket, chain: int, cycle: int, *, look: bool = True) -> dict[str, Any]:
         """Folds one ticket, unless merged with the others it costs too much validation accuracy.
 
+        Args:
+            ticket: The ticket.
+            chain: Its chain.
+            cycle: Its cycle.
+            look: Whether the merged network is evaluated even where nothing depends on that.
+
         Returns:
-            chain, cycle, accepted, and accuracy (a share of 1), loss and density of the merged network on validation.
+            chain, cycle, accepted, and, if looked at, accuracy (a share of 1), loss and density of the merged network
+            on validation.
 
         Raises:
             RuntimeError: If `judge` came before.
@@ -70,11 +110,16 @@ class Superposing:
         if self._judged_already:
             raise RuntimeError("fold() must come before judge(). Make a new Superposing to fold more tickets.")
         folded = fold(self._accumulator, ticket, self._rule)
-        merged = self._settle(finish(folded, self._rule, self._provenance(folded.num_tickets)))
+        provenance = self._provenance(folded.num_tickets)
+        if not look and not self.needs_every_look:
+            self._accumulator, self._due = folded, provenance
+            self._accepted.append([chain, cycle])
+            return {"chain": chain, "cycle": cycle, "accepted": True}
+        merged = self._settle(finish(folded, self._rule, provenance))
         validation = self._score(merged, self._splits.validation)
         accepted = self._gate.admit(validation["accuracy"])
         if accepted:
-            self._accumulator, self._superposed = folded, merged
+            self._accumulator, self._superposed, self._due = folded, merged, None
             self._accepted.append([chain, cycle])
         return {
             "chain": chain,
@@ -103,6 +148,7 @@ class Superposing:
         rows: list[dict[str, Any]] = []
         probabilities: dict[str, Tensor] = {}
         num_finite = 0
+        superposed = self.superposed
         self._accumulator, self._judged_already = None, True  # one accumulator is held at a time
         mean = start(self._pretrained) if self._config.superposition.include_pretrained else None
         mean_rule = Rule("cia", 1.0, prune="last")
@@ -126,7 +172,7 @@ class Superposing:
             ensemble |= _prefixed(score_probabilities(total / num_finite, labels), split)
         unpruned = self._settle(finish_unpruned(mean, {})) if mean is not None else self._pretrained
         return {
-            "superposed": self._judged(self.superposed),
+            "superposed": self._judged(superposed),
             "pretrained": pretrained,
             "tickets": rows,
             "unpruned_mean": self._judged(unpruned),

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -262,6 +263,17 @@ def test_every_method_completes_at_the_target_density_exactly(ray_address, tmp_p
     expected = size if method == "dense" else TARGET
     assert [round(row["density"] * size) for row in result["tickets"]] == [expected] * 4
     assert num_active(Ticket.load(tmp_path / "a/superposed.arrow").masks) == expected
+
+
+def test_layers_folded_by_several_processes_are_the_bits_of_one_superposer(finished_run, forked_run, tmp_path):
+    rule = ["superposition.prune=last", "superposition.gate_tolerance=none"]
+    shutil.copytree(forked_run, tmp_path / "apart")
+    alone = continued(forked_run, *rule)
+    events = []
+    apart = continued(tmp_path / "apart", *rule, "cluster.fold_shares=3", on_event=events.append)
+    assert apart["superposed"] == alone["superposed"]
+    assert apart["tickets"] == alone["tickets"]
+    assert sum(event["kind"] == "fold" for event in events) == 6
 
 
 def test_a_collapse_is_prevented_by_the_gate_and_said_loudly(finished_run, forked_run):

@@ -154,6 +154,8 @@ def test_what_a_command_leaves_open_is_as_in_the_paper():
             SMALL + "--final_density 0.05",
             "unknown flag '--final_density' of the public code; did you mean '--final-density'",
         ),
+        ("--data imagenet --model ResNet50 --sparse --method GraNet", "--model must be left out with ImageNet"),
+        (SMALL + "--sparse-init GMP", "--sparse-init GMP, a dense start, must come with --method GMP or GraNet"),
         (SMALL + "-z 3", "unknown flag '-z' of the public code"),
         (SMALL + "--lr fast", "--lr must be a number; got 'fast'"),
         (SMALL + "--epochs 2.5", "--epochs must be a whole number; got '2.5'"),

@@ -259,6 +259,24 @@ def test_a_step_that_the_gradient_scaler_skips_does_not_count(optimizer):
     assert sparsifier.num_steps == sparsifier.num_updates == 6
 
 
+@pytest.mark.parametrize("method", ["rigl", "gmp", "granet"])
+def test_a_phase_with_skipped_steps_ends_at_the_target_density_and_updates_no_more(method):
+    model, optimizer, sparsifier = build(method, 0.25, update_interval_steps=1)
+
+    def steps(count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(torch.ones(4, 8).cumsum(0)), torch.arange(4)).backward()
+            optimizer.step()
+            yield sparsifier.step()
+
+    assert any(steps(4))  # the others of TOTAL were skipped
+    sparsifier.end_phase()
+    assert num_active(sparsifier.masks) == int(0.25 * sum(mask.numel() for mask in sparsifier.masks.values()))
+    assert_nothing_off_the_masks(model, optimizer, sparsifier)
+    assert not any(steps(TOTAL))
+
+
 def test_a_fused_optimizers_scaled_gradients_are_unscaled_for_the_criteria():
     kept = {}
     for scale in (1.0, 2.0**12):

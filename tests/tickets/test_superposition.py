@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suptickets_ray import Ticket, superpose
-from suptickets_ray.tickets.superposition import AVERAGES, PRUNE_TIMES, Rule
+from suptickets_ray.tickets.superposition import AVERAGES, PRUNE_TIMES, Rule, finish, fold, joined, shares
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -197,3 +197,40 @@ def test_half_precision_is_averaged_in_single(dtype, method):
     merged = superpose([Ticket({"w": w}, {"w": torch.ones(4)}, {}) for w in different], method, density=1.0)
     exact = torch.stack(different).double().mean(0)
     assert torch.allclose(merged.state_dict()["w"].double(), exact, rtol=float(torch.finfo(dtype).eps))
+
+
+def sparse_ticket(seed):
+    generator = torch.Generator().manual_seed(seed)
+    state, masks = {}, {}
+    for name, size in (("a", 90), ("b", 60), ("c", 7)):
+        masks[name] = torch.rand(size, generator=generator) < 0.3
+        state[name] = torch.randn(size, generator=generator) * masks[name]
+    return Ticket(state | {"bias": torch.randn(4, generator=generator), "count": torch.tensor(seed)}, masks, {})
+
+
+@pytest.mark.parametrize("method", ["cia", "caa", "cima"])
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_layers_folded_apart_are_the_bits_of_one_fold(method, count):
+    rule = Rule(method, 0.3, 0.3 if method == "cima" else None, "last")
+    tickets = [sparse_ticket(seed) for seed in range(4)]
+    whole = None
+    for ticket in tickets:
+        whole = fold(whole, ticket, rule)
+    sizes = {name: tensor.numel() for name, tensor in tickets[0].state_dict().items()}
+    apart = []
+    for names in shares(sizes, count):
+        some = None
+        for ticket in tickets:
+            some = fold(some, Ticket.from_arrow(ticket.to_arrow(), set(names)), rule)
+        apart.append(some)
+    assert len(apart) == min(count, len(sizes))
+    again = finish(joined(apart, sizes), rule, {})
+    assert list(again.parts) == list(tickets[0].parts)
+    assert again.digest == finish(whole, rule, {}).digest
+
+
+def test_shares_are_about_equal_and_hold_every_tensor_once():
+    sizes = {"a": 100, "b": 60, "c": 40, "d": 5, "e": 0}
+    groups = shares(sizes, 2)
+    assert sorted(name for group in groups for name in group) == sorted(sizes)
+    assert [sum(sizes[name] for name in group) for group in groups] == [105, 100]

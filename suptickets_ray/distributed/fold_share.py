@@ -1,0 +1,41 @@
+"""The actor that folds some of the layers of every ticket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from suptickets_ray.distributed.worker import extend_path
+from suptickets_ray.tickets.superposition import Accumulator, Rule, fold
+from suptickets_ray.tickets.ticket import Ticket
+
+
+@ray.remote(num_cpus=0)
+class FoldShare:
+    """Folds the tensors of its names, ticket by ticket in the order given; keys it has seen are not folded twice."""
+
+    def __init__(self, settings: dict[str, Any], names: Sequence[str], rule: Rule, first: Accumulator | None) -> None:
+        """Starts from the network of phase one, or from nothing.
+
+        Args:
+            settings: What `worker_settings` gave.
+            names: Its tensors.
+            rule: How tickets are superposed; prune last.
+            first: The fold before any ticket.
+        """
+        extend_path(settings)
+        self._names, self._rule, self._seen = frozenset(names), rule, set[tuple[int, int]]()
+        self._accumulator = first and first.only(self._names)
+
+    def fold(self, table: pa.Table, chain: int, cycle: int) -> None:
+        """Folds its tensors of one ticket, given in its Arrow form."""
+        if (chain, cycle) not in self._seen:
+            self._seen.add((chain, cycle))
+            self._accumulator = fold(self._accumulator, Ticket.from_arrow(table, self._names), self._rule)
+
+    def accumulator(self) -> Accumulator | None:
+        """Returns the fold so far."""
+        return self._accumulator
