@@ -80,7 +80,8 @@ class Folding:
     def close(self) -> None:
         """Ends the actors."""
         for actor in (self._actor, *self._shares):
-            ray.kill(actor)
+            with suppress(*DEATHS):
+                ray.kill(actor)
 
     def _catch_up(self, most_pending: int) -> None:
         """Hands over what the present superposer has not been given; after a death that is everything, bit by bit."""
@@ -132,8 +133,7 @@ class Folding:
                 raise RuntimeError(
                     f"the superposer died {self._num_deaths} times, the last time: {root_cause(error)}"
                 ) from error
-            with suppress(*DEATHS):
-                self.close()
+            self.close()
             self._start()
         except RayTaskError as error:
             raise RuntimeError(f"superposing failed: {root_cause(error)}") from error

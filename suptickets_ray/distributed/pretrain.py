@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from suptickets_ray.config_io import config_digest
 from suptickets_ray.distributed.monitor import OnEvent, reported_warnings, watched
 from suptickets_ray.distributed.room import worker_bundle, worker_labels
 from suptickets_ray.distributed.worker import Worker, start_worker
-from suptickets_ray.sparse.statistics import explored_fraction
+from suptickets_ray.sparse.statistics import explored_fraction, layer_table
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
@@ -115,6 +116,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         else nullcontext() as scalars
     ):
         for epoch in range(first_epoch, epochs):
+            began = time.monotonic()
             seed_torch(config.seed, "pretrain", epoch, rank)
 
             def rate(step: int, epoch: int = epoch) -> float:
@@ -136,16 +138,23 @@ def train_worker(settings: dict[str, Any]) -> None:
             if world_size > 1:
                 average_buffers(learner.model, world_size)
             if scalars is not None:
-                _watch(worker, learner, scalars, epoch + 1, loss)
+                _watch(worker, learner, scalars, epoch + 1, loss, time.monotonic() - began)
             if (epoch + 1) % config.train.checkpoint_every_epochs == 0 or epoch + 1 == epochs:
                 _checkpoint(learner, rank, epoch + 1)
 
 
-def _watch(worker: Worker, learner: Learner, scalars: Scalars, epoch: int, loss: float) -> None:
+def _watch(worker: Worker, learner: Learner, scalars: Scalars, epoch: int, loss: float, seconds: float) -> None:
     """Validates after `epoch` epochs; TensorBoard and the person who watches are told."""
     validation = evaluate(learner.model, worker.splits.validation)
+    epoch_steps, fraction = steps_per_epoch(worker.config, worker.splits), learner.sparsifier.drop_fraction
+    extra = {} if fraction is None else {"train__drop_fraction": fraction}
+    scalars.write_histogram(
+        epoch * epoch_steps, "layers/density", [layer.density for layer in layer_table(learner.sparsifier.masks)]
+    )
     scalars.write(
-        epoch * steps_per_epoch(worker.config, worker.splits),
+        epoch * epoch_steps,
+        **extra,
+        train__examples_per_second=epoch_steps * worker.config.data.batch_size / seconds,
         train__loss=loss,
         train__lr=learner.optimizer.param_groups[0]["lr"],
         train__density=learner.sparsifier.density,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,21 @@ from suptickets_ray.config_resolution import resolve
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.folding import Folding
 from suptickets_ray.distributed.lock import only_process
-from suptickets_ray.distributed.monitor import OnEvent, collecting_warnings, monitoring, reported_warnings, show_events
+from suptickets_ray.distributed.monitor import (
+    Event,
+    OnEvent,
+    collecting_warnings,
+    monitoring,
+    reported_warnings,
+    show_events,
+)
 from suptickets_ray.distributed.result import Clock, RunResult, assemble_result, stored_result, without_nan
 from suptickets_ray.distributed.session import check_address, ray_session
 from suptickets_ray.distributed.sharing import checked_storage
 from suptickets_ray.distributed.worker import worker_settings
+from suptickets_ray.reporting.logs import EventLog
 from suptickets_ray.reporting.report import render_report
+from suptickets_ray.reporting.timeline import Timeline
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, child
 from suptickets_ray.tickets.ticket import Ticket
@@ -54,7 +64,16 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         return RunResult(path, result, resumed=True)
     clock = Clock()
     warnings: list[str] = []
-    watch = collecting_warnings(warnings, on_event)
+    timeline: Timeline | None = None
+    log = EventLog(config.name)
+
+    def noted(event: Event) -> None:
+        if timeline is not None:
+            timeline.note(event)
+        log(event)
+        on_event(event)
+
+    watch = collecting_warnings(warnings, noted)
     with reported_warnings(watch):
         loaded = rehearse(config)
     check_address(config.cluster)
@@ -64,9 +83,11 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         monitoring() as monitor,
         checked_storage(path),
         as_run_failure(),
+        ExitStack() as stack,
     ):
         store.remove_temporaries()
         store.write("config.yaml", to_yaml(config).encode())
+        timeline = stack.enter_context(closing(Timeline(store)))
         settings = worker_settings(config, path, monitor, loaded)
         del loaded  # from here on it lies in the object store
         budget = budget_of(config)
@@ -78,7 +99,8 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         watch({"kind": "phase", "name": "explore", "chains": config.tickets.chains, "cycles": budget.cycles})
         pretrained = ray.put(state)
         exploration = Exploration(config, settings, pretrained, budget.cycles, lambda: show_events(monitor, watch))
-        superposer = Folding(settings, pretrained, exploration)  # first: a GPU of its own must not be taken
+        # Before the explorers: a GPU of its own must not be taken by them.
+        superposer = stack.enter_context(closing(Folding(settings, pretrained, exploration)))
         with exploration:
             if exploration.num_stored:
                 what = f"{exploration.num_stored} finished tickets"
@@ -94,7 +116,6 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         table, report = superposer.judge()
         superposed = Ticket.from_arrow(table)  # now: the table's memory is Ray's
         show_events(monitor, watch)
-        superposer.close()
         clock.lap("superpose")
     store.write("superposed.arrow", superposed.to_bytes())
     result = assemble_result(config, report, clock.seconds(), warnings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,6 +58,7 @@ class Superposer:
         """
         if (chain, cycle) in self._folded:
             return self._folded[chain, cycle]
+        began = time.time()
         with reported_warnings(self._worker.send):
             report = self._superposing.fold(Ticket.from_arrow(table), chain, cycle, look=look)
         self._folded[chain, cycle] = report
@@ -64,9 +66,10 @@ class Superposer:
         if "density" in report:
             scalars["validation__accuracy"] = report["validation_accuracy"]
             scalars["validation__loss"] = report["validation_loss"]
-            scalars["superposition__density"] = report["density"]
+            for key in ("density", "density_before_pruning", "overlap"):
+                scalars[f"superposition__{key}"] = report[key]
         self._scalars.write(len(self._folded), **scalars)
-        self._worker.report("fold", **report)
+        self._worker.report("fold", **report, began=began, ended=time.time())
         return report
 
     def first(self) -> tuple[Accumulator | None, Rule, dict[str, int]]:

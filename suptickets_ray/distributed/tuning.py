@@ -15,6 +15,7 @@ from suptickets_ray.config_resolution import resolve
 from suptickets_ray.distributed.ledger import Ledger
 from suptickets_ray.distributed.lock import only_process
 from suptickets_ray.distributed.monitor import (
+    Event,
     Monitor,
     OnEvent,
     collecting_warnings,
@@ -31,6 +32,7 @@ from suptickets_ray.distributed.session import check_address, ray_session
 from suptickets_ray.distributed.sharing import checked_storage
 from suptickets_ray.distributed.trial import run_trial
 from suptickets_ray.distributed.worker import worker_settings
+from suptickets_ray.reporting.logs import EventLog
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import phase_one_key
 from suptickets_ray.search.plan import SearchPlan
@@ -66,7 +68,13 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
         return RunResult(files.path, result, resumed=True)
     clock = Clock()
     warnings = plan.warnings()
-    watch = collecting_warnings(warnings, on_event)
+    log = EventLog(config.name)
+
+    def noted(event: Event) -> None:
+        log(event)
+        on_event(event)
+
+    watch = collecting_warnings(warnings, noted)
     with reported_warnings(watch):
         loaded = rehearse(plan.config_of(plan.known[0]))
     check_address(config.cluster)

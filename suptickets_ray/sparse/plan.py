@@ -72,6 +72,11 @@ class Plan:
             return self.keep_updating
         return step <= count_down(self.settings["update_end_fraction"], self.total_steps)
 
+    def exchanges_after(self, step: int) -> bool:
+        """Returns whether connections will be dropped and grown after a later step."""
+        next_update = (step // self._interval + 1) * self._interval
+        return self.exchanges_at(next_update)
+
     def prunes_at(self, step: int) -> bool:
         """Returns whether connections are pruned after this step."""
         return self.method.prunes and step % self._interval == 0 and step // self._interval <= self._last_pruning

@@ -121,6 +121,12 @@ class Sparsifier:
         return sum(self.counts.values()) / total if total else 1.0
 
     @property
+    def drop_fraction(self) -> float | None:
+        """The share of a layer's connections that an update would exchange now; None if none will come."""
+        step = self.num_steps
+        return self._plan.fraction_at(step) if self._plan.exchanges_after(step) else None
+
+    @property
     def explored(self) -> dict[str, Tensor]:
         """Bool masks of the positions that have ever been active. Source: ITOP, 2102.02887, section 3."""
         return {

@@ -20,6 +20,8 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
 _PASSING = ("curlcode", "network_connection", "service_unavailable", "slow_down", "internal", "timeout", "timed out")
 """What errors of object stores say that may have passed a little later."""
 
+_WITHOUT_FOLDERS = ("s3", "gcs", "abfs")
+"""File systems that only know names: making folders there costs requests and changes nothing."""
 PRETRAINED_FILE = "pretrained.pt"
 """The state that phase one ended in, under a run's folder."""
 
@@ -78,7 +80,8 @@ class RunStore:
         self._patiently(lambda: self._write(self._absolute(path), content))
 
     def _write(self, target: str, content: bytes) -> None:
-        self._filesystem.create_dir(str(PurePosixPath(target).parent), recursive=True)
+        if self._filesystem.type_name not in _WITHOUT_FOLDERS:
+            self._filesystem.create_dir(str(PurePosixPath(target).parent), recursive=True)
         temporary = f"{target}.{uuid.uuid4().hex}.tmp"
         try:
             with self._filesystem.open_output_stream(temporary) as stream:

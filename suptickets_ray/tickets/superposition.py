@@ -62,6 +62,8 @@ class Accumulator:
     layer_counts: Mapping[str, int]
     """Active weights of each layer in the first ticket, for `scope: layer`."""
     num_tickets: int
+    num_unpruned: int
+    """Active weights of all masked tensors before the last pruning."""
     num_active: Mapping[str, Tensor]
     """CAA: in how many tickets each position of the mean is active, int32 (count,)."""
     dtypes: Mapping[str, torch.dtype]
@@ -73,6 +75,7 @@ class Accumulator:
             mean=_only(self.mean, names),
             layer_counts=_only(self.layer_counts, names),
             num_tickets=self.num_tickets,
+            num_unpruned=_num_active(_only(self.mean, names)),
             num_active=_only(self.num_active, names),
             dtypes=_only(self.dtypes, names),
         )
@@ -126,6 +129,7 @@ def start(ticket: Ticket) -> Accumulator:
         mean={name: _widened(part) for name, part in ticket.parts.items()},
         layer_counts={name: len(part.positions) for name, part in masked.items()},
         num_tickets=1,
+        num_unpruned=ticket.num_active,
         num_active={name: torch.ones(len(part.positions), dtype=torch.int32) for name, part in masked.items()},
         dtypes={name: _entries(part).dtype for name, part in ticket.parts.items()},
     )
@@ -164,7 +168,9 @@ def fold(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumul
             mean[name] = average(old, new, num_tickets, rule.cima_factor)
         else:
             mean[name] = new
-    folded = replace(accumulator, mean=mean, num_tickets=num_tickets, num_active=num_active)
+    folded = replace(
+        accumulator, mean=mean, num_tickets=num_tickets, num_unpruned=_num_active(mean), num_active=num_active
+    )
     if rule.prune == "last" or rule.method == "caa":  # CAA keeps unpruned sums, so that pruning each ends like last
         return folded
     return replace(folded, mean=_pruned(folded, rule))
@@ -200,6 +206,7 @@ def joined(accumulators: Sequence[Accumulator], names: Iterable[str]) -> Accumul
         mean={name: means[name] for name in order},
         layer_counts={name: counts[name] for name in order if name in counts},
         num_tickets=accumulators[0].num_tickets,
+        num_unpruned=_num_active(means),
         num_active={name: active[name] for name in order if name in active},
         dtypes={name: dtypes[name] for name in order},
     )
@@ -218,6 +225,10 @@ def finish_unpruned(accumulator: Accumulator, provenance: Mapping[str, Any]) -> 
     Source: Izmailov et al., 1803.05407.
     """
     return Ticket.of_parts(_narrowed(accumulator.mean, accumulator.dtypes), provenance)
+
+
+def _num_active(parts: Mapping[str, Part]) -> int:
+    return sum(len(part.positions) for part in parts.values() if isinstance(part, SparseTensor))
 
 
 def _entries(part: Part) -> Tensor:

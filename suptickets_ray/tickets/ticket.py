@@ -234,6 +234,21 @@ class Ticket:
         return (_encode(name, part) for name, part in self._parts.items())
 
 
+def overlap(first: Ticket, second: Ticket) -> float:
+    """Returns the share of the active positions of either ticket that are active in both, in [0, 1].
+
+    The Jaccard index of the masks; 1 for two tickets without masked tensors. Tickets must be of one model.
+    """
+    both = either = 0
+    for name, part in first.parts.items():
+        other = second.parts[name]
+        if isinstance(part, SparseTensor) and isinstance(other, SparseTensor):
+            shared = len(np.intersect1d(part.positions.numpy(), other.positions.numpy(), assume_unique=True))
+            both += shared
+            either += len(part.positions) + len(other.positions) - shared
+    return both / either if either else 1.0
+
+
 def _owned(tensor: Tensor) -> Tensor:
     """A contiguous CPU copy: a view would drag its whole storage along, and must not change under the ticket."""
     return tensor.detach().to("cpu", copy=True).contiguous()

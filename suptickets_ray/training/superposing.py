@@ -13,7 +13,7 @@ from torch.nn import Module
 from suptickets_ray.config import Config
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.tickets.superposition import Accumulator, Rule, finish, finish_unpruned, fold, start
-from suptickets_ray.tickets.ticket import SparseTensor, Ticket
+from suptickets_ray.tickets.ticket import SparseTensor, Ticket, overlap
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.evaluation import evaluate, predict, recalibrate, score, score_probabilities
@@ -101,8 +101,9 @@ class Superposing:
             look: Whether the merged network is evaluated even where nothing depends on that.
 
         Returns:
-            chain, cycle, accepted, and, if looked at, accuracy (a share of 1), loss and density of the merged network
-            on validation.
+            chain, cycle, accepted, and, if looked at, accuracy (a share of 1) and loss of the merged network on
+            validation, its density, the density before pruning, and the overlap of its mask with that of the network
+            before it.
 
         Raises:
             RuntimeError: If `judge` came before.
@@ -115,7 +116,7 @@ class Superposing:
             self._accumulator, self._due = folded, provenance
             self._accepted.append([chain, cycle])
             return {"chain": chain, "cycle": cycle, "accepted": True}
-        merged = self._settle(finish(folded, self._rule, provenance))
+        before, merged = self.superposed, self._settle(finish(folded, self._rule, provenance))
         validation = self._score(merged, self._splits.validation)
         accepted = self._gate.admit(validation["accuracy"])
         if accepted:
@@ -127,6 +128,8 @@ class Superposing:
             "accepted": accepted,
             **_prefixed(validation, "validation"),
             "density": merged.density,
+            "density_before_pruning": folded.num_unpruned / max(merged.num_maskable, 1),
+            "overlap": overlap(before, merged),
         }
 
     @property

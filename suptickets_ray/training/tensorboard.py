@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -36,6 +37,32 @@ def write_hparams(tree: str, trials: Sequence[Mapping[str, Any]], metrics: Seque
             for metric, number in found.items():
                 writer.add_scalar(metric, number)
         folder.close()
+
+
+def write_summary(
+    tree: str,
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    texts: Mapping[str, str],
+    images: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes what a finished run ends with, as the run "summary": its HParams, texts and images.
+
+    Args:
+        tree: Absolute path of the run's tree.
+        settings: The recipe's settings by dotted key.
+        metrics: Final metrics by tag.
+        texts: Markdown by tag.
+        images: Pictures by tag, uint8 (height, width, 3).
+    """
+    write_hparams(tree, [{"name": "summary", "values": settings, **metrics}], list(metrics))
+    folder = EventFolder(tree, "summary")
+    with SummaryWriter(folder.folder) as writer:
+        for tag, text in texts.items():
+            writer.add_text(tag, text)
+        for tag, image in (images or {}).items():
+            writer.add_image(tag, image, dataformats="HWC")
+    folder.close()
 
 
 def _plain(value: Any) -> Any:
@@ -92,6 +119,10 @@ class Scalars:
         if self._tree.is_due():
             self._writer.flush()
             self._tree.upload()
+
+    def write_histogram(self, step: int, tag: str, values: Sequence[float]) -> None:
+        """Adds one histogram."""
+        self._writer.add_histogram(tag, np.asarray(values), step)
 
     def close(self) -> None:
         """Writes what is still held back."""

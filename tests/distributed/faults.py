@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 from suptickets_ray import load_config, train
 from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed import folding
-from suptickets_ray.distributed.room import places_for_workers, worker_labels
+from suptickets_ray.distributed.room import actor_options, explorer_bundle, places_for_workers, worker_labels
 from suptickets_ray.distributed.superposer import Superposer
 from suptickets_ray.tickets.store import RunStore, child
 
@@ -56,8 +56,9 @@ class Faults:
         ray.init(address=self.cluster.address, log_to_driver=False)
         self.cluster.wait_for_nodes()
 
-    def add_node(self):
-        node = self.cluster.add_node(num_cpus=1, resources={"spot": 1}, object_store_memory=OBJECT_STORE)
+    def add_node(self, num_cpus=1, resources=None, **more):
+        own = {"num_cpus": num_cpus, "resources": resources or {"spot": 1}, **more}
+        node = self.cluster.add_node(object_store_memory=OBJECT_STORE, **own)
         self.nodes.append(node)
         return node
 
@@ -261,9 +262,37 @@ def head_kept_free(faults):
     return {"places": places_for_workers(free, {"CPU": 1.0}), "head_used": used}
 
 
+def explorers_spread(faults):
+    """Two explorers, and two machines that each have room for both."""
+    for _ in range(2):
+        faults.add_node(num_cpus=2, resources={"big": 1})
+    config = faults.fork("spread", overrides=["cluster.explorer_resources={big: 0.01}", "cluster.num_explorers=2"])
+    seen = []
+    superposed = train(config, seen.append).result["superposed"]
+    nodes = {event["node"] for event in seen if event["kind"] == "ticket"}
+    for _ in range(2):
+        faults.cluster.remove_node(faults.nodes.pop(), False)
+    return {"digest": superposed["digest"], "machines": len(nodes)}
+
+
+def fractions_of_a_gpu(faults):
+    """A made-up GPU, which Ray counts like a real one."""
+    faults.add_node(num_cpus=8, num_gpus=1)
+    bundle = explorer_bundle(ClusterConfig(gpus_per_worker=0.25))
+    places = places_for_workers(ClusterConfig(gpus_per_worker=0.25), bundle)
+    probes = [Probe.options(**actor_options(bundle)).remote() for _ in range(5)]
+    ready, _ = ray.wait([probe.node.remote() for probe in probes], num_returns=5, timeout=8)
+    for probe in probes:
+        ray.kill(probe)
+    faults.cluster.remove_node(faults.nodes.pop(), False)
+    return {"places": places, "started": len(ready)}
+
+
 SCENARIOS = [
     undisturbed,
     head_kept_free,
+    explorers_spread,
+    fractions_of_a_gpu,
     node_lost_in_exploration,
     node_lost_while_folding,
     preemption_with_notice,

@@ -60,6 +60,7 @@ def of(name):
         "driver_killed_and_started_on_another_machines_view",
         "object_store_out_of_reach",
         "full_disk",
+        "explorers_spread",
     ],
     indirect=True,
 )
@@ -117,3 +118,13 @@ def test_elastic_ranks_go_on_with_the_machines_that_are_left(scenario):
 def test_workers_keep_off_the_head_when_asked(scenario):
     assert not scenario["head_used"]
     assert scenario["places"] == 1
+
+
+@of("explorers_spread")
+def test_explorers_spread_over_machines(scenario):
+    assert scenario["machines"] == 2
+
+
+@of("fractions_of_a_gpu")
+def test_four_explorers_share_a_gpu_and_a_fifth_finds_no_room(scenario):
+    assert scenario["places"] == scenario["started"] == 4
