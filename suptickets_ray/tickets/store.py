@@ -20,8 +20,8 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
 _PASSING = ("curlcode", "network_connection", "service_unavailable", "slow_down", "internal", "timeout", "timed out")
 """What errors of object stores say that may have passed a little later."""
 
-_WITHOUT_FOLDERS = ("s3", "gcs", "abfs")
-"""File systems that only know names: making folders there costs requests and changes nothing."""
+_WITHOUT_FOLDERS = ("s3",)
+"""File systems that only know names: making a folder there costs three requests and changes nothing."""
 PRETRAINED_FILE = "pretrained.pt"
 """The state that phase one ended in, under a run's folder."""
 

@@ -29,7 +29,8 @@ def read(run):
 def scalars(run, folder):
     reader = EventAccumulator(str(Path(run) / "tensorboard" / folder))
     reader.Reload()
-    return {tag: [(point.step, point.value) for point in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+    # Sorted: two cycles of less than a second may have files of one second, which TensorBoard reads in any order.
+    return {tag: sorted((point.step, point.value) for point in reader.Scalars(tag)) for tag in reader.Tags()["scalars"]}
 
 
 def test_the_files_of_the_contract_are_there(finished_run):
