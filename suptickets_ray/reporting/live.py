@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html import escape
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+_REDRAW_SECONDS = 0.3
 PHASES = {"pretrain": "phase one", "explore": "exploring", "superpose": "judging", "search": "searching"}
 
 
@@ -64,6 +66,18 @@ class Progress:
             if "validation_accuracy" in event:
                 self.accuracies["sup-ticket"] = event["validation_accuracy"]
 
+    def rows(self, now: float) -> list[tuple[str, str]]:
+        """Returns what is to be shown, line by line: a name and what there is to say."""
+        left = self.seconds_left(now)
+        return [
+            ("phase", PHASES.get(self.phase, "starting Ray")),
+            ("epochs", f"{self.epoch} of {self.epochs}"),
+            ("tickets", f"{self.tickets} of {self.num_tickets or '?'}, {self.folded} folded"),
+            *([("trials", f"{self.trials} of {self.num_trials}")] if self.num_trials else []),
+            ("left", "" if left is None else f"{left:.0f} s"),
+            *((name, f"{accuracy:.2%} on validation") for name, accuracy in self.accuracies.items()),
+        ]
+
     def seconds_left(self, now: float) -> float | None:
         """Returns the estimated seconds left in the phase, or None when nothing tells yet."""
         if self.phase == "pretrain" and self._first_epoch is not None and self.epoch > self._first_epoch:
@@ -106,18 +120,47 @@ class TerminalView:
             self._console.print(event["text"], style="bold red", markup=False)
 
     def _render(self) -> Table:
-        progress = self._progress
-        left = progress.seconds_left(self._clock())
         grid = Table.grid(padding=(0, 2))
-        grid.add_row("phase", PHASES.get(progress.phase, "starting Ray"))
-        grid.add_row("epochs", f"{progress.epoch} of {progress.epochs}")
-        grid.add_row("tickets", f"{progress.tickets} of {progress.num_tickets or '?'}, {progress.folded} folded")
-        if progress.num_trials:
-            grid.add_row("trials", f"{progress.trials} of {progress.num_trials}")
-        grid.add_row("left", "" if left is None else f"{left:.0f} s")
-        for name, accuracy in progress.accuracies.items():
-            grid.add_row(name, f"{accuracy:.2%} on validation")
+        for row in self._progress.rows(self._clock()):
+            grid.add_row(*row)
         return grid
+
+
+class NotebookView:
+    """The same lines in a notebook's cell, changing in place. Needs IPython, which a notebook has."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Shows an empty view under the present cell.
+
+        Raises:
+            ValueError: If there is no IPython.
+        """
+        try:
+            from IPython.display import HTML, display
+        except ImportError as error:
+            raise ValueError("NotebookView must have IPython, which comes with Jupyter; it is missing.") from error
+        self._html, self._clock = HTML, clock
+        self._progress = Progress()
+        self._messages: list[str] = []
+        self._shown = clock()
+        self._handle = display(HTML(self._render()), display_id=True)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Takes an event; what comes often is drawn a few times a second."""
+        now = self._clock()
+        self._progress.update(event, now)
+        if event["kind"] in ("warning", "waiting"):
+            self._messages.append(event["text"])
+        if event["kind"] in ("phase", "warning", "waiting", "fold") or now - self._shown > _REDRAW_SECONDS:
+            self._shown = now
+            self._handle.update(self._html(self._render()))
+
+    def _render(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>"
+            for name, value in self._progress.rows(self._clock())
+        )
+        return f"<table>{rows}</table>" + "".join(f"<p>{escape(text)}</p>" for text in self._messages)
 
 
 class PlainView:

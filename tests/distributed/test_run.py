@@ -106,7 +106,8 @@ def test_recorded_accuracies_are_those_of_the_files(finished_run):
 def test_tensorboard_has_phase_one_every_chain_and_the_fold(finished_run):
     phase_one = scalars(finished_run.path, "phase-one")
     assert [step for step, _ in phase_one["validation/accuracy"]] == [20 * epoch for epoch in range(1, 97)]
-    assert {"train/loss", "train/density", "validation/loss"} <= set(phase_one)
+    assert {"train/loss", "train/density", "train/drop_fraction", "validation/loss"} <= set(phase_one)
+    assert min(value for _, value in phase_one["train/examples_per_second"]) > 0
     # the rate of each epoch's last step: half a cosine over 96 epochs of 20 steps
     expected = [0.1 * (1 + math.cos(math.pi * (20 * epoch - 1) / 1920)) / 2 for epoch in range(1, 97)]
     assert [value for _, value in phase_one["train/lr"]] == pytest.approx(expected, rel=1e-5)
@@ -117,7 +118,25 @@ def test_tensorboard_has_phase_one_every_chain_and_the_fold(finished_run):
         assert [value for _, value in chain_scalars["validation/accuracy"]] == pytest.approx(recorded)
     fold = scalars(finished_run.path, "superposition")
     assert [step for step, _ in fold["validation/accuracy"]] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < value <= 1 for _, value in fold["superposition/overlap"])
+    before = [value for _, value in fold["superposition/density_before_pruning"]]
+    assert min(before) > TARGET / 25_856  # tickets have other masks than the network that they join
     assert fold["test/superposed"][-1][1] == pytest.approx(read(finished_run.path)["superposed"]["accuracy"])
+
+
+def test_tensorboard_has_the_layers_densities_as_histograms(finished_run):
+    reader = EventAccumulator(f"{finished_run.path}/tensorboard/phase-one", size_guidance={"histograms": 0})
+    reader.Reload()
+    last = reader.Histograms("layers/density")[-1]
+    assert (last.step, last.histogram_value.num) == (1920, 3)
+
+
+def test_the_timeline_has_every_cycle_and_fold_with_its_time(finished_run):
+    timeline = json.loads((Path(finished_run.path) / "timeline.json").read_text())
+    (start,) = timeline["starts"]
+    kinds = [span["kind"] for span in timeline["spans"]]
+    assert [kinds.count(kind) for kind in ("pretrain", "cycle", "fold", "superpose")] == [1, 6, 6, 1]
+    assert all(start["began"] <= span["began"] <= span["ended"] <= start["ended"] for span in timeline["spans"])
 
 
 def test_whoever_watches_is_told_of_every_epoch_ticket_and_fold(finished_run):
