@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from suptickets_ray.config_io import load_config as load_config
     from suptickets_ray.distributed.run import train as train
     from suptickets_ray.distributed.tuning import tune as tune
+    from suptickets_ray.reporting.csr import load_csr as load_csr
     from suptickets_ray.tickets.cycles import plan_budget as plan_budget
     from suptickets_ray.tickets.cycles import triangular as triangular
     from suptickets_ray.tickets.superposition import superpose as superpose
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Ticket": "suptickets_ray.tickets.ticket",
+    "load_csr": "suptickets_ray.reporting.csr",
     "load_config": "suptickets_ray.config_io",
     "plan_budget": "suptickets_ray.tickets.cycles",
     "superpose": "suptickets_ray.tickets.superposition",

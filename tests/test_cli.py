@@ -289,3 +289,92 @@ def test_data_is_converted_with_a_bar_and_a_second_time_there_is_nothing_to_do(t
     assert "0 files written" in capsys.readouterr().out
     assert main(["data", "convert", "data.name=digits", "data.split_seed=1", "--to", "ftp://nowhere"]) == 2
     assert "must be a path that pyarrow.fs can write" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture
+def stored_ticket(tmp_path):
+    """A ticket that was never trained, in the folder of a run."""
+    import torch
+
+    from suptickets_ray.config_io import to_yaml
+    from suptickets_ray.training.data import load_data
+    from suptickets_ray.training.loop import build_learner
+
+    config = load_config(None, ["model.options.widths=[16]"])
+    ticket = build_learner(config, load_data(config.data), torch.device("cpu")).ticket({"run": "digits"})
+    run = tmp_path / "run=1"  # a folder may hold an equals sign
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(config))
+    ticket.save(run / "superposed.arrow")
+    return str(run / "superposed.arrow")
+
+
+def test_evaluate_gives_what_the_run_recorded_for_its_sup_ticket(finished_run, capsys):
+    path = f"{finished_run.path}/superposed.arrow"
+    assert main(["evaluate", path, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    recorded = json.loads((Path(finished_run.path) / "result.json").read_text())["superposed"]
+    assert {key: report[key] for key in ("accuracy", "loss", "density", "digest")} == {
+        key: recorded[key] for key in ("accuracy", "loss", "density", "digest")
+    }
+    assert main(["evaluate", path]) == 0
+    printed = capsys.readouterr().out
+    assert f"{recorded['accuracy']:.2%}" in printed
+    assert recorded["digest"] in printed
+
+
+def test_evaluate_reads_settings_of_the_data_before_and_after_its_options(stored_ticket, capsys):
+    assert main(["evaluate", stored_ticket, "data.train_size=200", "--json", "--split", "train"]) == 0
+    before = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", "--json", stored_ticket, "--split", "train", "data.train_size=200"]) == 0
+    assert json.loads(capsys.readouterr().out) == before
+    assert before["num_examples"] == 200
+
+
+@pytest.mark.parametrize("form", ["safetensors", "state_dict", "onnx", "csr", "arrow"])
+def test_export_writes_every_form_and_says_how_to_load_it(form, stored_ticket, tmp_path, capsys):
+    file = tmp_path / "exported"
+    assert main(["export", stored_ticket, "--format", form, "--output", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert f"File: {file} ({file.stat().st_size:,} bytes)" in printed
+    assert "Load it: " in printed
+    assert "'exported'" in printed
+
+
+def test_the_help_of_export_names_every_form(capsys):
+    from suptickets_ray.reporting.export import EXPORTS
+
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in EXPORTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["evaluate", "nowhere.arrow"], "the ticket must be an Arrow file that is there; got 'nowhere.arrow'"),
+        (["evaluate", "nowhere.arrow", "--split", "tset"], "unknown split 'tset'; did you mean 'test'?"),
+        (["export", "nowhere.arrow", "--format", "onxx"], "unknown export format 'onxx'; did you mean 'onnx'?"),
+        (["export", "nowhere.arrow", "--format", "csr", "--recipe", "a"], "--recipe has no effect with --format csr"),
+    ],
+)
+def test_what_cannot_be_evaluated_or_exported_is_exit_code_2(arguments, sentence, capsys):
+    assert main(arguments) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+def test_report_writes_one_page_on_runs_where_it_is_told(finished_run, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert main(["report", finished_run.path, "--output", str(page)]) == 0
+    assert f"Report: {page}" in capsys.readouterr().out
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_json_logs_are_one_object_per_line_with_run_and_phase_and_end_with_the_result(finished_run, capsys):
+    config = str(Path(finished_run.path) / "config.yaml")
+    assert main(["train", config, "--log-format", "json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1]["event"] == "done"
+    assert lines[-1]["digest"] == finished_run.result["superposed"]["digest"]
+    assert {line["run"] for line in lines} == {"undisturbed"}

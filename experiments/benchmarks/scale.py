@@ -10,12 +10,14 @@ memory and the peak of Ray's object store. Beside it what one fold of a ResNet-5
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import resource
 import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -35,7 +37,7 @@ from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.sparse import Sparsifier
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.tickets.store import RunStore, TicketStore
-from suptickets_ray.tickets.superposition import Rule, finish, fold, start
+from suptickets_ray.tickets.superposition import Rule, finish, fold, shares, start
 from suptickets_ray.training.data import load_source
 from suptickets_ray.training.data.splits import make_splits
 from suptickets_ray.training.loop import build_learner
@@ -184,6 +186,11 @@ def one_fold(console: Console) -> None:
         generator = torch.Generator().manual_seed(seed)
         sparsifier = Sparsifier(model, optimizer, "static", density=0.05, total_steps=10, generator=generator)
         tickets.append(Ticket(model.state_dict(), sparsifier.masks, {}).to_arrow())
+    sizes = {name: tensor.numel() for name, tensor in Ticket.from_arrow(tickets[0]).state_dict().items()}
+    for count in (4, 16, 32):
+        largest = max(shares(sizes, count), key=lambda names: sum(sizes[name] for name in names))
+        apart = fold_when_dense(tickets, Rule("cia", 0.05, prune="last"), set(largest))
+        console.print(f"the largest of {count} shares of it (fold_shares, 1 thread): {1000 * apart:.0f} ms then")
     for prune in ("last", "each"):
         rule, merged, seconds = Rule("cia", 0.05, prune=prune), start(Ticket.from_arrow(tickets[0])), []
         for table in tickets[1:]:
@@ -199,15 +206,16 @@ def one_fold(console: Console) -> None:
         )
 
 
-def fold_when_dense(tickets: list[Any], rule: Rule) -> float:
+def fold_when_dense(tickets: list[Any], rule: Rule, names: set[str] | None = None) -> float:
     """Median seconds of a fold onto an average in which nearly all weights are active."""
-    first = Ticket.from_arrow(tickets[0])
+    read = Ticket.from_arrow if names is None else partial(Ticket.some_of, names=names)
+    first = read(tickets[0])
     masks = {name: torch.ones_like(mask) for name, mask in first.masks.items()}
     merged = start(Ticket(first.state_dict(), masks, {}))
     seconds = []
     for table in tickets[1:]:
         began = time.perf_counter()
-        fold(merged, Ticket.from_arrow(table), rule)
+        fold(merged, read(table), rule)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
 
@@ -218,7 +226,6 @@ def main() -> None:
         :3
     ]
     console = Console(highlight=False, soft_wrap=True)
-    one_fold(console)
     recipe = [
         "method.name=static",
         "model.options.widths=[16]",
@@ -233,9 +240,10 @@ def main() -> None:
         "superposition.prune=last",
     ]
     with tempfile.TemporaryDirectory() as storage:
-        ray.init(num_cpus=int(explorers), include_dashboard=False, log_to_driver=False)
+        ray.init(num_cpus=int(explorers), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         control_plane(load_config(None, [*recipe, f"storage={storage}"]), int(explorers), cycle_seconds, console)
         ray.shutdown()
+    one_fold(console)  # last: its networks would count as the driver's memory
 
 
 if __name__ == "__main__":

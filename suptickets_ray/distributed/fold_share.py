@@ -31,10 +31,10 @@ class FoldShare:
         self._accumulator = first and first.only(self._names)
 
     def fold(self, table: pa.Table, chain: int, cycle: int) -> None:
-        """Folds its tensors of one ticket, given in its Arrow form."""
+        """Folds its tensors of one ticket, given in its Arrow form: from an explorer, or read and checked before."""
         if (chain, cycle) not in self._seen:
             self._seen.add((chain, cycle))
-            self._accumulator = fold(self._accumulator, Ticket.from_arrow(table, self._names), self._rule)
+            self._accumulator = fold(self._accumulator, Ticket.some_of(table, self._names), self._rule)
 
     def accumulator(self) -> Accumulator | None:
         """Returns the fold so far."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,13 @@ RECIPE_FILE = "recipe.yaml"
 
 
 def submit(
-    config: Config, command: str, address: str, write: Callable[[str], None], *, wait: bool = True
+    config: Config,
+    command: str,
+    address: str,
+    write: Callable[[str], None],
+    *,
+    wait: bool = True,
+    flags: Sequence[str] = (),
 ) -> tuple[str, int | None]:
     """Starts `suptickets <command>` of the recipe as a job, and shows its output until it ends.
 
@@ -33,6 +40,7 @@ def submit(
         address: The dashboard's address, e.g. http://127.0.0.1:8265.
         write: Shows a piece of the job's output.
         wait: Whether to wait for the job's end.
+        flags: Options of the command, e.g. "--verbose".
 
     Returns:
         The job's id, and its exit code; None if nobody waited.
@@ -55,7 +63,7 @@ def submit(
         try:
             client = JobSubmissionClient(address)
             job_id = client.submit_job(
-                entrypoint=f"python -m suptickets_ray.cli {command} {RECIPE_FILE}",
+                entrypoint=f"python -m suptickets_ray.cli {shlex.join([command, *flags, RECIPE_FILE])}",
                 runtime_env={"working_dir": folder},
                 metadata={"suptickets": config.name},
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, Any
 
@@ -52,14 +54,21 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({key: _finite(value) for key, value in found.items()}, default=str)
 
 
-def log_as_json(stream: IO[str]) -> logging.Handler:
-    """Sends all of the package's records to a stream as JSON lines, and returns the handler, for its removal."""
+@contextmanager
+def json_logs(stream: IO[str]) -> Iterator[None]:
+    """Sends all of the package's records to a stream as JSON lines, and nowhere else."""
+    before = LOGGER.level, LOGGER.propagate
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.DEBUG)
     LOGGER.propagate = False
-    return handler
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(before[0])
+        LOGGER.propagate = before[1]
 
 
 def _short(value: Any) -> str:

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from suptickets_ray.reporting.logs import LOGGER, EventLog, log_as_json
+from suptickets_ray.reporting.logs import EventLog, json_logs
 
 TICKET = {"kind": "ticket", "chain": 2, "cycle": 1, "validation_accuracy": 0.91234567}
 
@@ -12,12 +12,8 @@ TICKET = {"kind": "ticket", "chain": 2, "cycle": 1, "validation_accuracy": 0.912
 @pytest.fixture
 def stream():
     found = io.StringIO()
-    level, propagates = LOGGER.level, LOGGER.propagate
-    handler = log_as_json(found)
-    yield found
-    LOGGER.removeHandler(handler)
-    LOGGER.setLevel(level)
-    LOGGER.propagate = propagates
+    with json_logs(found):
+        yield found
 
 
 def lines(stream):

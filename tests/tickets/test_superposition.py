@@ -221,7 +221,7 @@ def test_layers_folded_apart_are_the_bits_of_one_fold(method, count):
     for names in shares(sizes, count):
         some = None
         for ticket in tickets:
-            some = fold(some, Ticket.from_arrow(ticket.to_arrow(), set(names)), rule)
+            some = fold(some, Ticket.some_of(ticket.to_arrow(), names), rule)
         apart.append(some)
     assert len(apart) == min(count, len(sizes))
     again = finish(joined(apart, sizes), rule, {})

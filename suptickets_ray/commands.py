@@ -1,0 +1,268 @@
+"""What each command of the command line does: reads its options, calls the work, prints what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+EXIT_DONE = 0
+
+
+def submit_job(options: argparse.Namespace, console: Console) -> int:
+    """Sends a command to a cluster as a job; returns its exit code, or 0 at once where nobody waits.
+
+    Raises:
+        ValueError: If the recipe or the address is wrong.
+    """
+    from suptickets_ray.config_io import load_config
+    from suptickets_ray.distributed.submission import submit
+
+    config = load_config(*_recipe_and_overrides(options.settings))
+    job_id, code = submit(
+        config,
+        options.command,
+        options.submit,
+        lambda piece: console.print(piece, end="", markup=False, highlight=False, soft_wrap=True),
+        wait=not options.no_wait,
+        flags=[f"--log-format={options.log_format}", *(["--verbose"] if options.verbose else [])],
+    )
+    if code is None:
+        console.print(f"Job {job_id} is on its way. Its output: ray job logs --address {options.submit} {job_id}")
+        return EXIT_DONE
+    return code
+
+
+def _options(options: argparse.Namespace, console: Console) -> int:
+    from suptickets_ray.reporting.options import option_tables
+
+    console.print(option_tables())
+    return EXIT_DONE
+
+
+def _data(options: argparse.Namespace, console: Console) -> int:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    from suptickets_ray.config_io import load_config
+    from suptickets_ray.training.data import load_source
+    from suptickets_ray.training.data.convert import convert
+
+    recipe, overrides = _recipe_and_overrides(options.settings)
+    reads = ("data.name=", "data.options", "data.root=", "data.download=", "data.split_seed=")
+    if unread := [text for text in overrides if not text.startswith(reads)]:
+        raise ValueError(f"{unread[0]} has no effect: data convert writes the whole data set. Leave it out.")
+    loaded = load_source(load_config(recipe, overrides).data)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console) as progress:
+
+        def show(split: str, done: int, total: int) -> None:
+            if split not in tasks:
+                tasks[split] = progress.add_task(split, total=total)
+            progress.update(tasks[split], completed=done)
+
+        num_written = convert(loaded, options.to, rows_per_file=options.rows_per_file, on_progress=show)
+    console.print(f"{num_written} files written.", soft_wrap=True)
+    console.print(f"Train on it: data.name=parquet data.root={options.to}", markup=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+def _recipe_and_overrides(settings: Sequence[str]) -> tuple[str | None, list[str]]:
+    recipes = [text for text in settings if "=" not in text or text.endswith((".yaml", ".yml"))]
+    if len(recipes) > 1:
+        raise ValueError(
+            f"there must be at most one recipe; got {', '.join(recipes)}. Overrides are written key=value."
+        )
+    return recipes[0] if recipes else None, [text for text in settings if text not in recipes]
+
+
+def _recipes(options: argparse.Namespace, console: Console) -> int:
+    from rich.table import Table
+
+    from suptickets_ray.recipes import copy_recipe, question_of, shipped_recipes
+
+    if options.action == "copy":
+        path = copy_recipe(options.name, options.file)
+        console.print(f"Copied to {path}. Run it: suptickets train {path}", markup=False, soft_wrap=True)
+        return EXIT_DONE
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, path in shipped_recipes().items():
+        table.add_row(Text(name), Text(question_of(path)))
+    console.print(table)
+    return EXIT_DONE
+
+
+def _print_translated(options: argparse.Namespace) -> int:
+    from suptickets_ray.reporting.from_flags import recipe_from_flags
+
+    if options.settings:
+        raise ValueError(
+            f"--from-flags must stand alone, it runs nothing; got {options.settings[0]!r} beside it. "
+            "Save what it prints, and give that to suptickets train."
+        )
+    translation = recipe_from_flags(options.from_flags)
+    for warning in translation.warnings:
+        Console(stderr=True, highlight=False).print(f"WARNING: {warning}", markup=False, soft_wrap=True)
+    sys.stdout.write(translation.to_yaml())
+    return EXIT_DONE
+
+
+def _superpose(options: argparse.Namespace, console: Console) -> int:
+    from suptickets_ray.reporting.superpose import fold_runs, judge_runs, open_runs, sweep, sweep_table
+    from suptickets_ray.reporting.table import closing_table
+
+    paths = [text for text in options.settings if "=" not in text or "://" in text or Path(text).is_dir()]
+    overrides = [text for text in options.settings if text not in paths]
+    if not paths:
+        raise ValueError("superpose must be given the folder of a run, e.g. runs/digits; got settings only.")
+    if options.sweep and options.output:
+        raise ValueError("--output has no effect with --sweep, which compares rules. Leave one of them out.")
+    if options.output and not Path(options.output).absolute().parent.is_dir():
+        raise ValueError(f"--output must lie in a folder that is there; got {options.output!r}. Create it first.")
+    swept = [text for text in overrides if text.removeprefix("superposition.").startswith(("method=", "cima_factor="))]
+    if options.sweep and swept:
+        raise ValueError(f"{swept[0]} has no effect with --sweep, which compares methods and factors. Leave it out.")
+    runs = open_runs(paths, overrides)
+    if options.sweep:
+        console.print(sweep_table(sweep(runs), sum(len(run.keys) for run in runs)))
+        return EXIT_DONE
+    superposing, reports = fold_runs(runs)
+    result = judge_runs(runs, superposing, reports)
+    console.print(closing_table(result))
+    for warning in result["warnings"]:
+        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
+    if result["rejected"]:
+        left_out = ", ".join(f"chain {chain} cycle {cycle}" for chain, cycle in result["rejected"])
+        console.print(f"Left out by the gate: {left_out}", soft_wrap=True)
+    console.print(f"Digest: {result['superposed']['digest']}", markup=False, soft_wrap=True)
+    if options.output:
+        superposing.superposed.save(options.output)
+        console.print(f"File: {options.output}", markup=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from suptickets_ray.reporting.evaluate import evaluate_stored, evaluation_json, evaluation_tables
+
+    report = evaluate_stored(options.ticket, options.split, options.recipe, options.settings)
+    if options.json:
+        console.print(evaluation_json(report), markup=False, soft_wrap=True)
+        return EXIT_DONE
+    console.print(evaluation_tables(report))
+    console.print(f"Ticket: {report['ticket']}", markup=False, soft_wrap=True)
+    console.print(f"Digest: {report['digest']}", markup=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from suptickets_ray.reporting.export import export_stored
+
+    exported = export_stored(options.ticket, options.format, options.output, options.recipe, options.settings)
+    console.print(f"File: {exported.path} ({exported.num_bytes:,} bytes)", markup=False, soft_wrap=True)
+    console.print(f"Load it: {exported.to_load}", markup=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    from suptickets_ray.reporting.report_runs import write_report
+
+    written = write_report(options.settings, options.output)
+    console.print(f"Report: {written}", markup=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+def _train(options: argparse.Namespace, console: Console) -> int:
+    if not options.verbose:
+        # Libraries of the driver warn about themselves; a person who watches a run can do nothing about it.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    if options.from_flags is not None:
+        return _print_translated(options)
+    from suptickets_ray.config_io import load_config
+
+    config = load_config(*_recipe_and_overrides(options.settings))
+
+    from suptickets_ray.distributed.run import train
+    from suptickets_ray.reporting.table import closing_table
+
+    with _view(console, options.log_format) as view:
+        finished = train(config, view, verbose=options.verbose)
+    if options.log_format == "json":
+        return _log_end(config.name, finished.path, finished.result["superposed"], finished.result["warnings"])
+    if finished.resumed:
+        console.print("This run is done already.")
+    console.print(closing_table(finished.result))
+    for warning in finished.result["warnings"]:
+        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
+    console.print(f"Files: {finished.path}", markup=False, soft_wrap=True)
+    console.print(f"Curves: tensorboard --logdir {finished.path}/tensorboard", markup=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+def _tune(options: argparse.Namespace, console: Console) -> int:
+    if not options.verbose:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from suptickets_ray.config_io import load_config
+
+    config = load_config(*_recipe_and_overrides(options.settings))
+
+    from suptickets_ray.distributed.tuning import tune
+    from suptickets_ray.reporting.search import search_table
+
+    with _view(console, options.log_format) as view:
+        finished = tune(config, view, verbose=options.verbose)
+    if options.log_format == "json":
+        return _log_end(config.name, finished.path, finished.result["best"], finished.result["warnings"])
+    if finished.resumed:
+        console.print("This search is done already.")
+    console.print(search_table(finished.result))
+    best = finished.result["best"]
+    console.print(f"Best, on the test set: {best['accuracy']:.2%}. Digest: {best['digest']}", soft_wrap=True)
+    for warning in finished.result["warnings"]:
+        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
+    console.print(f"Run the best: suptickets train {finished.path}/best.yaml", markup=False, soft_wrap=True)
+    console.print(f"Files: {finished.path}", markup=False, soft_wrap=True)
+    console.print(f"Curves: tensorboard --logdir {finished.path}/tensorboard", markup=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+def _log_end(name: str, path: str, network: dict[str, Any], warnings: list[str]) -> int:
+    from suptickets_ray.reporting.logs import EventLog
+
+    kept = {key: network[key] for key in ("accuracy", "loss", "digest")}
+    EventLog(name)({"kind": "done", "path": path, **kept, "warnings": warnings})
+    return EXIT_DONE
+
+
+def _view(console: Console, log_format: str) -> Any:
+    """What a person, or with JSON a program, sees of a job under way."""
+    from suptickets_ray.reporting.live import PlainView, TerminalView
+
+    if log_format == "json":
+        return nullcontext(lambda event: None)  # train and tune log every event themselves
+    if console.is_terminal:
+        return TerminalView(console)
+    return PlainView(lambda line: console.print(line, soft_wrap=True))
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
+    "train": _train,
+    "tune": _tune,
+    "superpose": _superpose,
+    "evaluate": _evaluate,
+    "export": _export,
+    "report": _report,
+    "data": _data,
+    "recipes": _recipes,
+    "options": _options,
+}
