@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from suptickets_ray.config import Config
-from suptickets_ray.config_io import to_yaml
+from suptickets_ray.config_io import changes_results, flatten, to_dict, to_yaml
 from suptickets_ray.config_resolution import resolve
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.folding import Folding
@@ -30,7 +30,7 @@ from suptickets_ray.distributed.session import check_address, ray_session
 from suptickets_ray.distributed.sharing import checked_storage
 from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.reporting.logs import EventLog
-from suptickets_ray.reporting.report import render_report
+from suptickets_ray.reporting.table import ROWS
 from suptickets_ray.reporting.timeline import Timeline
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, child
@@ -38,6 +38,7 @@ from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.rehearsal import rehearse
 from suptickets_ray.training.state import is_whole
+from suptickets_ray.training.tensorboard import write_summary
 
 RAY_TRAIN_FOLDER = "ray_train"
 
@@ -118,10 +119,30 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         show_events(monitor, watch)
         clock.lap("superpose")
     store.write("superposed.arrow", superposed.to_bytes())
-    result = assemble_result(config, report, clock.seconds(), warnings)
-    store.write("report.html", render_report(result, to_yaml(config)).encode())
-    store.write("result.json", json.dumps(without_nan(result), indent=2).encode())
+    result = without_nan(assemble_result(config, report, clock.seconds(), warnings))
+    _picture(config, path, result)
+    store.write("result.json", json.dumps(result, indent=2).encode())
     return RunResult(path, result, resumed=False)
+
+
+def _picture(config: Config, path: str, result: dict[str, Any]) -> None:
+    """Writes the report and TensorBoard's closing page. Of what they show nothing else depends."""
+    # matplotlib takes a second to import, and an answer that all is done does not need it.
+    from suptickets_ray.reporting.pictures import pictures_of
+    from suptickets_ray.reporting.report_runs import write_run_report
+
+    findings = write_run_report(path, result=result)
+    versions = "\n".join(f"    {name} {version}" for name, version in result["versions"].items())
+    recipe = "\n".join(f"    {line}" for line in to_yaml(config).splitlines())
+    networks = {name: result[name] for name in ROWS if isinstance(result.get(name), dict)}
+    metrics = {f"test/{name}": network["accuracy"] for name, network in networks.items()}
+    write_summary(
+        child(path, "tensorboard"),
+        {key: value for key, value in flatten(to_dict(config)) if value is not None and changes_results(key)},
+        {tag: value for tag, value in metrics.items() if value is not None},
+        {"recipe": recipe, "versions": versions},
+        pictures_of(findings),
+    )
 
 
 def run_path(config: Config) -> str:

@@ -2,51 +2,79 @@
 
 from __future__ import annotations
 
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from suptickets_ray.reporting.table import result_rows
+from suptickets_ray.reporting.analysis import ONE_BASIN, PHASE_ONE, SUP_TICKET, Findings
+from suptickets_ray.reporting.figures import Series, dot_figure, heat_map, lanes_figure, line_figure
+from suptickets_ray.reporting.lanes import Lanes, lanes_of
+from suptickets_ray.reporting.table import ROWS, result_rows
 
 _STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 46rem; padding: 0 1rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { border-bottom: 1px solid #8886; padding: .3rem .5rem; text-align: right; }
+:root { color-scheme: light dark; --page: #ffffff; --text: #1b1b1f; --line: #8886; }
+@media (prefers-color-scheme: dark) { :root { --page: #16181d; --text: #e6e6ea; } }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 52rem; padding: 0 1rem;
+  background: var(--page); color: var(--text); overflow-wrap: anywhere; }
+h2 { margin-top: 2.5rem; }
+table { border-collapse: collapse; width: 100%; overflow-wrap: normal; }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .5rem; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
-pre { overflow-x: auto; border: 1px solid #8886; padding: 1rem; }
+td:not(:first-child) { white-space: nowrap; }
+pre { overflow-x: auto; border: 1px solid var(--line); padding: 1rem; }
 .wide { overflow-x: auto; }
 figure { margin: 1.5rem 0; }
-figure svg { max-width: 100%; height: auto; }
+figcaption { font-weight: 600; }
+figure svg { display: block; height: auto; }
+figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
+.verdict { font-size: 1.2rem; border-left: .3rem solid #1b9e77; padding-left: 1rem; }
 .warning { border-left: .3rem solid #d33; padding-left: 1rem; }
+.note { border-left: .3rem solid #c90; padding-left: 1rem; }
 """
 
 
-def render_report(result: dict[str, Any], recipe: str) -> str:
-    """Returns the page.
+def render_report(
+    result: Mapping[str, Any] | None,
+    recipe: str,
+    findings: Findings | None = None,
+    timeline: Mapping[str, Any] | None = None,
+    *,
+    name: str = "",
+    path: str = "",
+) -> str:
+    """Returns the page of a run.
 
     Args:
-        result: What `result.json` holds.
+        result: What `result.json` holds; None while the run is not finished.
         recipe: The resolved recipe as YAML.
+        findings: What was found out about the tickets; their sections are left out without it.
+        timeline: What `timeline.json` holds, if it is there.
+        name: The run's name, where there is no result.
+        path: The run's folder.
     """
-    warnings = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in result["warnings"])
-    tickets = [
-        (
-            f"chain {ticket['chain']}, cycle {ticket['cycle']}" + ("" if ticket["accepted"] else " (left out)"),
-            f"{ticket['validation_accuracy']:.2%}",
-            f"{ticket['accuracy']:.2%}",
-            f"{ticket['density']:.4f}",
-        )
-        for ticket in result["tickets"]
-    ]
-    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result["seconds"].items())
-    versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items())
-    return page(
-        result["name"],
-        f"{warnings}"
-        f"{_table('network', result_rows(result))}<h2>Tickets</h2>{_table('ticket', tickets)}"
-        f"<h2>Time</h2><p>{escape(seconds)}</p><h2>Recipe</h2><pre>{escape(recipe)}</pre>"
-        f"<p>Digest of the sup-ticket: <code>{escape(result['superposed']['digest'])}</code><br>{escape(versions)}</p>",
-    )
+    sections: list[tuple[str, Callable[[], str]]] = []
+    if result is None:
+        body = '<p class="verdict">This run is not finished; the same command again goes on with it.</p>'
+    else:
+        body = f'<p class="verdict">{escape(was_it_worth_it(result))}</p>'
+        body += "".join(f'<p class="warning">{escape(warning)}</p>' for warning in result["warnings"])
+        sections.append(("Was superposing worth it?", lambda: _worth(result)))
+    if findings is not None:
+        sections.append(("How different are the tickets?", lambda: _differences(findings)))
+        sections.append(("Do they lie in one basin?", lambda: _basin(findings)))
+    sections.append(("Where did the time go?", lambda: _time(result, timeline)))
+    if result is not None:
+        sections.append(("Tickets", lambda: _tickets(result)))
+    sections.append(("What would reproduce it?", lambda: _reproduction(result, recipe, path)))
+    for heading, make in sections:
+        body += f"<h2>{heading}</h2>"
+        try:
+            body += make()
+        except Exception as error:  # noqa: BLE001 - a figure must not cost the run its page, whatever goes wrong
+            body += note(f"This section could not be made: {error!r}.")
+    return page(name if result is None else result["name"], body)
 
 
 def page(title: str, body: str) -> str:
@@ -59,7 +87,180 @@ def page(title: str, body: str) -> str:
     )
 
 
-def _table(first_column: str, rows: list[tuple[str, str, str, str]]) -> str:
-    heads = "".join(f"<th>{name}</th>" for name in (first_column, "validation", "test", "density"))
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns an HTML table of plain text, which scrolls in its own box where it is too wide."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def note(text: str) -> str:
+    """Returns a paragraph that says what is missing, and why."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def points(share: float) -> str:
+    """Returns a difference of accuracies in words."""
+    return f"{abs(100 * share):.2f} points {'above' if share >= 0 else 'below'}"
+
+
+def was_it_worth_it(result: Mapping[str, Any]) -> str:
+    """Returns the answer in one sentence with its numbers: test accuracies, and whether validation says the same."""
+    accuracy = result["superposed"]["accuracy"]
+    gains = {key: accuracy - result[key]["accuracy"] for key in ROWS if key != "superposed"}
+    validation = result["superposed"]["validation_accuracy"]
+    rivals = ("pretrained", "best_ticket")
+    holds_on_validation = all(validation >= result[key]["validation_accuracy"] for key in rivals)
+    if not any(ticket["accepted"] for ticket in result["tickets"]):
+        answer = "Superposing changed nothing, because the gate admitted no ticket"
+    elif gains["pretrained"] <= 0:
+        answer = "Superposing was not worth it"
+    elif gains["best_ticket"] < 0:
+        answer = "Superposing beat phase one, but not the best single ticket"
+    else:
+        answer = "Superposing was worth it" + ("" if holds_on_validation else " on test, though not on validation")
+    return (
+        f"{answer}: the sup-ticket's test accuracy is {accuracy:.2%}, {points(gains['pretrained'])} the phase-one net, "
+        f"{points(gains['mean_ticket'])} the mean ticket, {points(gains['best_ticket'])} the best ticket and "
+        f"{points(gains['ensemble'])} the ensemble, which computes with {len(result['tickets'])} networks."
+    )
+
+
+def _worth(result: Mapping[str, Any]) -> str:
+    accuracy = result["superposed"]["accuracy"]
+    rows = []
+    for (words, validation, test, density), key in zip(result_rows(dict(result)), ROWS, strict=True):
+        gain = "" if key == "superposed" else f"{100 * (accuracy - result[key]['accuracy']):+.2f}"
+        rows.append((words, validation, test, gain, density))
+    dots = [Series(words, [100 * result[key]["accuracy"]], (), key == "superposed") for key, words in ROWS.items()]
+    dots.insert(1, Series("single tickets", [100 * ticket["accuracy"] for ticket in result["tickets"]]))
+    return (
+        f"{table(('network', 'validation', 'test', 'gain (points)', 'density'), rows)}"
+        f"{dot_figure('Test accuracy of every network', 'test accuracy (%)', dots)}"
+        "<p>The gain is the sup-ticket's test accuracy less that of the network. The best ticket is the best on "
+        "validation. One run says little about chance: name the folders of several seeds to see the error.</p>"
+    )
+
+
+def _differences(findings: Findings) -> str:
+    parts = [*map(note, findings.difference_notes)]
+    tickets = sum(findings.is_ticket)
+    if findings.overlaps:
+        pairs = findings.ticket_overlaps()
+        said = ""
+        if pairs:
+            said = (
+                f"Two tickets share {min(pairs):.0%} to {max(pairs):.0%} of their active positions, "
+                f"{sum(pairs) / len(pairs):.0%} on average"
+            )
+            by_chance = findings.chance
+            said += f"; random masks of the same densities would share {by_chance:.0%}. " if by_chance else ". "
+        if tickets < findings.num_tickets:
+            said += f"{tickets} of {findings.num_tickets} tickets are compared, evenly chosen. "
+        said += (
+            "A ticket is named chain.cycle. Overlap: positions active in both, as a share of those active in either."
+        )
+        parts += [f"<p>{said}</p>", heat_map("Overlap of the masks", findings.networks, findings.overlaps)]
+    if findings.densities and (layers := list(findings.densities[0])):
+        named = zip(findings.networks, findings.is_ticket, findings.densities, strict=True)
+        lines = [
+            Series("tickets" if is_ticket else name, list(layer.values()), (), name == SUP_TICKET)
+            for name, is_ticket, layer in named
+        ]
+        places = list(range(len(layers)))
+        rows = [(layer, *(f"{own[layer]:.4f}" for own in findings.densities)) for layer in layers]
+        parts.append(line_figure("Density of every layer", "", "share of active weights", places, lines, layers))
+        numbers = table(("layer", *findings.networks), rows)
+        parts.append(f"<details><summary>The densities as numbers</summary>{numbers}</details>")
+    return "".join(parts)
+
+
+def _basin(findings: Findings) -> str:
+    parts = []
+    if curves := findings.curves:
+        lost = [curve.accuracy_lost for curve in curves]
+        if not all(map(math.isfinite, [curve.barrier for curve in curves])):
+            answer = "At least one of these networks has diverged: there is no basin to speak of."
+        elif max(lost) < ONE_BASIN:
+            some = f"at most {100 * max(lost):.2f} points of accuracy are" if max(lost) > 0 else "no accuracy is"
+            answer = f"Yes, as far as these lines show: on the way between two networks {some} lost."
+        else:
+            answer = f"No: on the way between two networks up to {100 * max(lost):.2f} points of accuracy are lost."
+        lines = [
+            Series(f"{curve.first} to {curve.second}", curve.losses, (), curve.first == PHASE_ONE) for curve in curves
+        ]
+        rows = [
+            (
+                f"{curve.first} to {curve.second}",
+                f"{curve.losses[0]:.4f}",
+                f"{curve.losses[-1]:.4f}",
+                f"{curve.barrier:.4f}",
+                f"{100 * curve.accuracy_lost:.2f}",
+            )
+            for curve in curves
+        ]
+        heads = ("line", "loss at its start", "at its end", "barrier", "accuracy lost (points)")
+        title = "Validation loss on the straight line between two networks"
+        parts += [
+            f"<p>{answer} Less than {100 * ONE_BASIN:g} points count as one basin (1912.05671, section 2).</p>",
+            line_figure(title, "share of the second network", "loss (nats)", curves[0].shares, lines),
+            table(heads, rows),
+            f"<p>Weights are interpolated and not pruned; {findings.num_examples} validation examples count. BatchNorm "
+            "statistics are made as for the sup-ticket, here at the ends too. The barrier is the most by which "
+            "the loss lies above the straight line between its ends.</p>",
+        ]
+    return "".join([*parts, *map(note, findings.curve_notes)])
+
+
+def _time(result: Mapping[str, Any] | None, timeline: Mapping[str, Any] | None) -> str:
+    parts = []
+    if result is not None:
+        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result["seconds"].items())
+        parts.append(f"<p>Of the last start: {escape(seconds)}.</p>")
+    if timeline is None:
+        return "".join([*parts, note("The run has no timeline.json: an earlier version made it, or it was removed.")])
+    try:
+        lanes = lanes_of(timeline)
+        drawn = lanes_figure("Timeline of phase one, explorers and superposer", lanes) if lanes.lanes else ""
+    except Exception as error:  # noqa: BLE001 - a damaged file must not cost the run its page
+        return "".join([*parts, note(f"The timeline cannot be drawn; timeline.json is damaged: {error!r}.")])
+    return "".join([*parts, f"<p>{escape(_said(lanes))}</p>", drawn])
+
+
+def _said(lanes: Lanes) -> str:
+    said = f"All starts together took {lanes.seconds:.1f} s. "
+    if lanes.num_cycles:
+        said += (
+            f"{lanes.num_cycles} cycles ran on {lanes.num_explorers} explorer processes, up to {lanes.most_at_once} at "
+            f"once, {lanes.mean_at_once:.1f} on average; a bar is named chain.cycle and coloured by its chain. "
+        )
+    if lanes.restarts:
+        times = "once" if len(lanes.restarts) == 1 else f"{len(lanes.restarts)} times"
+        said += f"The run was started again {times}, at the dashed lines; the pauses before are cut out. "
+    if lanes.num_hidden:
+        said += f"{lanes.num_hidden} bars are not shown: there are too many. "
+    return said + "A name in brackets is the machine and the process."
+
+
+def _tickets(result: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            f"chain {ticket['chain']}, cycle {ticket['cycle']}" + ("" if ticket["accepted"] else " (left out)"),
+            f"{ticket['validation_accuracy']:.2%}",
+            f"{ticket['accuracy']:.2%}",
+            f"{ticket['density']:.4f}",
+        )
+        for ticket in result["tickets"]
+    ]
+    return table(("ticket", "validation", "test", "density"), rows)
+
+
+def _reproduction(result: Mapping[str, Any] | None, recipe: str, path: str) -> str:
+    source = f"{path.rstrip('/')}/config.yaml" if path and "://" not in path else "config.yaml"
+    facts = [f"Command: <code>suptickets train {escape(shlex.quote(source))} name=again</code>"]
+    if result is not None:
+        facts.append(f"Digest of the sup-ticket: <code>{escape(result['superposed']['digest'])}</code>")
+        if digest := result.get("config_digest"):
+            facts.append(f"Digest of the settings: <code>{escape(digest)}</code>")
+        facts.append("Versions: " + escape(", ".join(f"{name} {value}" for name, value in result["versions"].items())))
+    return f"<p>{'<br>'.join(facts)}</p><h3>Recipe</h3><pre>{escape(recipe)}</pre>"

@@ -131,6 +131,19 @@ def test_tensorboard_has_the_layers_densities_as_histograms(finished_run):
     assert (last.step, last.histogram_value.num) == (1920, 3)
 
 
+def test_tensorboard_ends_with_recipe_versions_hparams_and_pictures_of_the_tickets(finished_run):
+    reader = EventAccumulator(f"{finished_run.path}/tensorboard/summary", size_guidance={"images": 0, "tensors": 0})
+    reader.Reload()
+    assert set(reader.Tags()["images"]) == {"tickets/overlap", "tickets/loss_between"}
+    texts = {tag: reader.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in reader.Tags()["tensors"]}
+    assert "density: 0.1" in texts["recipe/text_summary"]
+    assert "torch" in texts["versions/text_summary"]
+    assert reader.Scalars("test/superposed")[0].value == pytest.approx(
+        read(finished_run.path)["superposed"]["accuracy"]
+    )
+    assert "_hparams_/experiment" in reader.summary_metadata
+
+
 def test_the_timeline_has_every_cycle_and_fold_with_its_time(finished_run):
     timeline = json.loads((Path(finished_run.path) / "timeline.json").read_text())
     (start,) = timeline["starts"]
@@ -287,10 +300,13 @@ def test_every_method_completes_at_the_target_density_exactly(ray_address, tmp_p
 
 def test_layers_folded_by_several_processes_are_the_bits_of_one_superposer(finished_run, forked_run, tmp_path):
     rule = ["superposition.prune=last", "superposition.gate_tolerance=none"]
+    recipe = Path(finished_run.path) / "config.yaml"
+    (forked_run / "config.yaml").unlink()  # another rule on the phase one of the finished run
     shutil.copytree(forked_run, tmp_path / "apart")
-    alone = continued(forked_run, *rule)
+    alone = train(load_config(recipe, [f"storage={tmp_path}", "name=forked", *rule])).result
     events = []
-    apart = continued(tmp_path / "apart", *rule, "cluster.fold_shares=3", on_event=events.append)
+    own = [f"storage={tmp_path}", "name=apart", "cluster.fold_shares=3"]
+    apart = train(load_config(recipe, [*own, *rule]), events.append).result
     assert apart["superposed"] == alone["superposed"]
     assert apart["tickets"] == alone["tickets"]
     assert sum(event["kind"] == "fold" for event in events) == 6

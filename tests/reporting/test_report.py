@@ -1,0 +1,238 @@
+"""A run's page, from made-up results and from a run's folder made without Ray; and what the command writes."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from suptickets_ray.reporting import report_runs
+from suptickets_ray.reporting.analysis import Curve, Findings
+from suptickets_ray.reporting.report import render_report, was_it_worth_it
+from suptickets_ray.reporting.report_runs import RunFolder, find_out, write_report, write_run_report
+from suptickets_ray.training.data import load_data
+
+
+def network(accuracy, validation_accuracy=None, **more):
+    return {"accuracy": accuracy, "validation_accuracy": validation_accuracy or accuracy, **more}
+
+
+def result_of(superposed, pretrained=0.8, best=0.83, accepted=True, **more):
+    return {
+        "name": "a",
+        "superposed": {"density": 0.1, "digest": "abc", **superposed},
+        "pretrained": network(pretrained, density=0.1),
+        "mean_ticket": network(0.82),
+        "best_ticket": network(best, density=0.1),
+        "unpruned_mean": network(0.84, density=0.2),
+        "ensemble": network(0.86),
+        "tickets": [network(0.83, density=0.1, chain=0, cycle=0, accepted=accepted)],
+        "warnings": [],
+        "seconds": {"total": 3.0},
+        "versions": {"torch": "2.9"},
+        **more,
+    }
+
+
+def start(began, ended):
+    return {"began": began, "ended": ended}
+
+
+def cycle(chain, process, began, ended, start=0):
+    where = {"chain": chain, "cycle": 0, "node": "abcdef99", "process": process}
+    return {"kind": "cycle", **where, "began": began, "ended": ended, "start": start}
+
+
+# The verdict
+
+
+@pytest.mark.parametrize(
+    ("superposed", "rivals", "words"),
+    [
+        (network(0.85), {}, "Superposing was worth it: the sup-ticket's test accuracy is 85.00%, 5.00 points above"),
+        (network(0.85, 0.7), {}, "Superposing was worth it on test, though not on validation"),
+        (network(0.82), {}, "Superposing beat phase one, but not the best single ticket"),
+        (
+            network(0.79),
+            {},
+            "Superposing was not worth it: the sup-ticket's test accuracy is 79.00%, 1.00 points below",
+        ),
+        (network(0.8), {"accepted": False}, "the gate admitted no ticket"),
+    ],
+)
+def test_the_verdict_names_what_the_sup_ticket_beat(superposed, rivals, words):
+    assert words in was_it_worth_it(result_of(superposed, **rivals))
+
+
+def test_the_verdict_compares_with_mean_best_and_ensemble():
+    said = was_it_worth_it(result_of(network(0.85)))
+    for words in (
+        "3.00 points above the mean ticket",
+        "2.00 points above the best ticket",
+        "1.00 points below the ens",
+    ):
+        assert words in said
+
+
+# The page
+
+
+def test_the_page_of_a_run_answers_every_question(run):
+    write_run_report(str(run))
+    page = (run / "report.html").read_text()
+    result = json.loads((run / "result.json").read_text())
+    for words in (
+        "Superposing ",
+        "Overlap of the masks",
+        "Density of every layer",
+        "phase one to sup-ticket",
+        "0.0 to 0.1",
+        "0.0 to 1.0",
+        "Timeline of phase one",
+        "explorer 2 (2cab9f:101)",
+        "The run was started again once",
+        f"suptickets train {run}/config.yaml name=again",
+        result["superposed"]["digest"],
+        result["config_digest"],
+        "widths:",
+    ):
+        assert words in page, words
+    assert 'class="note"' not in page
+    assert "http" not in page.replace(str(run), "")
+
+
+def test_the_same_run_gives_the_same_page(run):
+    write_run_report(str(run))
+    first = (run / "report.html").read_bytes()
+    write_run_report(str(run))
+    assert (run / "report.html").read_bytes() == first
+
+
+def test_a_result_that_is_not_stored_yet_is_shown(run):
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").unlink()
+    write_run_report(str(run), result=result)
+    assert "Was superposing worth it?" in (run / "report.html").read_text()
+
+
+def test_data_at_hand_is_not_loaded_again(run, monkeypatch):
+    splits = load_data(RunFolder(str(run)).config.data)
+    monkeypatch.setattr(report_runs, "load_data", lambda config: pytest.fail("loaded"))
+    write_run_report(str(run), splits)
+    assert 'class="note"' not in (run / "report.html").read_text()
+
+
+def test_data_that_is_out_of_reach_costs_the_page_its_lines_only(run, monkeypatch):
+    def fail(config):
+        raise ValueError("data.root must hold the files <here>.")
+
+    monkeypatch.setattr(report_runs, "load_data", fail)
+    write_run_report(str(run))
+    page = (run / "report.html").read_text()
+    assert "This could not be found out: data.root must hold the files &lt;here&gt;." in page
+    assert "Overlap of the masks" in page
+
+
+def test_lines_that_would_keep_the_run_waiting_are_left_out_with_a_word(run):
+    findings = find_out(RunFolder(str(run)), None, lambda: True)
+    assert findings.curves == []
+    assert "0 of 3 lines are drawn, because more would have kept the run waiting" in findings.curve_notes[0]
+
+
+def test_a_damaged_ticket_is_left_out_of_the_comparison_by_name(run):
+    path = run / "tickets/chain-001/cycle-000.arrow"
+    path.write_bytes(path.read_bytes()[:-9])
+    findings = find_out(RunFolder(str(run)), None)
+    assert findings.networks == ["phase one", "0.0", "0.1", "1.1", "sup-ticket"]
+    assert findings.difference_notes[0].startswith("1.0 is left out: tickets/chain-001/cycle-000.arrow")
+
+
+def test_of_many_tickets_the_page_says_how_many_are_compared(run, monkeypatch):
+    monkeypatch.setattr(report_runs, "MAX_TICKETS", 2)
+    write_run_report(str(run))
+    assert "2 of 4 tickets are compared, evenly chosen" in (run / "report.html").read_text()
+
+
+def test_a_figure_that_fails_costs_the_page_its_section_only(run, monkeypatch):
+    monkeypatch.setattr("suptickets_ray.reporting.report.heat_map", lambda *given: 1 / 0)
+    write_run_report(str(run))
+    page = (run / "report.html").read_text()
+    assert "This section could not be made: ZeroDivisionError" in page
+    assert "Timeline of phase one" in page
+
+
+def test_a_run_without_a_timeline_says_so(run):
+    (run / "timeline.json").unlink()
+    write_run_report(str(run))
+    assert "The run has no timeline.json" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("content", ['{"starts": 3', "[]", '{"starts": [{}], "spans": [{"kind": "cycle"}]}'])
+def test_a_damaged_timeline_is_a_note(run, content):
+    (run / "timeline.json").write_text(content)
+    write_run_report(str(run))
+    assert "timeline.json is damaged" in (run / "report.html").read_text()
+
+
+def test_a_timeline_without_spans_draws_nothing(run):
+    (run / "timeline.json").write_text('{"starts": [{"began": 1.0, "ended": 2.0}], "spans": []}')
+    write_run_report(str(run))
+    assert "All starts together took 1.0 s" in (run / "report.html").read_text()
+
+
+def test_a_diverged_network_is_no_basin():
+    findings = Findings(curves=[Curve("a", "b", [0.0, 1.0], [1.0, math.nan], [0.8, 0.1])])
+    page = render_report(result_of(network(0.85)), "", findings)
+    assert "At least one of these networks has diverged" in page
+
+
+def test_a_page_of_a_large_network_and_a_long_run_stays_small():
+    names = ["phase one", *(f"{chain}.0" for chain in range(16)), "sup-ticket"]
+    layers = {f"stage.{index}.block.convolution.weight": 0.1 for index in range(160)}
+    findings = Findings(names, 16, [[0.5] * 18] * 18, 0.1, [layers] * 18)
+    spans = [cycle(chain, chain % 40, float(chain), chain + 9.0) for chain in range(5_000)]
+    page = render_report(result_of(network(0.85)), "", findings, {"starts": [start(0.0, 5e3)], "spans": spans})
+    assert len(page.encode()) < 3e6
+
+
+# The command
+
+
+def test_one_run_gets_its_report_anew(run):
+    assert write_report([str(run)]) == f"{run}/report.html"
+    assert "Overlap of the masks" in (run / "report.html").read_text()
+
+
+def test_an_output_leaves_the_run_as_it_is(run, tmp_path):
+    assert write_report([str(run)], str(tmp_path / "page.html")) == str(tmp_path / "page.html")
+    assert "Overlap of the masks" in (tmp_path / "page.html").read_text()
+    assert not (run / "report.html").exists()
+
+
+def test_an_unfinished_run_shows_what_there_is(run):
+    (run / "result.json").unlink()
+    (run / "superposed.arrow").unlink()
+    page = Path(write_report([str(run)])).read_text()
+    assert "This run is not finished" in page
+    assert "Overlap of the masks" in page
+    assert "<h1>a</h1>" in page
+
+
+def test_what_is_no_run_is_refused_in_a_sentence(run, tmp_path):
+    def refused(words, paths, *output):
+        with pytest.raises(ValueError, match=words):
+            write_report(paths, *output)
+
+    refused("must be given the folder of a run", [])
+    refused("it has no config.yaml", [str(tmp_path / "nowhere")])
+    refused("--output must be a file in a folder that is there", [str(run)], str(tmp_path / "no/such.html"))
+    refused("--output must be a file", [str(run)], str(tmp_path))
+    (run / "result.json").write_text('{"trials": []}')
+    refused("it is a search's", [str(run)])
+    (run / "result.json").write_text('{"state": "complete"}')
+    refused("result.json must be that of a run", [str(run)])
+    (run / "result.json").unlink()
+    (run / "pretrained.pt").unlink()
+    shutil.rmtree(run / "tickets")
+    refused("there is nothing to show yet", [str(run)])
