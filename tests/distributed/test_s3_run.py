@@ -54,6 +54,12 @@ def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(fi
     assert train(config).resumed
     assert main(["superpose", path, "method=caa"]) == 0
     assert "Digest:" in capsys.readouterr().out
+    RunStore(path).delete("report.html")
+    assert main(["report", path]) == 0
+    assert b"<svg" in RunStore(path).read("report.html")
+    capsys.readouterr()
+    assert main(["evaluate", child(path, "superposed.arrow"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == finished.result["superposed"]["accuracy"]
 
 
 def test_a_search_in_an_object_store_ends_with_its_answer(ray_address, bucket):

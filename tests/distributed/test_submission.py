@@ -12,7 +12,7 @@ import pytest
 
 from suptickets_ray import load_config
 from suptickets_ray.cli import main
-from suptickets_ray.config_io import to_dict
+from suptickets_ray.config_io import to_dict, to_yaml
 from suptickets_ray.distributed.submission import own_modules
 
 pytestmark = pytest.mark.ray
@@ -98,6 +98,26 @@ def test_without_the_token_the_cluster_refuses_in_one_sentence(head, tmp_path):
     assert done.returncode == 2, done.stderr
     assert "must be given its token" in " ".join(done.stderr.split())
     assert not (tmp_path / "digits").exists()
+
+
+@pytest.mark.parametrize("has_token", [True, False])
+def test_rays_own_command_submits_a_job_with_the_token_alone(head, tmp_path, has_token):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/my_recipe.yaml").write_text(to_yaml(load_config(None, TINY)))
+    home = head[1] if has_token else tmp_path
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+    ray = Path(sys.executable).parent / "ray"
+    job = ["suptickets", "train", "my_recipe.yaml", f"storage={tmp_path}", "name=job", "cluster.address=auto"]
+    done = subprocess.run(
+        [ray, "job", "submit", "--address", head[0], "--working-dir", tmp_path / "work", "--", *job],
+        env={**environment, "HOME": str(home), "RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert (done.returncode == 0) == has_token, done.stdout + done.stderr
+    assert (tmp_path / "job/result.json").is_file() == has_token
 
 
 def test_what_cannot_be_submitted_is_one_sentence(tmp_path, capsys):
