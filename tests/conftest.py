@@ -38,6 +38,20 @@ def ray_address():
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def s3_server():
+    """HOST:PORT of an S3 that runs on this machine. One for all tests: each makes buckets of its own names."""
+    import logging
+
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
 TINY = [
     "train.epochs=100",
     "tickets.cycle_rate=0.04",

@@ -1,13 +1,11 @@
 """Whole jobs whose files lie in an object store: a local S3 server, over real HTTP."""
 
 import json
-import logging
 import time
 from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from suptickets_ray import load_config, train, tune
 from suptickets_ray.cli import main
@@ -17,14 +15,10 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def bucket():
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address = "{}:{}".format(*server.get_host_and_port())
-    boto3.client("s3", endpoint_url=f"http://{address}", region_name="us-east-1").create_bucket(Bucket="whole-runs")
-    yield f"s3://whole-runs/runs?endpoint_override={address}&scheme=http&region=us-east-1"
-    server.stop()
+def bucket(s3_server):
+    client = boto3.client("s3", endpoint_url=f"http://{s3_server}", region_name="us-east-1")
+    client.create_bucket(Bucket="whole-runs")
+    return f"s3://whole-runs/runs?endpoint_override={s3_server}&scheme=http&region=us-east-1"
 
 
 def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(finished_run, bucket, tiny, capsys):

@@ -6,8 +6,6 @@ import math
 import boto3
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
-from rich.console import Console
 
 from suptickets_ray import load_config
 from suptickets_ray.config_io import to_yaml
@@ -16,8 +14,6 @@ from suptickets_ray.reporting.evaluate import (
     assess_classes,
     calibrate,
     evaluate_stored,
-    evaluation_json,
-    evaluation_tables,
 )
 from suptickets_ray.reporting.export import export_stored
 from suptickets_ray.reporting.stored_ticket import build_network, read_ticket, recipe_of, split_path
@@ -185,52 +181,20 @@ def test_the_query_of_a_uri_stays_with_the_folder():
     assert split_path(uri) == ("s3://bucket/run/tickets?region=us-east-1", "a.arrow")
 
 
-def test_a_ticket_in_an_object_store_is_evaluated_with_the_recipe_there(run, tmp_path, monkeypatch):
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        address = "{}:{}".format(*server.get_host_and_port())
-        query = f"endpoint_override={address}&scheme=http&region=us-east-1"
-        client = boto3.client("s3", endpoint_url=f"http://{address}", region_name="us-east-1")
-        client.create_bucket(Bucket="bucket")
-        store = RunStore(f"s3://bucket/runs/a?{query}")
-        for name in ("config.yaml", "tickets/chain-000/cycle-000.arrow"):
-            store.write(name, (run / name).read_bytes())
-        uri = f"s3://bucket/runs/a/tickets/chain-000/cycle-000.arrow?{query}"
-        local = evaluate_stored(str(run / "tickets/chain-000/cycle-000.arrow"))
-        assert evaluate_stored(uri) == local | {"ticket": uri}
-        monkeypatch.chdir(tmp_path)
-        assert export_stored(uri, "arrow").path == str(tmp_path / "cycle-000.arrow")
-        export_stored(uri, "state_dict", f"s3://bucket/exports/a.pt?{query}")
-        assert RunStore(f"s3://bucket/exports?{query}").exists("a.pt")
-        with pytest.raises(ValueError, match=r"Did you mean 's3://bucket/runs/a/tickets/.*\?endpoint_override"):
-            store.write("tickets/superposed.arrow", b"any")
-            read_ticket(f"s3://bucket/runs/a/tickets?{query}")
-    finally:
-        server.stop()
-
-
-def printed(report):
-    console = Console(width=100)
-    with console.capture() as capture:
-        console.print(evaluation_tables(report))
-    return capture.get()
-
-
-def test_the_tables_show_every_score_and_class(run):
-    text = printed(evaluate_stored(str(run / "superposed.arrow")))
-    for words in ("1,000 test examples", "top-5 accuracy", "loss (nats)", "calibration error (15 bins)", "precision"):
-        assert words in text
-    assert len([line for line in text.splitlines() if line.count("│") == 5]) == 10
-
-
-def test_of_many_classes_the_worst_are_shown():
-    report = {"ticket": "a", "split": "test", "density": 0.1, **assess(torch.eye(30).roll(1, 0), torch.arange(30))}
-    text = printed(report)
-    assert "the 10 worst of 30 classes; --json has all" in text
-    assert len([line for line in text.splitlines() if line.count("│") == 5]) == 10
-
-
-def test_the_json_holds_what_the_table_rounds(run):
-    report = evaluate_stored(str(run / "superposed.arrow"))
-    assert json.loads(evaluation_json(report)) == report
+def test_a_ticket_in_an_object_store_is_evaluated_with_the_recipe_there(run, tmp_path, monkeypatch, s3_server):
+    query = f"endpoint_override={s3_server}&scheme=http&region=us-east-1"
+    client = boto3.client("s3", endpoint_url=f"http://{s3_server}", region_name="us-east-1")
+    client.create_bucket(Bucket="evaluated")
+    store = RunStore(f"s3://evaluated/runs/a?{query}")
+    for name in ("config.yaml", "tickets/chain-000/cycle-000.arrow"):
+        store.write(name, (run / name).read_bytes())
+    uri = f"s3://evaluated/runs/a/tickets/chain-000/cycle-000.arrow?{query}"
+    local = evaluate_stored(str(run / "tickets/chain-000/cycle-000.arrow"))
+    assert evaluate_stored(uri) == local | {"ticket": uri}
+    monkeypatch.chdir(tmp_path)
+    assert export_stored(uri, "arrow").path == str(tmp_path / "cycle-000.arrow")
+    export_stored(uri, "state_dict", f"s3://evaluated/exports/a.pt?{query}")
+    assert RunStore(f"s3://evaluated/exports?{query}").exists("a.pt")
+    with pytest.raises(ValueError, match=r"Did you mean 's3://evaluated/runs/a/tickets/.*\?endpoint_override"):
+        store.write("tickets/superposed.arrow", b"any")
+        read_ticket(f"s3://evaluated/runs/a/tickets?{query}")

@@ -3,7 +3,6 @@
 import boto3
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 
 from suptickets_ray import Ticket
 from suptickets_ray.tickets.store import RunStore, TicketStore
@@ -11,28 +10,20 @@ from suptickets_ray.tickets.store import RunStore, TicketStore
 BUCKET = "bucket"
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
 @pytest.fixture
-def client(server, monkeypatch):
+def client(s3_server, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    client = boto3.client("s3", endpoint_url=f"http://{server}", region_name="us-east-1")
+    client = boto3.client("s3", endpoint_url=f"http://{s3_server}", region_name="us-east-1")
     client.create_bucket(Bucket=BUCKET)
     yield client
-    boto3.resource("s3", endpoint_url=f"http://{server}", region_name="us-east-1").Bucket(BUCKET).objects.delete()
+    boto3.resource("s3", endpoint_url=f"http://{s3_server}", region_name="us-east-1").Bucket(BUCKET).objects.delete()
 
 
 @pytest.fixture
-def store(server, client):
-    return RunStore(f"s3://{BUCKET}/runs/digits?endpoint_override={server}&scheme=http&region=us-east-1")
+def store(s3_server, client):
+    return RunStore(f"s3://{BUCKET}/runs/digits?endpoint_override={s3_server}&scheme=http&region=us-east-1")
 
 
 def ticket(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,9 +33,9 @@ class EncodedSource(BlockSource):
         """
         self.labels, self.decoder, self.crops = labels, decoder, crops
 
+    @abstractmethod
     def contents(self, indices: Sequence[int]) -> list[tuple[str, bytes]]:
         """Returns name and encoded bytes of each of the images."""
-        raise NotImplementedError
 
     def read(self, indices: Sequence[int], seed: int | None) -> Tensor:
         """Returns uint8 images (len(indices), 3, size, size); see `BlockSource`."""

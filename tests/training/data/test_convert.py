@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -391,38 +390,32 @@ def test_a_full_disk_leaves_the_parts_before(tmp_path, monkeypatch):
     assert files(tmp_path) == ["train/part-00000-of-00003.parquet"]
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
 @pytest.fixture
-def bucket(server, monkeypatch):
+def bucket(s3_server, monkeypatch):
     """A client, and the URI of a folder."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    client = boto3.client("s3", endpoint_url=f"http://{server}", region_name="us-east-1")
-    client.create_bucket(Bucket="data")
-    yield client, f"s3://data/sets/mine?endpoint_override={server}&scheme=http&region=us-east-1"
-    boto3.resource("s3", endpoint_url=f"http://{server}", region_name="us-east-1").Bucket("data").objects.delete()
+    client = boto3.client("s3", endpoint_url=f"http://{s3_server}", region_name="us-east-1")
+    client.create_bucket(Bucket="converted")
+    yield client, f"s3://converted/sets/mine?endpoint_override={s3_server}&scheme=http&region=us-east-1"
+    boto3.resource("s3", endpoint_url=f"http://{s3_server}", region_name="us-east-1").Bucket(
+        "converted"
+    ).objects.delete()
 
 
 def test_s3_is_a_target_like_any_other(bucket, tmp_path):
     client, uri = bucket
     loaded = image_folder(str(write_folder(tmp_path / "images")), 8)
     assert convert(loaded, uri, rows_per_file=20) == 3
-    names = [item["Key"] for item in client.list_objects_v2(Bucket="data")["Contents"] if item["Size"]]
+    names = [item["Key"] for item in client.list_objects_v2(Bucket="converted")["Contents"] if item["Size"]]
     assert sorted(names) == [
         "sets/mine/test/part-00000-of-00001.parquet",
         "sets/mine/train/part-00000-of-00002.parquet",
         "sets/mine/train/part-00001-of-00002.parquet",
     ]
     assert_equal_epochs(loaded, parquet(uri, 8))
-    client.delete_object(Bucket="data", Key=names[-1])
+    client.delete_object(Bucket="converted", Key=names[-1])
     assert convert(loaded, uri, rows_per_file=20) == 1
     with pytest.raises(ValueError, match="must be of the same data set; it is of another"):
         convert(image_folder(str(write_folder(tmp_path / "others", seed=1)), 8), uri, rows_per_file=20)
@@ -431,4 +424,4 @@ def test_s3_is_a_target_like_any_other(bucket, tmp_path):
 def test_a_bucket_that_is_not_there_is_named(bucket):
     _, uri = bucket
     with pytest.raises(ValueError, match="must be writable; it failed|must be a path that pyarrow.fs can write"):
-        convert(cifar_like(), uri.replace("s3://data/", "s3://nobodys/"))
+        convert(cifar_like(), uri.replace("s3://converted/", "s3://nobodys/"))

@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from suptickets_ray.config import DataConfig
@@ -442,24 +441,16 @@ def test_a_label_beyond_the_classes_of_the_set_is_refused(encoded):
         load_data(config)
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
 @pytest.fixture
-def bucket(server, monkeypatch):
+def bucket(s3_server, monkeypatch):
     """A client, and a function that makes the URI of a path."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    client = boto3.client("s3", endpoint_url=f"http://{server}", region_name="us-east-1")
+    client = boto3.client("s3", endpoint_url=f"http://{s3_server}", region_name="us-east-1")
     client.create_bucket(Bucket="data")
-    yield client, lambda path: f"s3://data/{path}?endpoint_override={server}&scheme=http&region=us-east-1"
-    boto3.resource("s3", endpoint_url=f"http://{server}", region_name="us-east-1").Bucket("data").objects.delete()
+    yield client, lambda path: f"s3://data/{path}?endpoint_override={s3_server}&scheme=http&region=us-east-1"
+    boto3.resource("s3", endpoint_url=f"http://{s3_server}", region_name="us-east-1").Bucket("data").objects.delete()
 
 
 def upload(client, folder, prefix):
