@@ -6,14 +6,23 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 _ANSWER_SECONDS = 60.0
 
 
 def _sees(path: str) -> bool:
     return Path(path).is_file()
+
+
+def _says_no(answer: Any) -> bool:
+    try:
+        return ray.get(answer) is False
+    except RayError:  # the machine went away before Ray knew: no proof
+        return False
 
 
 @contextmanager
@@ -46,8 +55,8 @@ def check_shared(path: str) -> None:
             for node, host in others.items()
         }
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
-        # A machine that went away, or is too busy to answer, is no proof.
-        blind = [asked[answer] for answer in answered if ray.get(answer) is False]
+        # A machine that is too busy to answer is no proof.
+        blind = [asked[answer] for answer in answered if _says_no(answer)]
     finally:
         probe.unlink(missing_ok=True)
     if blind:

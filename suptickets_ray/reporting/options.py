@@ -145,6 +145,7 @@ _UNITS = {
     "chains": r"^chains\b",
     "ranks": r"^ddp ranks\b",
     "explorers": r"^most explorers\b",
+    "processes": r"^processes\b",
     "CPUs": r"^cpus\b",
     "GPUs": r"^gpus\b",
 }

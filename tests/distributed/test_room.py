@@ -60,6 +60,14 @@ def test_explorers_are_at_most_those_asked_for_and_machines_that_go_do_not_count
     assert room.explorer_slots(ClusterConfig(), chains=2) == 2
 
 
+def test_an_explorer_asks_for_memory_and_resources_of_ones_own(cluster):
+    config = ClusterConfig(explorer_resources={"spot": 0.01}, memory_per_worker_gb=4, cpus_per_worker=2)
+    assert room.explorer_bundle(config) == {"CPU": 2.0, "spot": 0.01, "memory": 4e9}
+    assert room.worker_bundle(config) == {"CPU": 2.0, "memory": 4e9}
+    options = {"num_cpus": 2.0, "num_gpus": 0, "resources": {"spot": 0.01}, "memory": 4e9}
+    assert room.actor_options(room.explorer_bundle(config)) == options
+
+
 def test_what_never_fits_is_refused_with_the_numbers(cluster):
     cluster[0].append(node("a", CPU=4.0, GPU=1.0))
     refused = r"at most 1, the workers of 1 CPU and 1 GPU that fit the cluster's 4 CPU and 1 GPU on 1 machines; got 2"

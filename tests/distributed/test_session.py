@@ -3,7 +3,7 @@ import socket
 import pytest
 
 from suptickets_ray.config import ClusterConfig
-from suptickets_ray.distributed.room import explorer_bundle, explorer_slots, places_for_workers, worker_labels
+from suptickets_ray.distributed.room import places_for_workers, worker_labels
 from suptickets_ray.distributed.session import (
     _local_cpus,
     asks_for_token,
@@ -49,33 +49,6 @@ def test_an_address_where_somebody_listens_or_that_only_ray_understands_passes()
         check_address(ClusterConfig(address=f"127.0.0.1:{server.getsockname()[1]}"))
     check_address(ClusterConfig(address="auto"))
     check_address(ClusterConfig())
-
-
-@pytest.mark.parametrize(
-    ("settings", "chains", "expected"),
-    [
-        ({}, 8, 4),
-        ({}, 2, 2),
-        ({"num_explorers": 3}, 8, 3),
-        ({"cpus_per_worker": 2}, 8, 1),  # a worker does not span machines
-        ({"num_explorers": 9}, 8, 4),
-    ],
-)
-def test_explorers_are_no_more_than_asked_for_than_chains_and_than_fit(monkeypatch, settings, chains, expected):
-    monkeypatch.setattr("ray.nodes", lambda: [node(CPU=3.0), node(CPU=1.0)])
-    assert explorer_slots(ClusterConfig(**settings), chains) == expected
-
-
-def test_fractional_gpus_let_several_explorers_share_one(monkeypatch):
-    monkeypatch.setattr("ray.nodes", lambda: [node(CPU=8.0, GPU=1.0), node(CPU=8.0, GPU=1.0)])
-    assert explorer_slots(ClusterConfig(gpus_per_worker=0.25), 32) == 8
-
-
-def test_memory_and_resources_of_ones_own_are_asked_for_and_counted(monkeypatch):
-    monkeypatch.setattr("ray.nodes", lambda: [node(CPU=8.0, spot=1.0, memory=16e9), node(CPU=8.0, memory=16e9)])
-    config = ClusterConfig(explorer_resources={"spot": 0.01}, memory_per_worker_gb=4)
-    assert explorer_bundle(config) == {"CPU": 1.0, "spot": 0.01, "memory": 4e9}
-    assert explorer_slots(config, 32) == 4
 
 
 def test_a_local_ray_is_given_the_cpus_that_were_asked_for(monkeypatch):

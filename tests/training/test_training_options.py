@@ -224,6 +224,7 @@ def test_the_rehearsal_passes_with_every_option_at_once():
             None,
             [
                 *SMALL,
+                *IMAGES,  # channels last needs convolutions
                 "train.label_smoothing=0.1",
                 "train.accumulation_steps=2",
                 "train.clip_norm=1",

@@ -1,0 +1,280 @@
+"""What every variant of a setting is worth under one seed, computed with the product's own functions.
+
+Phase one is trained once, every chain once per way of exploring; what differs in the superposition alone is folded from
+the same tickets. Tickets are those of `suptickets train` with one rank, bit for bit (a test compares them).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from suptickets_ray import Ticket, load_config
+from suptickets_ray.config import Config
+from suptickets_ray.distributed.result import versions
+from suptickets_ray.tickets.cycles import canonical_order
+from suptickets_ray.training.arithmetic import arithmetic_of
+from suptickets_ray.training.cycle import run_cycle
+from suptickets_ray.training.data import Splits, load_data
+from suptickets_ray.training.evaluation import evaluate
+from suptickets_ray.training.loop import (
+    Learner,
+    budget_of,
+    build_learner,
+    order_seed,
+    seed_torch,
+    steps_per_epoch,
+    train_epoch,
+)
+from suptickets_ray.training.optimization import phase_one_rate
+from suptickets_ray.training.superposing import Superposing
+
+HERE = Path(__file__).parent
+CPU = torch.device("cpu")
+UNGATED = ("superposition.gate_tolerance=none",)
+SCHEDULES = ("multistep", "cosine")
+"""Of plain training; the better one on validation counts."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to superpose the tickets of some chains."""
+
+    name: str
+    overrides: tuple[str, ...] = UNGATED
+    shared_mask: bool = False
+    """Whether cycles do not explore, so that all tickets have the mask of phase one."""
+    most_chains: int | None = None
+    """Of how many chains at most it is asked; all when left out."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A recipe with the numbers of chains and the variants that are asked of it."""
+
+    recipe: str
+    seeds: int
+    chains: Sequence[int]
+    variants: Sequence[Variant] = field(default_factory=lambda: VARIANTS)
+
+
+VARIANTS = (
+    Variant("superposed"),
+    Variant("superposed_gated", ()),
+    Variant("superposed_shared_mask", UNGATED, shared_mask=True, most_chains=4),
+    Variant("caa", (*UNGATED, "superposition.method=caa")),
+    Variant("cima_0.2", (*UNGATED, "superposition.method=cima", "superposition.cima_factor=0.2")),
+    Variant("cima_0.5", (*UNGATED, "superposition.method=cima", "superposition.cima_factor=0.5")),
+    Variant("averaged_batchnorm", (*UNGATED, "superposition.batchnorm=average")),
+    Variant("prune_each", (*UNGATED, "superposition.prune=each")),
+)
+COLLAPSES = (Variant("superposed", most_chains=4), Variant("superposed_gated", (), most_chains=4))
+SETTINGS: dict[str, Setting] = {
+    "r1": Setting("r1.yaml", 16, (1, 4, 8, 16)),
+    "r2": Setting("r2.yaml", 8, (1, 4, 8, 16)),
+    "r2_set": Setting("r2_set.yaml", 8, (1, 4)),
+    "r3": Setting("r3.yaml", 16, (1, 4, 8)),
+    "conv": Setting("conv.yaml", 6, (1, 4), VARIANTS[:3]),
+}
+FIRST_SEED = 100
+"""Those below were looked at while the product was made."""
+CONTROLS: dict[str, tuple[str, ...]] = {
+    "r1_hot": ("tickets.lr_high=1.0",),
+    "r1_explore_0.8": ("tickets.exploration_fraction=0.8",),
+    "r1_explore_0.95": ("tickets.exploration_fraction=0.95",),
+    "r1_unrelated": (),
+}
+"""Planted collapses of R1, with what plants them: 4 chains, ungated and gated. Unrelated: one other phase one."""
+CONTROL_SEEDS = 4
+
+
+def all_jobs(seeds: int | None = None) -> list[tuple[str, int]]:
+    """Returns every (setting, seed), planted collapses among them; `seeds` of each setting at most."""
+    jobs = []
+    for name, setting in {**SETTINGS, **dict.fromkeys(CONTROLS, SETTINGS["r1"])}.items():
+        count = setting.seeds if name in SETTINGS else CONTROL_SEEDS
+        jobs += [(name, FIRST_SEED + number) for number in range(min(count, seeds or count))]
+    return jobs
+
+
+def rows_of(name: str, seed: int, overrides: Sequence[str] = ()) -> list[Row]:
+    """Returns a row for every variant and number of chains of a setting under one seed.
+
+    Args:
+        name: A name of `SETTINGS` or `CONTROLS`.
+        seed: The run's seed; the data are the same for all.
+        overrides: Of the recipe, e.g. to make it short.
+    """
+    planted = CONTROLS.get(name)
+    setting = SETTINGS[name if planted is None else "r1"]
+    own = [*(planted or ()), *overrides, f"seed={seed}"]
+    chains = list(setting.chains) if planted is None else [1 if name == "r1_unrelated" else 4]
+    base = load_config(HERE / setting.recipe, [*own, f"tickets.chains={max(chains)}"])
+    work = _Work(base, load_data(base.data))
+    if name == "r1_unrelated":
+        work.put_in(load_config(HERE / setting.recipe, [*own, f"seed={seed + 1000}"]))
+    rows = list(work.plain(HERE / setting.recipe, own)) if planted is None else []
+    for variant in setting.variants if planted is None else COLLAPSES:
+        for count in chains:
+            if variant.most_chains is None or count <= variant.most_chains:
+                rows.append(work.superposed(variant, count, HERE / setting.recipe, own))
+    rows += work.single_tickets(max(chains))
+    return [{"setting": name, "seed": seed, **row, "versions": str(versions())} for row in rows]
+
+
+class _Work:
+    """What is trained once for all variants of a setting and seed."""
+
+    def __init__(self, config: Config, splits: Splits) -> None:
+        self._config, self._splits = config, splits
+        self._tickets: dict[tuple[bool, int, int], Ticket] = {}
+        self._states: dict[tuple[bool, int], bytes] = {}
+        self._seconds: dict[tuple[bool, int, int], float] = {}
+        began = time.perf_counter()
+        with arithmetic_of(config):
+            learner = trained(config, splits)
+        self._state = learner.to_bytes(epoch=budget_of(config).pretrain_epochs)
+        self._pretrained = learner.ticket({})
+        self._pretrain_seconds = time.perf_counter() - began
+
+    def put_in(self, other: Config) -> None:
+        """Puts another phase one in the place of every ticket of the first chain."""
+        with arithmetic_of(other):
+            stranger = trained(other, self._splits).ticket({})
+        for cycle in range(budget_of(self._config).cycles):
+            self._tickets[False, 0, cycle] = stranger
+            self._seconds[False, 0, cycle] = self._pretrain_seconds
+
+    def plain(self, recipe: Path, overrides: Sequence[str]) -> Iterator[Row]:
+        """Plain training of the same total epochs, at its end and where validation was best."""
+        total = self._config.train.epochs
+        found = []
+        for schedule in SCHEDULES:
+            # One epoch more, which a cycle would take: phase one then has exactly the total.
+            own = [f"train.epochs={total + 1}", "tickets.cycle_epochs=1", f"tickets.cycle_rate={1.5 / (total + 1)}"]
+            config = load_config(recipe, [*overrides, *own, f"train.lr_schedule={schedule}"])
+            assert budget_of(config).pretrain_epochs == total
+            began, best = time.perf_counter(), _Best()
+            with arithmetic_of(config):
+                learner = trained(config, self._splits, best.look(self._splits))
+                ends = self._scores(learner)
+            found.append((ends, best.scores, learner.ticket({}).digest, time.perf_counter() - began))
+        ends, _, digest, seconds = max(found, key=lambda one: one[0]["validation_accuracy"])
+        yield {"variant": "plain", "chains": 0, **ends, "seconds": seconds, "digest": digest}
+        _, stopped, _, seconds = max(found, key=lambda one: one[1]["validation_accuracy"])
+        yield {"variant": "early_stop", "chains": 0, **stopped, "seconds": seconds, "digest": ""}
+
+    def superposed(self, variant: Variant, chains: int, recipe: Path, overrides: Sequence[str]) -> Row:
+        """The sup-ticket of some chains under a variant."""
+        config = load_config(recipe, [*overrides, f"tickets.chains={chains}", *variant.overrides])
+        order = list(canonical_order(chains, budget_of(config).cycles))
+        tickets = [self._ticket(variant.shared_mask, *key) for key in order]
+        began = time.perf_counter()
+        with arithmetic_of(config):
+            superposing = Superposing(config, self._splits, self._pretrained, CPU)
+            for ticket, key in zip(tickets, order, strict=True):
+                superposing.fold(ticket, *key, look=False)
+            merged = superposing.superposed
+            scores = {split: superposing.score(merged, split)["accuracy"] for split in ("validation", "test")}
+        spent = time.perf_counter() - began + self._pretrain_seconds
+        spent += sum(self._seconds[variant.shared_mask, *key] for key in order)
+        return {
+            "variant": variant.name,
+            "chains": chains,
+            "validation_accuracy": scores["validation"],
+            "test_accuracy": scores["test"],
+            "seconds": spent,
+            "digest": merged.digest,
+        }
+
+    def single_tickets(self, chains: int) -> list[Row]:
+        """The network of phase one, and the mean over all tickets."""
+        config = self._config
+        order = list(canonical_order(chains, budget_of(config).cycles))
+        with arithmetic_of(config):
+            judge = Superposing(config, self._splits, self._pretrained, CPU)
+            scores = [
+                [judge.score(ticket, split)["accuracy"] for split in ("validation", "test")]
+                for ticket in [self._pretrained, *(self._ticket(False, *key) for key in order)]
+            ]
+        (validation, test), others = scores[0], scores[1:]
+        first = {"variant": "phase_one", "chains": 0, "validation_accuracy": validation, "test_accuracy": test}
+        mean = {
+            "variant": "mean_ticket",
+            "chains": chains,
+            "validation_accuracy": sum(one[0] for one in others) / len(others),
+            "test_accuracy": sum(one[1] for one in others) / len(others),
+        }
+        return [
+            {**first, "seconds": self._pretrain_seconds, "digest": self._pretrained.digest},
+            {**mean, "seconds": self._pretrain_seconds + sum(self._seconds.values()) / len(order), "digest": ""},
+        ]
+
+    def _ticket(self, shared_mask: bool, chain: int, cycle: int) -> Ticket:
+        """Runs a chain as far as needed, once."""
+        key = shared_mask, chain, cycle
+        if key not in self._tickets:
+            if cycle:
+                self._ticket(shared_mask, chain, cycle - 1)
+            config = _without_exploration(self._config) if shared_mask else self._config
+            began = time.perf_counter()
+            with arithmetic_of(config):
+                learner = build_learner(config, self._splits, CPU, restores=True)
+                learner.load_bytes(self._states.get((shared_mask, chain), self._state))
+                run_cycle(learner, config, self._splits, chain, cycle)
+            self._states[shared_mask, chain] = learner.to_bytes(cycle=cycle)
+            self._tickets[key] = learner.ticket({"chain": chain, "cycle": cycle})
+            self._seconds[key] = time.perf_counter() - began
+        return self._tickets[key]
+
+    def _scores(self, learner: Learner) -> dict[str, float]:
+        return scores_of(learner, self._splits)
+
+
+def scores_of(learner: Learner, splits: Splits) -> dict[str, float]:
+    """Returns the accuracies (shares of 1) of a network."""
+    return {
+        f"{name}_accuracy": evaluate(learner.model, getattr(splits, name))["accuracy"]
+        for name in ("validation", "test")
+    }
+
+
+class _Best:
+    """Early stopping: the epoch with the best validation accuracy, and what the test set says then."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, float] = {"validation_accuracy": -1.0}
+
+    def look(self, splits: Splits) -> Callable[[Learner], None]:
+        def after_epoch(learner: Learner) -> None:
+            validation = evaluate(learner.model, splits.validation)["accuracy"]
+            if validation > self.scores["validation_accuracy"]:
+                self.scores = scores_of(learner, splits)
+
+        return after_epoch
+
+
+def trained(config: Config, splits: Splits, after_epoch: Callable[[Learner], None] = lambda learner: None) -> Learner:
+    """Returns what phase one of a recipe ends in, as one rank of `suptickets train` trains it."""
+    learner = build_learner(config, splits, CPU)
+    epochs, epoch_steps = budget_of(config).pretrain_epochs, steps_per_epoch(config, splits)
+    for epoch in range(epochs):
+        seed_torch(config.seed, "pretrain", epoch, 0)
+
+        def rate(step: int, epoch: int = epoch) -> float:
+            return phase_one_rate(config.train, epoch * epoch_steps + step, epoch_steps, epochs)
+
+        train_epoch(learner, learner.forward, config, splits, order_seed(config.seed, epoch), rate)
+        after_epoch(learner)
+    learner.sparsifier.end_phase()
+    return learner
+
+
+def _without_exploration(config: Config) -> Config:
+    return replace(config, tickets=replace(config.tickets, explore=False, exploration_fraction=None))
