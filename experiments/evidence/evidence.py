@@ -62,6 +62,7 @@ class Setting:
     seeds: int
     chains: Sequence[int]
     variants: Sequence[Variant] = field(default_factory=lambda: VARIANTS)
+    overrides: tuple[str, ...] = ()
 
 
 VARIANTS = (
@@ -81,16 +82,21 @@ SETTINGS: dict[str, Setting] = {
     "r2_set": Setting("r2_set.yaml", 8, (1, 4)),
     "r3": Setting("r3.yaml", 16, (1, 4, 8)),
     "conv": Setting("conv.yaml", 6, (1, 4), VARIANTS[:3]),
+    **{
+        f"r1_split_{split}": Setting("r1.yaml", 3, (1, 4), VARIANTS[:1], (f"data.split_seed={split}",))
+        for split in range(1, 9)
+    },
 }
+"""The last ones are R1 on other splits of the data and draws of label noise: how much do those matter?"""
 FIRST_SEED = 100
 """Those below were looked at while the product was made."""
 CONTROLS: dict[str, tuple[str, ...]] = {
     "r1_hot": ("tickets.lr_high=1.0",),
     "r1_explore_0.8": ("tickets.exploration_fraction=0.8",),
     "r1_explore_0.95": ("tickets.exploration_fraction=0.95",),
-    "r1_unrelated": (),
+    "r1_unrelated": ("tickets.cycle_epochs=15",),
 }
-"""Planted collapses of R1, with what plants them: 4 chains, ungated and gated. Unrelated: one other phase one."""
+"""Planted collapses of R1: 4 chains, ungated and gated. Unrelated: one ticket, of another phase one."""
 CONTROL_SEEDS = 4
 
 
@@ -113,7 +119,7 @@ def rows_of(name: str, seed: int, overrides: Sequence[str] = ()) -> list[Row]:
     """
     planted = CONTROLS.get(name)
     setting = SETTINGS[name if planted is None else "r1"]
-    own = [*(planted or ()), *overrides, f"seed={seed}"]
+    own = [*(planted or ()), *setting.overrides, *overrides, f"seed={seed}"]
     chains = list(setting.chains) if planted is None else [1 if name == "r1_unrelated" else 4]
     base = load_config(HERE / setting.recipe, [*own, f"tickets.chains={max(chains)}"])
     work = _Work(base, load_data(base.data))
