@@ -21,7 +21,8 @@ from torch import Tensor
 from suptickets_ray import Ticket
 from suptickets_ray.sparse.distributions import layer_counts, random_masks
 from suptickets_ray.sparse.maskable import maskable_parameters
-from suptickets_ray.tickets.superposition import Rule, finish, fold, start
+from suptickets_ray.tickets.accumulator import start
+from suptickets_ray.tickets.superposition import Rule, finish, fold
 
 
 def network(density: float, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

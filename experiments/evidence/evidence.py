@@ -81,7 +81,8 @@ SETTINGS: dict[str, Setting] = {
     "r2": Setting("r2.yaml", 8, (1, 4, 8, 16)),
     "r2_set": Setting("r2_set.yaml", 8, (1, 4)),
     "r3": Setting("r3.yaml", 16, (1, 4, 8)),
-    "conv": Setting("conv.yaml", 6, (1, 4), VARIANTS[:3]),
+    "conv": Setting("conv.yaml", 8, (1, 4), VARIANTS[:3]),
+    "conv_hot": Setting("conv.yaml", 8, (1, 4), VARIANTS[:3], ("tickets.lr_high=0.2",)),
     **{
         f"r1_split_{split}": Setting("r1.yaml", 3, (1, 4), VARIANTS[:1], (f"data.split_seed={split}",))
         for split in range(1, 9)

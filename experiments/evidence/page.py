@@ -26,7 +26,8 @@ TITLES = {
     "r2": "R2: MNIST-1D, a fifth of the labels redrawn",
     "r2_set": "R2 with SET",
     "r3": "R3: MNIST-1D, clean labels",
-    "conv": "ResNet-20 of width 8 on noisy digits, the paper's cycle rates",
+    "conv": "ResNet-20 of width 8 on noisy digits, the paper's cycle rates (up to 0.005)",
+    "conv_hot": "The same with R1's cycle rates (up to 0.2)",
 }
 PROTOTYPE: dict[tuple[str, int], tuple[float, float]] = {
     ("r1", 1): (5.50, 0.31),

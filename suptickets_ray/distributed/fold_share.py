@@ -9,7 +9,8 @@ import pyarrow as pa
 import ray
 
 from suptickets_ray.distributed.worker import extend_path
-from suptickets_ray.tickets.superposition import Accumulator, Rule, fold
+from suptickets_ray.tickets.accumulator import Accumulator
+from suptickets_ray.tickets.superposition import Rule, fold
 from suptickets_ray.tickets.ticket import Ticket
 
 

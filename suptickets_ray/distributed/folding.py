@@ -13,7 +13,7 @@ from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.failures import DEATHS, root_cause
 from suptickets_ray.distributed.fold_share import FoldShare
 from suptickets_ray.distributed.superposer import Superposer
-from suptickets_ray.tickets.superposition import shares
+from suptickets_ray.tickets.accumulator import shares
 
 _MAX_DEATHS = 5
 _POLL_SECONDS = 0.2

@@ -15,8 +15,9 @@ from suptickets_ray import __version__
 from suptickets_ray.config_io import config_digest
 from suptickets_ray.distributed.monitor import reported_warnings
 from suptickets_ray.distributed.worker import start_worker
+from suptickets_ray.tickets.accumulator import Accumulator, joined
 from suptickets_ray.tickets.store import TicketStore
-from suptickets_ray.tickets.superposition import Accumulator, Rule, joined
+from suptickets_ray.tickets.superposition import Rule
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.loop import build_learner
 from suptickets_ray.training.superposing import Superposing

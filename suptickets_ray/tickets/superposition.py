@@ -6,9 +6,9 @@ The fold is streaming and pure: an `Accumulator` is a value, folding one more ti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,19 @@ from suptickets_ray.lookup import choose
 from suptickets_ray.sparse.distributions import apportion
 from suptickets_ray.sparse.masks import count_down, top_mask, true_positions
 from suptickets_ray.sparse.topology import SCOPES, keep_best
+from suptickets_ray.tickets.accumulator import (
+    Accumulator,
+    FilledTensor,
+    MeanPart,
+    count_active,
+    narrowed,
+    start,
+    widened,
+)
 from suptickets_ray.tickets.ticket import Part, SparseTensor, Ticket
 
-Value = TypeVar("Value")
-
+FILLED_SHARE = 0.25
+"""Averages that are not pruned in between hold all entries of a tensor of which more than this share is active."""
 PRUNE_TIMES: dict[str, str] = {
     "each": "prune to the target density after every ticket",
     "last": "prune once, after all tickets",
@@ -51,34 +60,6 @@ class Rule:
                 f"superposition.cima_factor must be in (0, 1] with method 'cima'; got {self.cima_factor}. "
                 "The paper's best is 0.2."
             )
-
-
-@dataclass(frozen=True)
-class Accumulator:
-    """What the fold knows of the tickets so far, at the positions that any of them, or what survived, uses."""
-
-    mean: Mapping[str, Part]
-    """Running average of every tensor; a sum for CAA's masked weights."""
-    layer_counts: Mapping[str, int]
-    """Active weights of each layer in the first ticket, for `scope: layer`."""
-    num_tickets: int
-    num_unpruned: int
-    """Active weights of all masked tensors before the last pruning."""
-    num_active: Mapping[str, Tensor]
-    """CAA: in how many tickets each position of the mean is active, int32 (count,)."""
-    dtypes: Mapping[str, torch.dtype]
-    """The tickets' own types: half precision is averaged in float32, where a long mean stays the mean."""
-
-    def only(self, names: Container[str]) -> Accumulator:
-        """Returns the fold of some tensors alone."""
-        return Accumulator(
-            mean=_only(self.mean, names),
-            layer_counts=_only(self.layer_counts, names),
-            num_tickets=self.num_tickets,
-            num_unpruned=_num_active(_only(self.mean, names)),
-            num_active=_only(self.num_active, names),
-            dtypes=_only(self.dtypes, names),
-        )
 
 
 def connection_independent(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:
@@ -122,24 +103,11 @@ AVERAGES: dict[str, Callable[[Tensor, Tensor, int, float | None], Tensor]] = {
 }
 
 
-def start(ticket: Ticket) -> Accumulator:
-    """Returns the fold of one ticket."""
-    masked = {name: part for name, part in ticket.parts.items() if isinstance(part, SparseTensor)}
-    return Accumulator(
-        mean={name: _widened(part) for name, part in ticket.parts.items()},
-        layer_counts={name: len(part.positions) for name, part in masked.items()},
-        num_tickets=1,
-        num_unpruned=ticket.num_active,
-        num_active={name: torch.ones(len(part.positions), dtype=torch.int32) for name, part in masked.items()},
-        dtypes={name: _entries(part).dtype for name, part in ticket.parts.items()},
-    )
-
-
 def fold(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumulator:
     """Returns the fold of one more ticket; the given one stays as it was.
 
     Integer buffers are never averaged: the newest ticket's are taken. Only positions that are active in the ticket or
-    in what is folded are touched: everywhere else both are 0.
+    in what is folded are touched, everywhere else both are 0, unless those are so many that all are cheaper.
 
     Raises:
         ValueError: If the ticket is not of the same model.
@@ -149,72 +117,55 @@ def fold(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumul
     if _form(ticket.parts) != _form(accumulator.mean):
         raise ValueError("tickets must be of one model to be superposed; these differ in names or shapes of tensors.")
     num_tickets = accumulator.num_tickets + 1
-    mean: dict[str, Part] = {}
+    mean: dict[str, MeanPart] = {}
     num_active: dict[str, Tensor] = {}
     for name, part in ticket.parts.items():
-        old, new = accumulator.mean[name], _widened(part)
+        old, new = accumulator.mean[name], widened(part)
         if isinstance(new, SparseTensor):
-            assert isinstance(old, SparseTensor)
-            union, average = _unite(old, new), AVERAGES[rule.method]
-            before, newest = _spread(old.values, union.of_first), _spread(new.values, union.of_second)
-            values = average(before, newest, num_tickets, rule.cima_factor)
-            mean[name] = SparseTensor(new.shape, union.positions, values)
-            if rule.method == "caa":
-                num_active[name] = _spread(accumulator.num_active[name], union.of_first) + union.of_second
+            assert not isinstance(old, Tensor)
+            counts = accumulator.num_active[name] if rule.method == "caa" else None
+            mean[name], counts = _fold_masked(old, new, num_tickets, rule, counts)
+            if counts is not None:
+                num_active[name] = counts
         elif new.is_floating_point():
             # CAA is about connections: parameters that are not masked are averaged alike by CIA.
-            average = AVERAGES["cia" if rule.method == "caa" else rule.method]
             assert isinstance(old, Tensor)
-            mean[name] = average(old, new, num_tickets, rule.cima_factor)
+            mean[name] = AVERAGES["cia" if rule.method == "caa" else rule.method](
+                old, new, num_tickets, rule.cima_factor
+            )
         else:
             mean[name] = new
     folded = replace(
-        accumulator, mean=mean, num_tickets=num_tickets, num_unpruned=_num_active(mean), num_active=num_active
+        accumulator, mean=mean, num_tickets=num_tickets, num_unpruned=count_active(mean), num_active=num_active
     )
     if rule.prune == "last" or rule.method == "caa":  # CAA keeps unpruned sums, so that pruning each ends like last
-        return folded
+        return folded.filled_beyond(FILLED_SHARE)
     return replace(folded, mean=_pruned(folded, rule))
 
 
-def shares(sizes: Mapping[str, int], count: int) -> list[list[str]]:
-    """Returns the names of tensors of so many entries in at most `count` groups of about equal size, none empty.
-
-    Without pruning in between every tensor is folded by itself, so that groups may be folded apart: `joined` gives the
-    bits of one fold.
-    """
-    groups: list[list[str]] = [[] for _ in range(count)]
-    totals = [0] * count
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        smallest = totals.index(min(totals))
-        groups[smallest].append(name)
-        totals[smallest] += sizes[name]
-    return [group for group in groups if group]
-
-
-def _only(values: Mapping[str, Value], names: Container[str]) -> dict[str, Value]:
-    return {name: value for name, value in values.items() if name in names}
-
-
-def joined(accumulators: Sequence[Accumulator], names: Iterable[str]) -> Accumulator:
-    """Returns the fold of all tensors from the folds of `shares`, in the order of `names`."""
-    means, counts, active, dtypes = (
-        {name: value for some in accumulators for name, value in getattr(some, field).items()}
-        for field in ("mean", "layer_counts", "num_active", "dtypes")
-    )
-    order = list(names)
-    return Accumulator(
-        mean={name: means[name] for name in order},
-        layer_counts={name: counts[name] for name in order if name in counts},
-        num_tickets=accumulators[0].num_tickets,
-        num_unpruned=_num_active(means),
-        num_active={name: active[name] for name in order if name in active},
-        dtypes={name: dtypes[name] for name in order},
-    )
+def _fold_masked(
+    old: SparseTensor | FilledTensor, new: SparseTensor, num_tickets: int, rule: Rule, counts: Tensor | None
+) -> tuple[SparseTensor | FilledTensor, Tensor | None]:
+    """Returns the average and in how many tickets each of its entries is active, if that is counted."""
+    average = AVERAGES[rule.method]
+    if isinstance(old, FilledTensor):
+        # The same bits: where neither is active, every average of two zeros is 0.
+        values = average(old.values, new.dense().view(-1), num_tickets, rule.cima_factor)
+        active = old.active.index_fill(0, new.positions, True)
+        if counts is not None:
+            counts = counts.index_add(0, new.positions, torch.ones_like(new.positions, dtype=counts.dtype))
+        return FilledTensor(new.shape, values, active), counts
+    union = _unite(old, new)
+    before, newest = _spread(old.values, union.of_first), _spread(new.values, union.of_second)
+    values = average(before, newest, num_tickets, rule.cima_factor)
+    if counts is not None:
+        counts = _spread(counts, union.of_first) + union.of_second
+    return SparseTensor(new.shape, union.positions, values), counts
 
 
 def finish(accumulator: Accumulator, rule: Rule, provenance: Mapping[str, Any]) -> Ticket:
     """Returns the superposed net, pruned to exactly the target density unless fewer weights are active at all."""
-    return Ticket.of_parts(_narrowed(_pruned(accumulator, rule), accumulator.dtypes), provenance)
+    return Ticket.of_parts(narrowed(_pruned(accumulator, rule), accumulator.dtypes), provenance)
 
 
 def finish_unpruned(accumulator: Accumulator, provenance: Mapping[str, Any]) -> Ticket:
@@ -224,32 +175,11 @@ def finish_unpruned(accumulator: Accumulator, provenance: Mapping[str, Any]) -> 
 
     Source: Izmailov et al., 1803.05407.
     """
-    return Ticket.of_parts(_narrowed(accumulator.mean, accumulator.dtypes), provenance)
+    return Ticket.of_parts(narrowed(accumulator.sparse()[0], accumulator.dtypes), provenance)
 
 
-def _num_active(parts: Mapping[str, Part]) -> int:
-    return sum(len(part.positions) for part in parts.values() if isinstance(part, SparseTensor))
-
-
-def _entries(part: Part) -> Tensor:
-    return part.values if isinstance(part, SparseTensor) else part
-
-
-def _with_dtype(part: Part, dtype: torch.dtype) -> Part:
-    return replace(part, values=part.values.to(dtype)) if isinstance(part, SparseTensor) else part.to(dtype)
-
-
-def _widened(part: Part) -> Part:
-    half = _entries(part).dtype in (torch.float16, torch.bfloat16)
-    return _with_dtype(part, torch.float32) if half else part
-
-
-def _narrowed(parts: Mapping[str, Part], dtypes: Mapping[str, torch.dtype]) -> dict[str, Part]:
-    return {name: _with_dtype(part, dtypes[name]) for name, part in parts.items()}
-
-
-def _form(parts: Mapping[str, Part]) -> dict[str, tuple[tuple[int, ...], bool]]:
-    return {name: (tuple(part.shape), isinstance(part, SparseTensor)) for name, part in parts.items()}
+def _form(parts: Mapping[str, MeanPart]) -> dict[str, tuple[tuple[int, ...], bool]]:
+    return {name: (tuple(part.shape), not isinstance(part, Tensor)) for name, part in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -279,11 +209,11 @@ def _spread(values: Tensor, places: Tensor) -> Tensor:
 
 
 def _pruned(accumulator: Accumulator, rule: Rule) -> dict[str, Part]:
-    parts = dict(accumulator.mean)
+    parts, num_active = accumulator.sparse()
     masked = {name: part for name, part in parts.items() if isinstance(part, SparseTensor)}
     if rule.method == "caa":
         for name, part in masked.items():
-            masked[name] = replace(part, values=part.values / accumulator.num_active[name].clamp(min=1))
+            masked[name] = replace(part, values=part.values / num_active[name].clamp(min=1))
     if not masked:
         return parts
     sizes = {name: math.prod(part.shape) for name, part in masked.items()}

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suptickets_ray import Ticket, superpose
-from suptickets_ray.tickets.superposition import AVERAGES, PRUNE_TIMES, Rule, finish, fold, joined, shares
+from suptickets_ray.tickets.accumulator import FilledTensor, joined, shares
+from suptickets_ray.tickets.superposition import AVERAGES, PRUNE_TIMES, Rule, finish, finish_unpruned, fold
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -234,3 +235,32 @@ def test_shares_are_about_equal_and_hold_every_tensor_once():
     groups = shares(sizes, 2)
     assert sorted(name for group in groups for name in group) == sorted(sizes)
     assert [sum(sizes[name] for name in group) for group in groups] == [105, 100]
+
+
+@pytest.mark.parametrize("method", AVERAGES)
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_averages_that_hold_all_entries_give_the_same_bits(method, scope, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+
+    def made():
+        state = {name: torch.randn(shape, generator=generator) for name, shape in (("a", (20, 10)), ("b", (7, 3, 3)))}
+        masks = {name: torch.rand(tensor.shape, generator=generator) < 0.2 for name, tensor in state.items()}
+        return Ticket({name: tensor * masks[name] for name, tensor in state.items()}, masks, {})
+
+    rule = Rule(method, 0.3, 0.2 if method == "cima" else None, prune="last", scope=scope)
+    tickets = [made() for _ in range(6)]
+    found = []
+    for share in (0.0, 0.25, 1.0):
+        monkeypatch.setattr("suptickets_ray.tickets.superposition.FILLED_SHARE", share)
+        accumulator = None
+        for one in tickets:
+            accumulator = fold(accumulator, one, rule)
+        ends = [finish(accumulator, rule, {}).digest, finish_unpruned(accumulator, {}).digest, accumulator.num_unpruned]
+        found.append([isinstance(accumulator.mean["a"], FilledTensor), *ends])
+    assert [filled for filled, *_ in found] == [True, True, False]
+    assert found[0][1:] == found[1][1:] == found[2][1:]
+
+
+def test_averages_pruned_each_time_stay_sparse():
+    rule = Rule("cia", 1.0)
+    assert not isinstance(fold(fold(None, ticket(A), rule), ticket(B), rule).mean["w"], FilledTensor)
