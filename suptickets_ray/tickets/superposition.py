@@ -6,7 +6,7 @@ The fold is streaming and pure: an `Accumulator` is a value, folding one more ti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from suptickets_ray.tickets.ticket import Part, SparseTensor, Ticket
 
 FILLED_SHARE = 0.25
 """Averages that are not pruned in between hold all entries of a tensor of which more than this share is active."""
+_PIECE = 1 << 16
 PRUNE_TIMES: dict[str, str] = {
     "each": "prune to the target density after every ticket",
     "last": "prune once, after all tickets",
@@ -149,8 +150,11 @@ def _fold_masked(
     """Returns the average and in how many tickets each of its entries is active, if that is counted."""
     average = AVERAGES[rule.method]
     if isinstance(old, FilledTensor):
-        # The same bits: where neither is active, every average of two zeros is 0.
-        values = average(old.values, new.dense().view(-1), num_tickets, rule.cima_factor)
+        # The same bits: where neither is active, every average of two zeros is 0. Piece by piece, in the cache.
+        values = torch.empty_like(old.values)
+        for begin, newest in _pieces(new):
+            piece = slice(begin, begin + len(newest))
+            values[piece] = average(old.values[piece], newest, num_tickets, rule.cima_factor)
         active = old.active.index_fill(0, new.positions, True)
         if counts is not None:
             counts = counts.index_add(0, new.positions, torch.ones_like(new.positions, dtype=counts.dtype))
@@ -201,6 +205,15 @@ def _unite(first: SparseTensor, second: SparseTensor) -> _Union:
     positions = true_positions(owners != 0)
     codes = owners.numpy()[positions.numpy()]
     return _Union(positions, torch.from_numpy(codes & 1).bool(), torch.from_numpy(codes & 2).bool())
+
+
+def _pieces(part: SparseTensor) -> Iterator[tuple[int, Tensor]]:
+    """Yields the flat tensor with all its entries in pieces (at most _PIECE,), each with the index of its first."""
+    begins = range(0, math.prod(part.shape), _PIECE)
+    cuts = [*torch.searchsorted(part.positions, torch.tensor(begins)).tolist(), len(part.positions)]
+    for begin, first, last in zip(begins, cuts, cuts[1:], strict=False):
+        piece = torch.zeros(min(_PIECE, begins.stop - begin), dtype=part.values.dtype)
+        yield begin, piece.index_copy_(0, part.positions[first:last] - begin, part.values[first:last])
 
 
 def _spread(values: Tensor, places: Tensor) -> Tensor:

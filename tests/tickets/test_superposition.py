@@ -250,6 +250,7 @@ def test_averages_that_hold_all_entries_give_the_same_bits(method, scope, monkey
     rule = Rule(method, 0.3, 0.2 if method == "cima" else None, prune="last", scope=scope)
     tickets = [made() for _ in range(6)]
     found = []
+    monkeypatch.setattr("suptickets_ray.tickets.superposition._PIECE", 64)
     for share in (0.0, 0.25, 1.0):
         monkeypatch.setattr("suptickets_ray.tickets.superposition.FILLED_SHARE", share)
         accumulator = None
