@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -75,12 +76,17 @@ def _data(options: argparse.Namespace, console: Console) -> int:
 
 
 def _recipe_and_overrides(settings: Sequence[str]) -> tuple[str | None, list[str]]:
-    recipes = [text for text in settings if "=" not in text or text.endswith((".yaml", ".yml"))]
+    recipes = [text for text in settings if _names_a_recipe(text)]
     if len(recipes) > 1:
         raise ValueError(
             f"there must be at most one recipe; got {', '.join(recipes)}. Overrides are written key=value."
         )
     return recipes[0] if recipes else None, [text for text in settings if text not in recipes]
+
+
+def _names_a_recipe(text: str) -> bool:
+    key, mark, _ = text.partition("=")
+    return not mark or text.endswith((".yaml", ".yml")) or "://" in key  # s3://bucket/best.yaml?region=us-east-1
 
 
 def _recipes(options: argparse.Namespace, console: Console) -> int:
@@ -203,8 +209,8 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     console.print(closing_table(finished.result))
     for warning in finished.result["warnings"]:
         console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
-    console.print(f"Files: {finished.path}", markup=False, soft_wrap=True)
-    console.print(f"Curves: tensorboard --logdir {finished.path}/tensorboard", markup=False, soft_wrap=True)
+    _print_path(console, "Files:", finished.path)
+    _print_curves(console, finished.path)
     return EXIT_DONE
 
 
@@ -218,6 +224,7 @@ def _tune(options: argparse.Namespace, console: Console) -> int:
 
     from suptickets_ray.distributed.tuning import tune
     from suptickets_ray.reporting.search import search_table
+    from suptickets_ray.tickets.store import child
 
     with _view(console, options.log_format) as view:
         finished = tune(config, view, verbose=options.verbose)
@@ -230,10 +237,23 @@ def _tune(options: argparse.Namespace, console: Console) -> int:
     console.print(f"Best, on the test set: {best['accuracy']:.2%}. Digest: {best['digest']}", soft_wrap=True)
     for warning in finished.result["warnings"]:
         console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
-    console.print(f"Run the best: suptickets train {finished.path}/best.yaml", markup=False, soft_wrap=True)
-    console.print(f"Files: {finished.path}", markup=False, soft_wrap=True)
-    console.print(f"Curves: tensorboard --logdir {finished.path}/tensorboard", markup=False, soft_wrap=True)
+    _print_path(console, "Run the best: suptickets train", child(finished.path, "best.yaml"))
+    _print_path(console, "Files:", finished.path)
+    _print_curves(console, finished.path)
     return EXIT_DONE
+
+
+def _print_curves(console: Console, run: str) -> None:
+    # TensorBoard knows nothing of what follows a URI's question mark: region and the like come from the environment.
+    from suptickets_ray.tickets.store import child
+
+    tree = child(run, "tensorboard")
+    _print_path(console, "Curves: tensorboard --logdir", tree.partition("?")[0] if "://" in tree else tree)
+
+
+def _print_path(console: Console, words: str, path: str) -> None:
+    """A line with a path that a shell takes as it stands."""
+    console.print(f"{words} {shlex.quote(path)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _log_end(name: str, path: str, network: dict[str, Any], warnings: list[str]) -> int:

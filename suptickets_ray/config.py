@@ -223,8 +223,10 @@ class TicketsConfig:
     """Share of the epochs that one chain of cycles gets, in (0, 1)."""
     lr_low: float = 0.001
     """Learning rate at both ends of a cycle (the public flag lr_1)."""
-    lr_high: float = 0.005
-    """Learning rate in the middle of a cycle (the public flag lr_2)."""
+    lr_high: float | None = None
+    """Learning rate in the middle of a cycle (the public flag lr_2); 0.005 when left out."""
+    cyclic_lr: bool = True
+    """Whether a cycle's learning rate rises to lr_high and falls back; otherwise it stays at lr_low."""
     explore: bool | None = None
     """Whether a cycle opens with a large exchange of connections; yes for all methods that can grow."""
     exploration_fraction: float | None = None
@@ -238,7 +240,10 @@ class TicketsConfig:
         _require(self.cycle_epochs >= 1, "tickets.cycle_epochs", "at least 1", self.cycle_epochs)
         _require(0 < self.cycle_rate < 1, "tickets.cycle_rate", "in (0, 1)", self.cycle_rate, "A tenth is 0.1.")
         _require(self.lr_low > 0, "tickets.lr_low", "above 0", self.lr_low)
-        _require(self.lr_high >= self.lr_low, "tickets.lr_high", f"at least lr_low ({self.lr_low:g})", self.lr_high)
+        high = self.lr_high
+        _require(high is None or high >= self.lr_low, "tickets.lr_high", f"at least lr_low ({self.lr_low:g})", high)
+        if not self.cyclic_lr and high not in (None, self.lr_low):
+            raise ValueError("tickets.lr_high has no effect with tickets.cyclic_lr=false. Leave one of them out.")
         fraction = self.exploration_fraction
         remedy = "tickets.explore=false leaves the exploration out." if fraction == 0 else ""
         _require(fraction is None or 0 < fraction <= 1, "tickets.exploration_fraction", "in (0, 1]", fraction, remedy)

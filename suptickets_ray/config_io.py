@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from suptickets_ray.config import PLACEMENT_KEYS, Config
 from suptickets_ray.config_resolution import resolve
 from suptickets_ray.lookup import suggestion
-from suptickets_ray.recipes import dump_yaml, find_recipe, parse_yaml, read_recipe
+from suptickets_ray.recipes import dump_yaml, find_recipe, parse_yaml, read_recipe, read_stored_recipe
 from suptickets_ray.sparse.methods import METHODS
 from suptickets_ray.training.data.synthetic import SHAPES
 
@@ -26,7 +26,8 @@ def load_config(recipe: str | Path | Mapping[str, Any] | None = None, overrides:
     """Returns the resolved experiment of a recipe and its overrides; all that can be checked without data is checked.
 
     Args:
-        recipe: A YAML file, the name of a shipped recipe, a mapping of sections, or None for the built-in one.
+        recipe: A YAML file, here or as a URI on an object store, the name of a shipped recipe, a mapping of sections,
+            or None for the built-in one.
         overrides: "dotted.key=value" with YAML values; later ones win.
 
     Raises:
@@ -45,7 +46,12 @@ def read_settings(recipe: str | Path | Mapping[str, Any] | None, overrides: Iter
     Raises:
         ValueError: If the recipe cannot be read or an override is none.
     """
-    settings = json.loads(json.dumps(recipe)) if isinstance(recipe, Mapping) else read_recipe(find_recipe(recipe))
+    if isinstance(recipe, Mapping):
+        settings: dict[str, Any] = json.loads(json.dumps(recipe))
+    elif isinstance(recipe, str) and "://" in recipe:
+        settings = read_stored_recipe(recipe)
+    else:
+        settings = read_recipe(find_recipe(recipe))
     changes = [_parse_override(text) for text in overrides]
     if "base" in settings or any(keys[0] == "base" for keys, _ in changes):
         raise ValueError("base must stand in the file of a recipe, whose folder it starts from. Leave it out here.")
@@ -185,6 +191,8 @@ def _leave_out_what_the_new_choice_does_not_read(
             tickets.pop("update_masks", None)
     if chosen.get(("tickets", "explore")) is False:
         tickets.pop("exploration_fraction", None)
+    if chosen.get(("tickets", "cyclic_lr")) is False:
+        tickets.pop("lr_high", None)
     superposition = settings.get("superposition")
     new_rule = chosen.get(("superposition", "method"))
     if isinstance(superposition, dict) and new_rule is not None:

@@ -20,6 +20,7 @@ from suptickets_ray.training.optimization import LR_SCHEDULES
 WINDOW_KEYS = {"prune_start_epoch": "prune_start_fraction", "prune_end_epoch": "prune_end_fraction"}
 """A recipe counts the prune window in epochs, the Sparsifier in shares of its steps."""
 
+_DEFAULT_LR_HIGH = 0.005
 _DEFAULT_EXPLORATION = 0.5
 _DEFAULT_CIMA_FACTOR = 0.2
 
@@ -147,7 +148,12 @@ def _resolve_tickets(config: Config, method: Method) -> TicketsConfig:
     fraction = section.exploration_fraction
     if explore and fraction is None:
         fraction = _DEFAULT_EXPLORATION
-    return replace(section, explore=explore, exploration_fraction=fraction)
+    high = section.lr_high
+    if high is None:
+        high = _DEFAULT_LR_HIGH if section.cyclic_lr else section.lr_low
+    if high < section.lr_low:
+        raise ValueError(f"tickets.lr_high must be at least lr_low ({section.lr_low:g}); it is {high:g} when left out.")
+    return replace(section, explore=explore, exploration_fraction=fraction, lr_high=high)
 
 
 def _resolve_superposition(config: Config) -> SuperpositionConfig:

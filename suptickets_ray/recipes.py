@@ -103,6 +103,27 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return _read(path, ())
 
 
+def read_stored_recipe(uri: str) -> dict[str, Any]:
+    """Returns the settings of a recipe that lies on an object store and stands alone, such as a search's best.yaml.
+
+    Args:
+        uri: Such as s3://bucket/path/best.yaml?region=us-east-1.
+
+    Raises:
+        ValueError: If there is none, or it builds on another one.
+    """
+    from suptickets_ray.tickets.store import RunStore, split_path  # pyarrow, which a local recipe does not wait for
+
+    folder, name = split_path(uri)
+    try:
+        settings = _parsed(RunStore(folder).read(name).decode(), uri)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the recipe {uri!r} must be readable; got: {' '.join(str(error).split())}.") from error
+    if "base" in settings:
+        raise ValueError(f"the recipe {uri!r} must stand alone; it builds on {settings['base']!r}. Copy both here.")
+    return settings
+
+
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     settings = _read_file(path)
     if "base" not in settings:
@@ -144,15 +165,20 @@ def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        settings = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return _parsed(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"the recipe {str(path)!r} must be readable YAML; got: {' '.join(str(error).split())}."
         ) from error
+
+
+def _parsed(text: str, name: str) -> dict[str, Any]:
+    try:
+        settings = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the recipe {name!r} must be readable YAML; got: {' '.join(str(error).split())}.") from error
     if not isinstance(settings, dict):
-        raise ValueError(
-            f"the recipe {str(path)!r} must hold sections such as 'model:'; got {type(settings).__name__}."
-        )
+        raise ValueError(f"the recipe {name!r} must hold sections such as 'model:'; got {type(settings).__name__}.")
     return settings
 
 

@@ -64,6 +64,8 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("train.lr_schedule=cosin", "unknown train.lr_schedule 'cosin'; did you mean 'cosine'"),
         ("train=5", "train must be a section"),
         ("tickets.cycle_epochs=50", r"tickets.cycle_epochs must be at most train.epochs \* tickets.cycle_rate = 15"),
+        ("tickets={lr_high: 0.2, cyclic_lr: false}", "tickets.lr_high has no effect with tickets.cyclic_lr=false"),
+        ("tickets={lr_low: 0.01, cyclic_lr: true}", r"lr_high must be at least lr_low \(0.01\); it is 0.005"),
         ("tickets.lr_high=0.0001", r"tickets.lr_high must be at least lr_low \(0.001\)"),
         ("tickets.exploration_fraction=0", "tickets.explore=false leaves the exploration out"),
         ("tickets.explore=maybe", 'tickets.explore must be true or false; got "maybe"'),

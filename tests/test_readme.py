@@ -68,7 +68,8 @@ def test_the_example_of_your_own_model_and_data_runs(ray_address, tmp_path):
     example = next(block for block in PYTHON if "def build" in block)
     assert sum(bool(line.strip()) for line in example.splitlines()) <= 10
     (tmp_path / "mine.py").write_text(example)
-    _, *arguments = shlex.split(next(block for block in SHELL if "mine:build" in block))
+    train, export = next(block for block in SHELL if "mine:build" in block).splitlines()
+    _, *arguments = shlex.split(train)
     short = ["train.epochs=40", "tickets.cycle_epochs=2", "data.label_noise=0", f"cluster.address={ray_address}"]
     command = [sys.executable, "-m", "suptickets_ray.cli", *arguments, *short]
     done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False)
@@ -76,6 +77,15 @@ def test_the_example_of_your_own_model_and_data_runs(ray_address, tmp_path):
     result = json.loads((tmp_path / "runs/mine/result.json").read_text())
     assert result["config"]["model"]["options"] == {"width": 64}
     assert result["superposed"]["accuracy"] > 0.8
+    command = [sys.executable, "-m", "suptickets_ray.cli", *shlex.split(export)[1:]]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    loads = next(block for block in PYTHON if "safetensors" in block)
+    assert sum(bool(line.strip()) for line in loads.splitlines()) == 3
+    check = (
+        loads + "print(sum(int(weight.count_nonzero()) for weight in model.state_dict().values() if weight.ndim > 1))"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert int(done.stdout) <= result["superposed"]["density"] * (20 * 64 + 64 * 2) + 0.5
 
 
 def test_the_loop_of_your_own_trains_sparse():

@@ -12,9 +12,8 @@ import ray
 from suptickets_ray import __version__
 from suptickets_ray.config_io import config_digest
 from suptickets_ray.distributed.worker import start_worker
-from suptickets_ray.tickets.cycles import triangular
 from suptickets_ray.tickets.store import TicketStore
-from suptickets_ray.training.cycle import run_cycle
+from suptickets_ray.training.cycle import cycle_rate, run_cycle
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import budget_of, build_learner, steps_per_epoch
 from suptickets_ray.training.tensorboard import Scalars
@@ -60,11 +59,14 @@ class Explorer:
 
             def watch(epoch: int, loss: float) -> None:
                 step = first_step + (epoch + 1) * epoch_steps
-                lr = triangular((epoch + 1) / tickets.cycle_epochs, tickets.lr_low, tickets.lr_high)
+                lr = cycle_rate(tickets, epoch + 1)
                 scalars.write(step, train__loss=loss, train__lr=lr, train__density=self._learner.sparsifier.density)
                 worker.report("cycle_epoch", chain=chain, cycle=cycle, epoch=epoch + 1, loss=loss)
 
-            run_cycle(self._learner, config, worker.splits, chain, cycle, watch)
+            def updated(step: int) -> None:
+                scalars.write_layer_densities(first_step + step, self._learner.sparsifier.masks)
+
+            run_cycle(self._learner, config, worker.splits, chain, cycle, watch, updated)
             validation = evaluate(self._learner.model, worker.splits.validation)
             scalars.write(
                 first_step + tickets.cycle_epochs * epoch_steps,

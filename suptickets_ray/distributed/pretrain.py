@@ -22,7 +22,7 @@ from suptickets_ray.config_io import config_digest
 from suptickets_ray.distributed.monitor import OnEvent, reported_warnings, watched
 from suptickets_ray.distributed.room import worker_bundle, worker_labels
 from suptickets_ray.distributed.worker import Worker, start_worker
-from suptickets_ray.sparse.statistics import explored_fraction, layer_table
+from suptickets_ray.sparse.statistics import explored_fraction
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
@@ -115,12 +115,18 @@ def train_worker(settings: dict[str, Any]) -> None:
         if rank == 0
         else nullcontext() as scalars
     ):
+        if scalars is not None and first_epoch == 0:
+            scalars.write_layer_densities(0, learner.sparsifier.masks)
         for epoch in range(first_epoch, epochs):
             began = time.monotonic()
             seed_torch(config.seed, "pretrain", epoch, rank)
 
             def rate(step: int, epoch: int = epoch) -> float:
                 return phase_one_rate(config.train, epoch * epoch_steps + step, epoch_steps, epochs)
+
+            def updated(step: int, epoch: int = epoch) -> None:
+                if scalars is not None:
+                    scalars.write_layer_densities(epoch * epoch_steps + step, learner.sparsifier.masks)
 
             with reported_warnings(worker.send) if rank == 0 else nullcontext():
                 loss = train_epoch(
@@ -132,6 +138,7 @@ def train_worker(settings: dict[str, Any]) -> None:
                     rate,
                     rank=rank,
                     world_size=world_size,
+                    on_update=updated,
                 )
             if epoch + 1 == epochs:
                 learner.sparsifier.end_phase()
@@ -148,9 +155,6 @@ def _watch(worker: Worker, learner: Learner, scalars: Scalars, epoch: int, loss:
     validation = evaluate(learner.model, worker.splits.validation)
     epoch_steps, fraction = steps_per_epoch(worker.config, worker.splits), learner.sparsifier.drop_fraction
     extra = {} if fraction is None else {"train__drop_fraction": fraction}
-    scalars.write_histogram(
-        epoch * epoch_steps, "layers/density", [layer.density for layer in layer_table(learner.sparsifier.masks)]
-    )
     scalars.write(
         epoch * epoch_steps,
         **extra,

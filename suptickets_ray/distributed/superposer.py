@@ -43,6 +43,8 @@ class Superposer:
         net = learner.ticket({"run": config.name, "config_digest": config_digest(config), "version": __version__})
         self._superposing = Superposing(config, splits, net, device)
         self._folded: dict[tuple[int, int], dict[str, Any]] = {}
+        self._standing: tuple[float, float] | None = None
+        """Validation accuracy and loss of the network as it stands, once a ticket was accepted and looked at."""
         self._scalars = Scalars(self._worker.tensorboard, "superposition", first_step=1)
 
     def fold(self, table: pa.Table, chain: int, cycle: int, look: bool = True) -> dict[str, Any]:
@@ -65,8 +67,12 @@ class Superposer:
         self._folded[chain, cycle] = report
         scalars = {"superposition__accepted": float(report["accepted"])}
         if "density" in report:
-            scalars["validation__accuracy"] = report["validation_accuracy"]
-            scalars["validation__loss"] = report["validation_loss"]
+            scalars["superposition__candidate_accuracy"] = report["validation_accuracy"]
+            scalars["superposition__candidate_loss"] = report["validation_loss"]
+            if report["accepted"]:
+                self._standing = report["validation_accuracy"], report["validation_loss"]
+            if self._standing is not None:
+                scalars["superposition__accuracy"], scalars["superposition__loss"] = self._standing
             for key in ("density", "density_before_pruning", "overlap"):
                 scalars[f"superposition__{key}"] = report[key]
         self._scalars.write(len(self._folded), **scalars)

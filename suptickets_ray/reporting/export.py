@@ -14,8 +14,8 @@ import torch
 from suptickets_ray.lookup import choose
 from suptickets_ray.reporting.csr import to_csr_file
 from suptickets_ray.reporting.onnx_form import to_onnx_file
-from suptickets_ray.reporting.stored_ticket import StoredTicket, build_network, read_ticket, recipe_of, split_path
-from suptickets_ray.tickets.store import RunStore, child
+from suptickets_ray.reporting.stored_ticket import StoredTicket, build_network, read_ticket, recipe_of
+from suptickets_ray.tickets.store import RunStore, child, split_path
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import load_data
 

@@ -19,6 +19,7 @@ from suptickets_ray.tickets.cycles import plan_budget
 METHOD_NAMES = {"GraNet": "granet", "GraNet_uniform": "granet_uniform", "GMP": "gmp", "GMP_uniform": "gmp_uniform"}
 """Values of --method but DST, which --growth tells apart."""
 DST_NAMES = {"gradient": "rigl", "random": "set", "momentum": "rigl"}
+_EPOCH_FLAGS = ("--epochs", "--first_m", "--second_m", "--third_m", "--init-prune-epoch", "--final-prune-epoch")
 
 
 @dataclass
@@ -59,6 +60,7 @@ def recipe_from_flags(command: str) -> Translation:
         raise ValueError(f"the command must hold nothing but flags and their values; got {root!r} without one.")
     method = _method_name(flags)
     settings = _start(data, method)
+    flags = _multiplied(flags, settings)
     decided = _direct(flags) | _indirect(flags, settings) | {"data.name": data, "data.root": root}
     for setting, value in decided.items():
         section, _, key = setting.rpartition(".")
@@ -156,11 +158,20 @@ def _indirect(flags: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, A
         decided |= {"method.distribution": None, "method.initial_density": 1.0}
     if "--fp16" in flags:
         decided |= {"train.precision": "float16", "cluster.gpus_per_worker": 1.0}  # no CPU trains in float16
-    if flags.get("--multiplier", 1) != 1:
-        raise ValueError(
-            f"--multiplier must be 1; got {flags['--multiplier']:g}. Multiply --epochs and the epochs of the schedules."
-        )
+    if "--cyc_lr" not in flags:
+        decided |= {"tickets.cyclic_lr": False, "tickets.lr_high": None}
     return decided
+
+
+def _multiplied(flags: dict[str, Any], start: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags with the epochs of training and of the schedules multiplied by --multiplier."""
+    times = flags.get("--multiplier", 1)
+    if times < 1:
+        raise ValueError(f"--multiplier must be at least 1; got {times}. Leave it out, or lower --epochs.")
+    if times == 1:
+        return flags
+    flags = {"--epochs": start["train"]["epochs"], **flags}
+    return flags | {name: times * flags[name] for name in _EPOCH_FLAGS if name in flags}
 
 
 def _warnings(flags: Mapping[str, Any], settings: Mapping[str, Any], pretrain_epochs: int) -> list[str]:
@@ -190,7 +201,13 @@ def _warnings(flags: Mapping[str, Any], settings: Mapping[str, Any], pretrain_ep
             f"--no_maskupdates is missing{both}, so {method} goes on exchanging connections within cycles. In the "
             "paper it does not: set tickets.update_masks=false."
         )
-    for name in ("--pre_train", "--cyclic_train", "--cyc_lr"):
+    if "--cyc_lr" not in flags:
+        low = settings["tickets"]["lr_low"]
+        found.append(
+            f"--cyc_lr is missing, so cycles keep the learning rate {low:g} here. In the paper it rises and falls: set "
+            "tickets.cyclic_lr=true and tickets.lr_high."
+        )
+    for name in ("--pre_train", "--cyclic_train"):
         if name not in flags:
             found.append(f"{name} is missing; here {FLAGS[name].instead}.")
     if flags.get("--pretrain_epoch", pretrain_epochs) != pretrain_epochs:

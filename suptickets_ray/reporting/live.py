@@ -63,7 +63,7 @@ class Progress:
             self.accuracies["best trial"] = max(best, event["validation_accuracy"])
         elif kind == "fold":
             self.folded += 1
-            if "validation_accuracy" in event:
+            if "validation_accuracy" in event and event["accepted"]:  # what was left out is no sup-ticket
                 self.accuracies["sup-ticket"] = event["validation_accuracy"]
 
     def rows(self, now: float) -> list[tuple[str, str]]:

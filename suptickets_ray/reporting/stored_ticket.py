@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import torch
 from torch.nn import Module
@@ -16,7 +16,7 @@ from suptickets_ray.config_io import from_yaml, load_config, to_dict
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.search.space import config_of
-from suptickets_ray.tickets.store import RunStore, child
+from suptickets_ray.tickets.store import RunStore, child, split_path
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.models import build_model
@@ -40,20 +40,6 @@ class StoredTicket:
     def stem(self) -> str:
         """The file's name without folder and suffix."""
         return PurePosixPath(split_path(self.path)[1]).stem
-
-
-def split_path(path: str) -> tuple[str, str]:
-    """Returns folder and name of a file, for `RunStore`; what follows a URI's question mark stays with the folder.
-
-    Args:
-        path: Local path, which is made absolute, or a URI such as s3://bucket/path/file?region=us-east-1.
-    """
-    if "://" not in path:
-        absolute = Path(path).expanduser().absolute()
-        return str(absolute.parent), absolute.name
-    head, mark, query = path.partition("?")
-    folder, _, name = head.rpartition("/")
-    return folder + mark + query, name
 
 
 def read_ticket(path: str) -> StoredTicket:

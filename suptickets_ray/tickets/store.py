@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from pyarrow import fs
@@ -32,6 +32,20 @@ def child(root: str, *parts: str) -> str:
     """Returns a path below a folder or URI; what follows a URI's question mark stays at its end."""
     path, mark, query = root.partition("?") if "://" in root else (root, "", "")
     return "/".join([path.rstrip("/"), *parts]) + mark + query
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """Returns folder and name of a file, for `RunStore`; what follows a URI's question mark stays with the folder.
+
+    Args:
+        path: Local path, which is made absolute, or a URI such as s3://bucket/path/file?region=us-east-1.
+    """
+    if "://" not in path:
+        absolute = Path(path).expanduser().absolute()
+        return str(absolute.parent), absolute.name
+    head, mark, query = path.partition("?")
+    folder, _, name = head.rpartition("/")
+    return folder + mark + query, name
 
 
 def patiently(action: Callable[[], Result], seconds: float = _PATIENCE_SECONDS) -> Result:

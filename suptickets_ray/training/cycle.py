@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from suptickets_ray.config import Config
+from suptickets_ray.config import Config, TicketsConfig
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.tickets.cycles import triangular
 from suptickets_ray.training.data import Splits
@@ -18,6 +18,12 @@ from suptickets_ray.training.loop import (
 )
 
 
+def cycle_rate(section: TicketsConfig, epochs: float) -> float:
+    """Returns the learning rate of a cycle after so many epochs of it: a triangle, or lr_low throughout."""
+    assert section.lr_high is not None  # resolved: equal to lr_low where the rate is not cyclic
+    return triangular(epochs / section.cycle_epochs, section.lr_low, section.lr_high)
+
+
 def run_cycle(
     learner: Learner,
     config: Config,
@@ -25,6 +31,7 @@ def run_cycle(
     chain: int,
     cycle: int,
     after_epoch: Callable[[int, float], None] | None = None,
+    on_update: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Explores the topology once, then trains under the triangle; the learner ends where the ticket is taken.
 
@@ -37,6 +44,8 @@ def run_cycle(
         chain: Chain, from 0.
         cycle: Cycle within the chain, from 0.
         after_epoch: Called with the epoch in the cycle and its mean loss.
+        on_update: Called after every update of the topology, the exploration among them, with the number of steps that
+            the cycle has had by then.
 
     Source: Sup-tickets, 2205.15322, section 3.2 and algorithm 1.
     """
@@ -48,13 +57,18 @@ def run_cycle(
         compute_gradient(learner.model, splits, config, derive_seed(seed, "batch", chain, cycle))
         learner.sparsifier.explore(tickets.exploration_fraction)
         learner.optimizer.zero_grad()
+        on_update(0)
     epoch_steps = steps_per_epoch(config, splits)
     for epoch in range(tickets.cycle_epochs):
         seed_torch(seed, "cycle", chain, cycle, epoch)
 
         def rate(step: int, epoch: int = epoch) -> float:
-            return triangular((epoch + step / epoch_steps) / tickets.cycle_epochs, tickets.lr_low, tickets.lr_high)
+            return cycle_rate(tickets, epoch + step / epoch_steps)
 
-        loss = train_epoch(learner, learner.forward, config, splits, order_seed(seed, chain, cycle, epoch), rate)
+        def updated(step: int, epoch: int = epoch) -> None:
+            on_update(epoch * epoch_steps + step)
+
+        order = order_seed(seed, chain, cycle, epoch)
+        loss = train_epoch(learner, learner.forward, config, splits, order, rate, on_update=updated)
         if after_epoch is not None:
             after_epoch(epoch, loss)

@@ -198,6 +198,7 @@ def train_epoch(
     *,
     rank: int = 0,
     world_size: int = 1,
+    on_update: Callable[[int], None] = lambda step: None,
 ) -> float:
     """Trains one epoch and returns the mean loss of this rank's examples.
 
@@ -210,6 +211,7 @@ def train_epoch(
         rate_of_step: Learning rate of a step of this epoch, counted from 0.
         rank: This process among the ranks.
         world_size: Number of ranks.
+        on_update: Called after every update of the topology with the number of steps that this epoch has had by then.
     """
     batch_size, device = config.data.batch_size, next(learner.model.parameters()).device
     sizes = [batch_size] * steps_per_epoch(config, splits)
@@ -223,7 +225,10 @@ def train_epoch(
         learner.optimizer.zero_grad()
         # DDP averages over ranks, whose shares of a batch may differ by one: this makes it the batch's mean.
         total_loss += backward(learner, forward, config.train, inputs, labels, world_size / batch_size)
+        num_updates = learner.sparsifier.num_updates
         update(learner, config.train)
+        if learner.sparsifier.num_updates > num_updates:
+            on_update(step + 1)
         num_examples += len(labels)
     return float(total_loss / max(num_examples, 1))
 

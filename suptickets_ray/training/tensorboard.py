@@ -1,4 +1,7 @@
-"""Scalars for TensorBoard: one folder for phase one, each chain and the fold, on one axis of optimizer steps."""
+"""Curves for TensorBoard: a folder for phase one and each chain, on one axis of optimizer steps, and one for the fold.
+
+The fold's tags are its own, since its axis counts tickets.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from suptickets_ray.sparse.masks import Tensors
+from suptickets_ray.sparse.statistics import layer_table
 from suptickets_ray.tickets.store import RunStore
 
 _UPLOAD_SECONDS = 20.0
@@ -120,9 +125,9 @@ class Scalars:
             self._writer.flush()
             self._tree.upload()
 
-    def write_histogram(self, step: int, tag: str, values: Sequence[float]) -> None:
-        """Adds one histogram."""
-        self._writer.add_histogram(tag, np.asarray(values), step)
+    def write_layer_densities(self, step: int, masks: Tensors) -> None:
+        """Adds the histogram layers/density: the share of active weights of every layer."""
+        self._writer.add_histogram("layers/density", np.asarray([layer.density for layer in layer_table(masks)]), step)
 
     def close(self) -> None:
         """Writes what is still held back."""

@@ -117,18 +117,28 @@ def test_tensorboard_has_phase_one_every_chain_and_the_fold(finished_run):
         recorded = [row["validation_accuracy"] for row in read(finished_run.path)["tickets"] if row["chain"] == chain]
         assert [value for _, value in chain_scalars["validation/accuracy"]] == pytest.approx(recorded)
     fold = scalars(finished_run.path, "superposition")
-    assert [step for step, _ in fold["validation/accuracy"]] == [1, 2, 3, 4, 5, 6]
+    assert not set(fold) & set(phase_one)  # its axis counts tickets
+    tickets = read(finished_run.path)["tickets"]
+    candidates, standing = fold["superposition/candidate_accuracy"], fold["superposition/accuracy"]
+    assert [step for step, _ in candidates] == [1, 2, 3, 4, 5, 6]
+    accepted = {step for step, value in fold["superposition/accepted"] if value}
+    assert len(accepted) == sum(row["accepted"] for row in tickets)
+    assert [one for one in standing if one[0] in accepted] == [one for one in candidates if one[0] in accepted]
+    assert {step for step, _ in standing} == set(range(min(accepted), 7))
     assert all(0 < value <= 1 for _, value in fold["superposition/overlap"])
     before = [value for _, value in fold["superposition/density_before_pruning"]]
     assert min(before) > TARGET / 25_856  # tickets have other masks than the network that they join
     assert fold["test/superposed"][-1][1] == pytest.approx(read(finished_run.path)["superposed"]["accuracy"])
 
 
-def test_tensorboard_has_the_layers_densities_as_histograms(finished_run):
-    reader = EventAccumulator(f"{finished_run.path}/tensorboard/phase-one", size_guidance={"histograms": 0})
-    reader.Reload()
-    last = reader.Histograms("layers/density")[-1]
-    assert (last.step, last.histogram_value.num) == (1920, 3)
+def test_tensorboard_has_the_layers_densities_as_a_histogram_per_update(finished_run):
+    # Updates come every 50 steps until three quarters of the 1,920; a cycle's exploration stands where it begins.
+    cycles = {f"chain-00{chain}": [1920, 1960] for chain in range(3)}
+    for name, steps in {"phase-one": [0, *range(50, 1440, 50)], **cycles}.items():
+        reader = EventAccumulator(f"{finished_run.path}/tensorboard/{name}", size_guidance={"histograms": 0})
+        reader.Reload()
+        found = reader.Histograms("layers/density")
+        assert [(one.step, one.histogram_value.num) for one in found] == [(step, 3) for step in steps]
 
 
 def test_tensorboard_ends_with_recipe_versions_hparams_and_pictures_of_the_tickets(finished_run):

@@ -124,7 +124,13 @@ def test_what_has_no_counterpart_is_named_in_a_comment():
         ("-b64", "data.batch_size", 64),
         ("--batch-size=64", "data.batch_size", 64),
         ("--lr_1 0.002 --lr_2 0.01", "tickets.lr_low", 0.002),
-        ("--lr_1 0.002 --lr_2 0.01", "tickets.lr_high", 0.01),
+        ("--lr_1 0.002 --lr_2 0.01 --cyc_lr", "tickets.lr_high", 0.01),
+        ("--lr_1 0.002 --lr_2 0.01 --cyc_lr", "tickets.cyclic_lr", True),
+        ("--lr_1 0.002 --lr_2 0.01", "tickets.cyclic_lr", False),
+        ("--epochs 100 --multiplier 2", "train.epochs", 200),
+        ("--multiplier 2", "train.epochs", 500),
+        ("--first_m 30 --second_m 60 --multiplier 2", "train.lr_milestone_epochs", [60, 120]),
+        ("--sparse --method GraNet --epochs 100 --final-prune-epoch 30 --multiplier 3", "method.prune_end_epoch", 90),
         ("--epochs 100", "train.lr_milestone_epochs", [46, 69]),
         ("--l2 1e-4 --momentum 0.8", "train.weight_decay", 1e-4),
         ("--fp16", "train.precision", "float16"),
@@ -139,6 +145,13 @@ def test_a_flag_decides_its_setting(flags, key, value):
     config = recipe_of(recipe_from_flags(SMALL + flags))
     section, _, name = key.partition(".")
     assert getattr(getattr(config, section), name) == value
+
+
+def test_a_command_without_cyc_lr_keeps_the_low_rate_and_is_warned():
+    translation = recipe_from_flags(SMALL + "--pre_train --cyclic_train --lr_1 0.002 --lr_2 0.01")
+    (warning,) = translation.warnings
+    assert "--cyc_lr is missing, so cycles keep the learning rate 0.002 here" in warning
+    assert "--lr_2" in translation.to_yaml()
 
 
 def test_what_a_command_leaves_open_is_as_in_the_paper():
@@ -171,7 +184,7 @@ def test_what_a_command_leaves_open_is_as_in_the_paper():
             SMALL + "--density 0.1 --final-density 0.2 --sparse --method GMP",
             "--final-density and --density must be equal; got 0.1 and 0.2",
         ),
-        (SMALL + "--multiplier 2", "--multiplier must be 1; got 2"),
+        (SMALL + "--multiplier 0", "--multiplier must be at least 1; got 0"),
         (SMALL + "cifar", "the command must hold nothing but flags and their values; got 'cifar' without one"),
         (SMALL + "'", "must be a command line; got one that cannot be split"),
         ("--data cifar100", "--model must be given"),

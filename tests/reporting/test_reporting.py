@@ -71,6 +71,14 @@ def test_the_report_shows_the_result_and_escapes_what_it_is_given():
     assert "http" not in page  # opens from disk, without a network
 
 
+def test_a_ticket_that_is_left_out_does_not_change_the_sup_tickets_accuracy():
+    progress = Progress()
+    for accepted, accuracy in ((True, 0.9), (False, 0.12)):
+        event = {"kind": "fold", "chain": 0, "cycle": 0, "accepted": accepted, "validation_accuracy": accuracy}
+        progress.update(event, now=0.0)
+    assert progress.accuracies["sup-ticket"] == 0.9
+
+
 def test_plain_lines_tell_phases_tenths_tickets_and_folds():
     lines = []
     ticks = iter(range(1000))

@@ -1,32 +1,23 @@
-"""TensorBoard's own page on a tree as a run leaves it, in a real browser."""
+"""TensorBoard's own page on a finished run, in a real browser."""
 
 import socket
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
-from suptickets_ray.training.tensorboard import Scalars, write_summary
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def tensorboard(tmp_path_factory):
-    """The address of a TensorBoard that shows a small tree."""
-    tree = tmp_path_factory.mktemp("tree")
-    for name, first in (("phase-one", 20), ("chain-000", 60), ("chain-001", 60)):
-        with Scalars(str(tree), name) as scalars:
-            for step in range(first, first + 60, 20):
-                scalars.write(step, train__loss=1 / step, validation__accuracy=0.5 + step / 1000)
-            scalars.write_histogram(first, "layers/density", [0.1, 0.2, 1.0])
-    picture = np.zeros((20, 30, 3), np.uint8)
-    texts = {"recipe": "    method:\n      density: 0.1"}
-    write_summary(str(tree), {"train.lr": 0.1}, {"test/superposed": 0.9}, texts, {"tickets/overlap": picture})
+def tensorboard(finished_run):
+    """The address of a TensorBoard that shows a finished run."""
+    tree = f"{finished_run.path}/tensorboard"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tree), "--port", str(port)]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", tree, "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
@@ -55,7 +46,7 @@ def page(browser):
 
 def test_curves_of_phase_one_and_every_chain_are_shown(page, tensorboard):
     page.goto(f"{tensorboard}/?darkMode=false#timeseries")
-    for words in ("phase-one", "chain-000", "chain-001", "summary", "layers", "tickets", "train", "validation"):
+    for words in ("phase-one", "chain-000", "chain-001", "superposition", "summary", "train", "validation"):
         page.get_by_text(words, exact=True).first.wait_for()
 
 
@@ -67,3 +58,9 @@ def test_the_recipe_is_a_page_of_text(page, tensorboard):
 def test_the_settings_and_final_metrics_are_on_the_hparams_page(page, tensorboard):
     page.goto(f"{tensorboard}/#hparams")
     page.get_by_text("train.lr").first.wait_for()
+
+
+@pytest.mark.parametrize(("tab", "tag"), [("images", "tickets/overlap"), ("histograms", "layers/density")])
+def test_pictures_and_histograms_have_their_tabs(page, tensorboard, tab, tag):
+    page.goto(f"{tensorboard}/#{tab}")
+    page.get_by_text(tag).first.wait_for()

@@ -49,6 +49,21 @@ def test_tickets_are_whole_objects_under_the_names_of_the_contract(store, client
     ]
 
 
+def test_a_recipe_that_lies_there_is_read_by_its_uri(store, s3_server):
+    from suptickets_ray import load_config
+    from suptickets_ray.config_io import to_yaml
+
+    written = load_config(None, ["train.lr=0.07"])
+    store.write("best.yaml", to_yaml(written).encode())
+    query = f"endpoint_override={s3_server}&scheme=http&region=us-east-1"
+    assert load_config(f"s3://{BUCKET}/runs/digits/best.yaml?{query}") == written
+    with pytest.raises(ValueError, match=r"the recipe 's3://bucket/none\.yaml.*must be readable"):
+        load_config(f"s3://{BUCKET}/none.yaml?{query}")
+    store.write("built.yaml", b"base: digits")
+    with pytest.raises(ValueError, match="must stand alone; it builds on 'digits'"):
+        load_config(f"s3://{BUCKET}/runs/digits/built.yaml?{query}")
+
+
 def test_a_ticket_of_the_same_key_is_replaced(store):
     tickets = TicketStore(store)
     tickets.put(ticket(1.0), 0, 0)

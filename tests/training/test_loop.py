@@ -5,7 +5,7 @@ from torch import nn
 from suptickets_ray import load_config
 from suptickets_ray.sparse.masks import num_active
 from suptickets_ray.sparse.methods import METHODS
-from suptickets_ray.training.cycle import run_cycle
+from suptickets_ray.training.cycle import cycle_rate, run_cycle
 from suptickets_ray.training.data import load_data
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
@@ -152,6 +152,7 @@ def test_masks_stay_fixed_in_a_cycle_unless_asked():
         "tickets.explore=false",
         "tickets.lr_high=0.4",
         "tickets.lr_low=0.01",
+        "tickets.cyclic_lr=false",
     ],
 )
 def test_changing_a_setting_changes_the_ticket(override):
@@ -162,6 +163,12 @@ def test_changing_a_setting_changes_the_ticket(override):
         return digest(learner)
 
     assert made(override) != made()
+
+
+@pytest.mark.parametrize(("cyclic", "rates"), [("true", (0.001, 0.2, 0.001)), ("false", (0.001, 0.001, 0.001))])
+def test_a_cycles_rate_is_a_triangle_or_stays_low(cyclic, rates):
+    section = load_config(None, [f"tickets.cyclic_lr={cyclic}"]).tickets
+    assert [cycle_rate(section, epochs) for epochs in (0, 2.5, 5)] == pytest.approx(rates)
 
 
 def test_sparse_first_weights_have_the_variance_of_the_connections_that_are_there():
