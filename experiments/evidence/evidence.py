@@ -6,6 +6,7 @@ the same tickets. Tickets are those of `suptickets train` with one rank, bit for
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ import torch
 
 from suptickets_ray import Ticket, load_config
 from suptickets_ray.config import Config
+from suptickets_ray.config_io import config_digest
 from suptickets_ray.distributed.result import versions
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.training.arithmetic import arithmetic_of
@@ -63,6 +65,8 @@ class Setting:
     chains: Sequence[int]
     variants: Sequence[Variant] = field(default_factory=lambda: VARIANTS)
     overrides: tuple[str, ...] = ()
+    cut_schedule: bool = False
+    """Whether phase one's rates are those of plain training's first part, cut off where the cycles begin."""
 
 
 VARIANTS = (
@@ -84,11 +88,25 @@ SETTINGS: dict[str, Setting] = {
     "conv": Setting("conv.yaml", 8, (1, 4), VARIANTS[:3]),
     "conv_hot": Setting("conv.yaml", 8, (1, 4), VARIANTS[:3], ("tickets.lr_high=0.2",)),
     **{
-        f"r1_split_{split}": Setting("r1.yaml", 3, (1, 4), VARIANTS[:1], (f"data.split_seed={split}",))
+        f"{name}_split_{split}": Setting(f"{name}.yaml", 3, (1, 4, 8, 16), VARIANTS[:1], (f"data.split_seed={split}",))
+        for name in ("r1", "r2")
         for split in range(1, 9)
     },
+    "r1_cut": Setting("r1.yaml", 8, (1, 4, 8, 16), VARIANTS[:1], cut_schedule=True),
+    **{
+        f"r1_cut_split_{split}": Setting(
+            "r1.yaml", 3, (1, 4, 8, 16), VARIANTS[:1], (f"data.split_seed={split}",), cut_schedule=True
+        )
+        for split in range(1, 9)
+    },
+    "r1_default_init": Setting("r1.yaml", 8, (1, 4), VARIANTS[:1], ("model.initialization=default",)),
+    "r1_multistep": Setting("r1.yaml", 8, (1, 4), VARIANTS[:1], ("train.lr_schedule=multistep",)),
+    "r2_default_init": Setting("r2.yaml", 8, (1, 4), VARIANTS[:1], ("model.initialization=default",)),
+    "r2_cosine": Setting("r2.yaml", 8, (1, 4), VARIANTS[:1], ("train.lr_schedule=cosine",)),
 }
-"""The last ones are R1 on other splits of the data and draws of label noise: how much do those matter?"""
+"""The later ones look for what moves a gain: other splits of the data and draws of label noise, other first weights
+(the builder's own instead of normal ones scaled by density), the other schedule of phase one, and one that is cut off.
+"""
 FIRST_SEED = 100
 """Those below were looked at while the product was made."""
 CONTROLS: dict[str, tuple[str, ...]] = {
@@ -110,6 +128,23 @@ def all_jobs(seeds: int | None = None) -> list[tuple[str, int]]:
     return jobs
 
 
+def digest_of(name: str, seed: int, overrides: Sequence[str] = ()) -> str:
+    """Returns 16 hex digits that change with whatever the rows of a setting under one seed depend on, but the code."""
+    setting, own, chains = _asked(name, seed, overrides)
+    config = load_config(HERE / setting.recipe, [*own, f"tickets.chains={max(chains)}"])
+    return hashlib.sha256(
+        repr((name, config_digest(config), chains, setting.variants, setting.cut_schedule)).encode()
+    ).hexdigest()[:16]
+
+
+def _asked(name: str, seed: int, overrides: Sequence[str]) -> tuple[Setting, list[str], list[int]]:
+    """The setting, the overrides of its recipe, and the numbers of chains."""
+    planted = CONTROLS.get(name)
+    setting = SETTINGS[name] if planted is None else replace(SETTINGS["r1"], variants=COLLAPSES)
+    chains = list(setting.chains) if planted is None else [1 if name == "r1_unrelated" else 4]
+    return setting, [*(planted or ()), *setting.overrides, *overrides, f"seed={seed}"], chains
+
+
 def rows_of(name: str, seed: int, overrides: Sequence[str] = ()) -> list[Row]:
     """Returns a row for every variant and number of chains of a setting under one seed.
 
@@ -118,34 +153,32 @@ def rows_of(name: str, seed: int, overrides: Sequence[str] = ()) -> list[Row]:
         seed: The run's seed; the data are the same for all.
         overrides: Of the recipe, e.g. to make it short.
     """
-    planted = CONTROLS.get(name)
-    setting = SETTINGS[name if planted is None else "r1"]
-    own = [*(planted or ()), *setting.overrides, *overrides, f"seed={seed}"]
-    chains = list(setting.chains) if planted is None else [1 if name == "r1_unrelated" else 4]
-    base = load_config(HERE / setting.recipe, [*own, f"tickets.chains={max(chains)}"])
-    work = _Work(base, load_data(base.data))
+    setting, own, chains = _asked(name, seed, overrides)
+    recipe = HERE / setting.recipe
+    base = load_config(recipe, [*own, f"tickets.chains={max(chains)}"])
+    work = _Work(base, load_data(base.data), base.train.epochs if setting.cut_schedule else None)
     if name == "r1_unrelated":
-        work.put_in(load_config(HERE / setting.recipe, [*own, f"seed={seed + 1000}"]))
-    rows = list(work.plain(HERE / setting.recipe, own)) if planted is None else []
-    for variant in setting.variants if planted is None else COLLAPSES:
+        work.put_in(load_config(recipe, [*own, f"seed={seed + 1000}"]))
+    rows = [] if name in CONTROLS else list(work.plain(recipe, own))
+    rows += work.single_tickets(max(chains))
+    for variant in setting.variants:
         for count in chains:
             if variant.most_chains is None or count <= variant.most_chains:
-                rows.append(work.superposed(variant, count, HERE / setting.recipe, own))
-    rows += work.single_tickets(max(chains))
+                rows.append(work.superposed(variant, count, recipe, own))
     return [{"setting": name, "seed": seed, **row, "versions": str(versions())} for row in rows]
 
 
 class _Work:
     """What is trained once for all variants of a setting and seed."""
 
-    def __init__(self, config: Config, splits: Splits) -> None:
+    def __init__(self, config: Config, splits: Splits, schedule_epochs: int | None) -> None:
         self._config, self._splits = config, splits
         self._tickets: dict[tuple[bool, int, int], Ticket] = {}
         self._states: dict[tuple[bool, int], bytes] = {}
         self._seconds: dict[tuple[bool, int, int], float] = {}
         began = time.perf_counter()
         with arithmetic_of(config):
-            learner = trained(config, splits)
+            learner = trained(config, splits, schedule_epochs=schedule_epochs)
         self._state = learner.to_bytes(epoch=budget_of(config).pretrain_epochs)
         self._pretrained = learner.ticket({})
         self._pretrain_seconds = time.perf_counter() - began
@@ -175,7 +208,7 @@ class _Work:
         ends, _, digest, seconds = max(found, key=lambda one: one[0]["validation_accuracy"])
         yield {"variant": "plain", "chains": 0, **ends, "seconds": seconds, "digest": digest}
         _, stopped, _, seconds = max(found, key=lambda one: one[1]["validation_accuracy"])
-        yield {"variant": "early_stop", "chains": 0, **stopped, "seconds": seconds, "digest": ""}
+        yield {"variant": "early_stop", "chains": 0, **stopped, "seconds": seconds}
 
     def superposed(self, variant: Variant, chains: int, recipe: Path, overrides: Sequence[str]) -> Row:
         """The sup-ticket of some chains under a variant."""
@@ -211,6 +244,7 @@ class _Work:
                 for ticket in [self._pretrained, *(self._ticket(False, *key) for key in order)]
             ]
         (validation, test), others = scores[0], scores[1:]
+        spent = sum(self._seconds[False, *key] for key in order)
         first = {"variant": "phase_one", "chains": 0, "validation_accuracy": validation, "test_accuracy": test}
         mean = {
             "variant": "mean_ticket",
@@ -220,7 +254,8 @@ class _Work:
         }
         return [
             {**first, "seconds": self._pretrain_seconds, "digest": self._pretrained.digest},
-            {**mean, "seconds": self._pretrain_seconds + sum(self._seconds.values()) / len(order), "digest": ""},
+            # The mean is no single network: it has no digest.
+            {**mean, "seconds": self._pretrain_seconds + spent / len(order), "digest": ""},
         ]
 
     def _ticket(self, shared_mask: bool, chain: int, cycle: int) -> Ticket:
@@ -256,26 +291,38 @@ class _Best:
     """Early stopping: the epoch with the best validation accuracy, and what the test set says then."""
 
     def __init__(self) -> None:
-        self.scores: dict[str, float] = {"validation_accuracy": -1.0}
+        self.scores: dict[str, Any] = {"validation_accuracy": -1.0}
 
     def look(self, splits: Splits) -> Callable[[Learner], None]:
         def after_epoch(learner: Learner) -> None:
             validation = evaluate(learner.model, splits.validation)["accuracy"]
             if validation > self.scores["validation_accuracy"]:
-                self.scores = scores_of(learner, splits)
+                self.scores = {**scores_of(learner, splits), "digest": learner.ticket({}).digest}
 
         return after_epoch
 
 
-def trained(config: Config, splits: Splits, after_epoch: Callable[[Learner], None] = lambda learner: None) -> Learner:
-    """Returns what phase one of a recipe ends in, as one rank of `suptickets train` trains it."""
+def trained(
+    config: Config,
+    splits: Splits,
+    after_epoch: Callable[[Learner], None] = lambda learner: None,
+    schedule_epochs: int | None = None,
+) -> Learner:
+    """Returns what phase one of a recipe ends in, as one rank of `suptickets train` trains it.
+
+    Args:
+        config: The recipe.
+        splits: Its data.
+        after_epoch: Is shown the learner after every epoch.
+        schedule_epochs: Epochs over which the schedule of the rates is laid, if not over those of phase one.
+    """
     learner = build_learner(config, splits, CPU)
     epochs, epoch_steps = budget_of(config).pretrain_epochs, steps_per_epoch(config, splits)
     for epoch in range(epochs):
         seed_torch(config.seed, "pretrain", epoch, 0)
 
         def rate(step: int, epoch: int = epoch) -> float:
-            return phase_one_rate(config.train, epoch * epoch_steps + step, epoch_steps, epochs)
+            return phase_one_rate(config.train, epoch * epoch_steps + step, epoch_steps, schedule_epochs or epochs)
 
         train_epoch(learner, learner.forward, config, splits, order_seed(config.seed, epoch), rate)
         after_epoch(learner)

@@ -44,6 +44,39 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Differenc
     return Difference(mean, error, len(values), permutation_p(values))
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A difference measured on several splits of the data, under a few seeds each; in the unit of its values."""
+
+    mean: float
+    deviation: float
+    """Standard deviation over splits of the means over seeds."""
+    between: float
+    """What remains of it without the seeds' part, which few seeds leave in their mean: the splits' own."""
+    splits: int
+
+    @classmethod
+    def of(cls, differences: Sequence[Difference]) -> Spread:
+        """Returns the spread of two splits at least.
+
+        Source: the method of moments for one-way random effects, unweighted.
+        """
+        means = [difference.mean for difference in differences]
+        deviation = statistics.stdev(means)
+        seeds = statistics.fmean(difference.standard_error**2 for difference in differences)
+        return cls(statistics.fmean(means), deviation, math.sqrt(max(0.0, deviation**2 - seeds)), len(means))
+
+    def apart(self, mean: float, standard_error: float) -> float:
+        """Returns how many standard errors a difference found on one more split lies from the mean of these.
+
+        Args:
+            mean: The other split's.
+            standard_error: Its, over seeds.
+        """
+        variance = self.between**2 + standard_error**2 + self.deviation**2 / self.splits
+        return abs(self.mean - mean) / math.sqrt(variance)
+
+
 def permutation_p(values: Sequence[float]) -> float:
     """Returns the share of sign changes of paired differences whose mean is at least as far from 0 as the given one.
 
