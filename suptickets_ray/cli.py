@@ -13,9 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from suptickets_ray.commands import COMMANDS, submit_job
+from suptickets_ray.commands import COMMANDS, EXIT_INTERRUPTED, submit_job
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_USAGE = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-EXIT_DONE = 0
+EXIT_DONE, EXIT_INTERRUPTED = 0, 130
 
 
 def submit_job(options: argparse.Namespace, console: Console) -> int:
@@ -27,14 +27,26 @@ def submit_job(options: argparse.Namespace, console: Console) -> int:
     from suptickets_ray.distributed.submission import submit
 
     config = load_config(*_recipe_and_overrides(options.settings))
-    job_id, code = submit(
-        config,
-        options.command,
-        options.submit,
-        lambda piece: console.print(piece, end="", markup=False, highlight=False, soft_wrap=True),
-        wait=not options.no_wait,
-        flags=[f"--log-format={options.log_format}", *(["--verbose"] if options.verbose else [])],
-    )
+    started: list[str] = []
+    try:
+        job_id, code = submit(
+            config,
+            options.command,
+            options.submit,
+            lambda piece: console.print(piece, end="", markup=False, highlight=False, soft_wrap=True),
+            wait=not options.no_wait,
+            flags=[f"--log-format={options.log_format}", *(["--verbose"] if options.verbose else [])],
+            on_start=started.append,
+        )
+    except KeyboardInterrupt:
+        if not started:
+            raise
+        console.print(
+            f"Job {started[0]} goes on; nobody watches it any more. Its end: ray job stop --address {options.submit} "
+            f"{started[0]}",
+            soft_wrap=True,
+        )
+        return EXIT_INTERRUPTED
     if code is None:
         console.print(f"Job {job_id} is on its way. Its output: ray job logs --address {options.submit} {job_id}")
         return EXIT_DONE

@@ -326,6 +326,9 @@ class ClusterConfig:
         for key in ("num_explorers", "cpus_per_worker", "threads_per_worker", "fold_shares"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"cluster.{key}", "at least 1", value)
+        most, threads = f"at most cluster.cpus_per_worker ({self.cpus_per_worker})", self.threads_per_worker
+        remedy = "Ask Ray for as many CPUs."
+        _require(threads <= self.cpus_per_worker, "cluster.threads_per_worker", most, threads, remedy)
         workers = [self.num_workers] if isinstance(self.num_workers, int) else self.num_workers
         fits = len(workers) in (1, 2) and workers[0] >= 1 and workers == sorted(workers)
         _require(fits, "cluster.num_workers", "at least 1, or [least, most]", self.num_workers)

@@ -402,3 +402,19 @@ def test_printed_paths_on_an_object_store_are_below_its_folder_and_shells_take_t
         "Curves: tensorboard --logdir s3://bucket/runs/digits/tensorboard",
         "Run the best: suptickets train 's3://bucket/best.yaml?region=a&scheme=http'",
     ]
+
+
+def test_whoever_stops_watching_a_submitted_job_is_told_that_it_goes_on_and_how_to_end_it(
+    monkeypatch, capsys, tmp_path
+):
+    from suptickets_ray.distributed import submission
+
+    def interrupted(*arguments, on_start, **options):
+        on_start("raysubmit_1")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submission, "submit", interrupted)
+    assert main(["train", f"storage={tmp_path}", "--submit", "http://127.0.0.1:8265"]) == 130
+    said = capsys.readouterr().out
+    assert "Job raysubmit_1 goes on" in said
+    assert "ray job stop --address http://127.0.0.1:8265 raysubmit_1" in said

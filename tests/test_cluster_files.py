@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import jsonschema
@@ -10,6 +11,8 @@ import pytest
 import yaml
 
 from suptickets_ray import load_config
+from suptickets_ray.config_resolution import resolve
+from suptickets_ray.distributed.room import explorer_places, lack_of_room
 from suptickets_ray.recipes import shipped_recipes
 
 ROOT = Path(__file__).parents[1]
@@ -60,16 +63,57 @@ def test_every_path_and_command_that_the_cluster_file_names_is_there():
     assert (ROOT / "pyproject.toml").is_file()
 
 
-def test_the_commands_in_the_comments_are_recipes_that_load():
-    for text in ((ROOT / "cluster.yaml").read_text(), JOB["spec"]["entrypoint"]):
-        lines = re.sub(r"\\\n#?\s*", "", text)
-        (command,) = re.findall(r"suptickets train (.*)", lines)
-        words = re.findall(r"'([^']*)'|(\S+)", command)
-        recipe, *overrides = [quoted or plain for quoted, plain in words]
-        assert recipe in shipped_recipes()
-        config = load_config(recipe, overrides)
-        assert config.storage.startswith("s3://")
-        assert config.cluster.address == "auto"
+@pytest.fixture(params=["cluster.yaml", "rayjob.yaml"])
+def command(request):
+    """The words of the command that a file tells one to give, or gives itself."""
+    texts = {"cluster.yaml": (ROOT / "cluster.yaml").read_text(), "rayjob.yaml": JOB["spec"]["entrypoint"]}
+    lines = re.sub(r"\\\n#?\s*", "", texts[request.param])
+    (command,) = re.findall(r"suptickets train (.*)", lines)
+    return [quoted or plain for quoted, plain in re.findall(r"'([^']*)'|(\S+)", command)]
+
+
+def test_the_commands_are_recipes_that_load_and_say_where_files_and_machines_come_from(command):
+    recipe, *overrides = command
+    assert recipe in shipped_recipes()
+    config = resolve(load_config(recipe, overrides))
+    assert config.storage.startswith("s3://")
+    assert config.cluster.address == "auto"
+    assert config.data.download or config.data.root
+    # Both files start without a worker: a run that does not wait is refused at once.
+    assert config.cluster.wait_minutes >= 10
+
+
+def test_the_machines_of_the_cluster_file_have_room_for_its_command(command, monkeypatch):
+    """g6.2xlarge: 8 virtual CPUs and a GPU."""
+    config = load_config(command[0], command[1:]).cluster
+    machines = [
+        {"NodeID": f"{name}-{number}", "Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0, **own["resources"]}}
+        for name, own in CLUSTER["available_node_types"].items()
+        if name != "head"
+        for number in range(own["max_workers"])
+    ]
+    head = {"NodeID": "head", "Alive": True, "Resources": {"CPU": 0.0, "node:__internal_head__": 1.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [head, *machines])
+    assert lack_of_room(config) is None
+    assert explorer_places(config) >= CLUSTER["available_node_types"]["spot"]["max_workers"]
+
+
+def test_the_head_may_start_machines_and_has_what_that_needs():
+    types = CLUSTER["available_node_types"]
+    profiles = {name: own["node_config"]["IamInstanceProfile"]["Name"] for name, own in types.items()}
+    assert profiles == {"head": "suptickets-head", "on_demand": "suptickets-storage", "spot": "suptickets-storage"}
+    comments = " ".join(re.findall(r"^#(.*)", (ROOT / "cluster.yaml").read_text(), re.MULTILINE))
+    for right in ("ec2:RunInstances", "ec2:TerminateInstances", "ec2:CreateTags", "ssm:GetParameters", "iam:PassRole"):
+        assert right in comments
+    assert any("boto3" in command for command in CLUSTER["head_setup_commands"])
+
+
+def test_every_machine_gets_a_python_that_the_project_takes():
+    commands = CLUSTER["setup_commands"]
+    (made,) = [command for command in commands if " venv " in command]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=" + re.search(r"--python (\S+)", made)[1]
+    assert commands.index(made) < next(i for i, command in enumerate(commands) if "pip install" in command)
 
 
 def test_ray_and_what_it_needs_are_pinned_to_what_was_tested():

@@ -63,6 +63,10 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("train.momentum=1", r"train.momentum must be in \[0, 1\)"),
         ("train.lr_schedule=cosin", "unknown train.lr_schedule 'cosin'; did you mean 'cosine'"),
         ("train=5", "train must be a section"),
+        (
+            "cluster.threads_per_worker=8",
+            r"threads_per_worker must be at most cluster.cpus_per_worker \(1\); got 8. Ask",
+        ),
         ("tickets.cycle_epochs=50", r"tickets.cycle_epochs must be at most train.epochs \* tickets.cycle_rate = 15"),
         ("tickets={lr_high: 0.2, cyclic_lr: false}", "tickets.lr_high has no effect with tickets.cyclic_lr=false"),
         ("tickets={lr_low: 0.01, cyclic_lr: true}", r"lr_high must be at least lr_low \(0.01\); it is 0.005"),

@@ -11,19 +11,23 @@ import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 
 from suptickets_ray.config import Config
-from suptickets_ray.distributed.explorer import Explorer, chain_state_path
+from suptickets_ray.distributed.chains import Chains
+from suptickets_ray.distributed.explorer import Explorer
 from suptickets_ray.distributed.failures import DEATHS, root_cause
 from suptickets_ray.distributed.room import (
     actor_options,
     draining_nodes,
     explorer_bundle,
     explorer_slots,
+    lack_of_explorers,
     request_machines,
+    withdraw_request,
     worker_labels,
 )
-from suptickets_ray.distributed.schedule import finished_cycles, next_cycle, should_retry
+from suptickets_ray.distributed.schedule import Setbacks, next_cycle, should_retry
+from suptickets_ray.distributed.sharing import JoiningMachines
+from suptickets_ray.distributed.standstill import Standstill
 from suptickets_ray.tickets.store import RunStore, TicketStore
-from suptickets_ray.training.state import read_progress
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 3.0
@@ -54,48 +58,54 @@ class Exploration:
         self._config, self._settings, self._cycles, self._on_poll = config, settings, cycles, on_poll
         self._store = RunStore(settings["run_path"])
         self._tickets: dict[tuple[int, int], Any] = {}
-        self._states: dict[int, Any] = {}
-        self._done: dict[int, int] = {}
-        self._attempts: dict[tuple[int, int], int] = {}
+        self._tried: set[tuple[int, int]] = set()
+        self._losses: dict[tuple[int, int], int] = {}
+        """How often a cycle was lost, not counting machines that were taken away with notice."""
         self._starting: dict[Any, Any] = {}
         self._asked: dict[Any, Any] = {}
-        self._num_failed_starts = self._num_explorers = 0
+        self._num_explorers = self._num_started = 0
+        self._failed_starts = Setbacks()
+        self._standstill = Standstill(config.cluster, settings["monitor"], "an explorer")
+        self._joining = JoiningMachines(settings["run_path"])
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, Any, Any, int, int]] = {}
         self._nodes: dict[Any, str] = {}
         self._draining: frozenset[str] = frozenset()
         self._looked = time.monotonic()
-        self.num_trained = 0
-        """Cycles that were run to their end by this start."""
-        self.remade: list[int] = []
+        self._chains = Chains(self._store, config.tickets.chains, cycles, pretrained)
+        self.num_stored = sum(self._chains.done.values())
+        """Tickets that an earlier start has finished."""
+        self.remade = self._chains.remade
         """Chains that are run anew because what is stored of them is damaged."""
-        stored = _whole_tickets(TicketStore(self._store))
-        for chain in range(config.tickets.chains):
-            state_cycle, state = stored_state(self._store, chain)
-            self._done[chain] = min(finished_cycles(stored, chain, state_cycle), cycles)
-            if not self._done[chain] and self._store.exists(chain_state_path(chain)):
-                self.remade.append(chain)
-            self._states[chain] = ray.put(state) if self._done[chain] else pretrained
-        self.num_stored = sum(self._done.values())
-        self._first_cycles = dict(self._done)
+        self._first_cycles = dict(self._chains.done)
         # Points of an earlier start may lie in the TensorBoard folders.
         self._continues = any(path.startswith("chain-") for path in RunStore(settings["tensorboard"]).list(""))
 
     def __enter__(self) -> Exploration:
         """Starts the explorers that have something to do."""
         cluster, chains = self._config.cluster, self._config.tickets.chains
-        if cluster.wait_minutes and not self.is_done:
-            request_machines([explorer_bundle(cluster)] * min(cluster.num_explorers or chains, chains))
-        self._grow()
+        try:
+            if self._asks_for_machines and not self.is_done:
+                request_machines([explorer_bundle(cluster)] * min(cluster.num_explorers or chains, chains))
+            self._grow()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         """Ends the explorers; their CPUs are free for others at once."""
+        self._joining.close()
         for explorer in self._explorers():
             with contextlib.suppress(*DEATHS):
                 ray.kill(explorer)
-        if self._config.cluster.wait_minutes:
-            request_machines([])
+        if self._asks_for_machines:
+            withdraw_request()
+
+    @property
+    def _asks_for_machines(self) -> bool:
+        """Not in a trial of Tune, whose bundles ask: a cluster keeps one request, and its end would take all back."""
+        return bool(self._config.cluster.wait_minutes) and ray.util.get_current_placement_group() is None
 
     def ticket(self, chain: int, cycle: int) -> Any:
         """Returns the object reference of a ticket's Arrow table, waiting until its cycle is done.
@@ -105,7 +115,7 @@ class Exploration:
         Raises:
             RuntimeError: If a cycle fails for good.
         """
-        while self._done[chain] <= cycle:
+        while self._chains.done[chain] <= cycle:
             self._dispatch()
             self._collect(_POLL_SECONDS)
         if (chain, cycle) in self._tickets:
@@ -115,7 +125,17 @@ class Exploration:
     @property
     def is_done(self) -> bool:
         """Whether every cycle of every chain is finished."""
-        return all(done >= self._cycles for done in self._done.values())
+        return not self._chains.num_unfinished
+
+    @property
+    def num_trained(self) -> int:
+        """Cycles that were run to their end by this start."""
+        return self._chains.num_trained
+
+    @property
+    def num_states(self) -> int:
+        """States of chains in memory; those that have ended need none."""
+        return self._chains.num_states
 
     @property
     def num_in_memory(self) -> int:
@@ -150,8 +170,8 @@ class Exploration:
 
     def _grow(self) -> None:
         """Asks for as many explorers as there is room and work for: machines may have come since the last look."""
-        todo = sum(done < self._cycles for done in self._done.values())
-        slots = min(explorer_slots(self._config.cluster, self._config.tickets.chains), todo)
+        slots = explorer_slots(self._config.cluster, self._config.tickets.chains)
+        slots = min(slots, self._chains.num_unfinished)
         self._num_explorers = max(self._num_explorers, slots)
         for _ in range(slots - len(self._explorers())):
             self._start_explorer()
@@ -162,10 +182,14 @@ class Exploration:
             return
         self._looked = time.monotonic()
         self._draining = draining_nodes()
+        self._joining.look()
         for explorer in [idle for idle in self._idle if self._nodes.get(idle) in self._draining]:
             self._idle.remove(explorer)
             self._rest(explorer)
         self._grow()
+        stands_still = not (self._running or self._idle or self._asked or self.is_done)
+        lack = lack_of_explorers(self._config.cluster, going=self._draining) if stands_still else None
+        self._standstill.look(stands_still, lack)
 
     def _rest(self, explorer: Any) -> None:
         """An explorer that has nothing to do is idle, or leaves a machine that is about to be taken away.
@@ -180,20 +204,22 @@ class Exploration:
 
     def _dispatch(self) -> None:
         while self._idle:
-            job = next_cycle(self._done, (chain for _, _, _, chain, _ in self._running.values()), self._cycles)
+            job = next_cycle(self._chains.done, (chain for _, _, _, chain, _ in self._running.values()), self._cycles)
             if job is None:
                 return
             chain, cycle = job
             explorer = self._idle.pop()
-            self._attempts[job] = self._attempts.get(job, 0) + 1
-            again = self._attempts[job] > 1 or (self._continues and cycle == self._first_cycles[chain])
+            again = job in self._tried or (self._continues and cycle == self._first_cycles[chain])
+            self._tried.add(job)
             run_cycle = explorer.run_cycle.options(num_returns=3)
-            table, state, done = run_cycle.remote(self._states[chain], chain, cycle, again)
+            table, state, done = run_cycle.remote(self._chains.state_of(chain), chain, cycle, again)
             self._running[done] = (explorer, table, state, chain, cycle)
 
     def _collect(self, seconds: float) -> None:
         """Waits up to so long for anything to finish."""
         waiting = [*self._running, *self._starting, *self._asked]
+        if not waiting:
+            time.sleep(seconds)
         finished, _ = ray.wait(waiting, num_returns=1, timeout=seconds, fetch_local=False) if waiting else ([], [])
         self._on_poll()
         self._look()
@@ -209,9 +235,11 @@ class Exploration:
                 # Ticket and state stay where they are: the driver's memory does not depend on the network's size.
                 ray.get(done)
             except DEATHS as error:
-                if not should_retry(self._attempts[chain, cycle]):
+                losses = self._losses.get((chain, cycle), 0) + (not self._was_taken_away(explorer, error))
+                self._losses[chain, cycle] = losses
+                if not should_retry(losses):
                     raise RuntimeError(
-                        f"cycle {cycle} of chain {chain} lost {self._attempts[chain, cycle]} explorers, the last one "
+                        f"cycle {cycle} of chain {chain} lost {losses} explorers, the last one "
                         f"to: {root_cause(error)}. Memory is the usual want; the same command goes on from here."
                     ) from error
                 if isinstance(error, ObjectLostError):
@@ -225,16 +253,15 @@ class Exploration:
             self._rest(explorer)
             if len(self._tickets) < _TICKETS_IN_FLIGHT * self._num_explorers:
                 self._tickets[chain, cycle] = table
-            self._states[chain] = state
-            self._done[chain] = cycle + 1
-            self.num_trained += 1
+            self._chains.finish(chain, cycle + 1, state)
+
+    def _was_taken_away(self, explorer: Any, error: Exception) -> bool:
+        """Whether its machine went with notice: that says nothing about the cycle."""
+        return bool(getattr(error, "preempted", False)) or self._nodes.get(explorer) in self._draining
 
     def _doubt(self, chain: int) -> None:
         """After a death: what a lost machine held is read from the storage, and idle explorers are asked to answer."""
-        if self._done[chain]:
-            state_cycle, state = stored_state(self._store, chain)
-            if state_cycle == self._done[chain] - 1:
-                self._states[chain] = ray.put(state)
+        self._chains.doubt(chain)
         for explorer in self._idle:
             self._asked[explorer.node.remote()] = explorer
         self._idle = []
@@ -257,30 +284,13 @@ class Exploration:
         try:
             self._nodes[explorer] = ray.get(ready)
         except DEATHS as error:
-            self._num_failed_starts += 1
-            if not should_retry(self._num_failed_starts):
+            if not self._failed_starts.died():
                 raise RuntimeError(
-                    f"{self._num_failed_starts} explorers died while they started, the last one of: "
+                    f"{self._failed_starts.count} explorers died while they started, the last one of: "
                     f"{root_cause(error)}. Memory is the usual want; the same command goes on from here."
                 ) from error
             self._start_explorer()
             return
+        self._num_started += 1
+        self._failed_starts.reached(self._num_started)
         self._rest(explorer)
-
-
-def _whole_tickets(tickets: TicketStore) -> list[tuple[int, int]]:
-    """Those that are kept and whole; a damaged one counts as missing, and is made again."""
-    faults = tickets.verify()
-    return [key for key in tickets.list() if key not in faults]
-
-
-def stored_state(store: RunStore, chain: int) -> tuple[int | None, bytes]:
-    """Returns the cycle after which a chain's stored state was taken, and the state; None where it is no good."""
-    path = chain_state_path(chain)
-    if not store.exists(path):
-        return None, b""
-    content = store.read(path)
-    try:
-        return read_progress(content)["cycle"], content
-    except ValueError:
-        return None, b""

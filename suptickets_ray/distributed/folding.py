@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -9,14 +10,19 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 
+from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.failures import DEATHS, root_cause
 from suptickets_ray.distributed.fold_share import FoldShare
+from suptickets_ray.distributed.room import lack_of_superposer, superposer_labels
+from suptickets_ray.distributed.schedule import Setbacks
+from suptickets_ray.distributed.standstill import Standstill
 from suptickets_ray.distributed.superposer import Superposer
 from suptickets_ray.tickets.accumulator import shares
 
-_MAX_DEATHS = 5
 _POLL_SECONDS = 0.2
+_LOOK_SECONDS = 3.0
+"""How often it is looked whether there is a machine for the superposer."""
 _MAX_PENDING = 8
 """Tickets handed over and not yet folded; each is held in the object store until it is."""
 _MAX_UNLOOKED = 4
@@ -38,7 +44,12 @@ class Folding:
         self._order: list[tuple[int, int]] = []
         self._num_submitted = 0
         self._pending: list[Any] = []
-        self._num_deaths = 0
+        self._num_folded = self._num_validated = 0
+        self._deaths = Setbacks()
+        self._cluster = ClusterConfig(**settings["config"]["cluster"])
+        self._standstill = Standstill(self._cluster, settings["monitor"], "the superposer")
+        self._looked = time.monotonic()
+        self._has_answered = False
         self._start()
 
     def fold(self, chain: int, cycle: int) -> None:
@@ -62,6 +73,8 @@ class Folding:
                 for key in keys:
                     if key not in accuracies:
                         accuracies[key] = self._wait_for(self._actor.validate.remote(self._exploration.ticket(*key)))
+                        self._num_validated += 1
+                        self._deaths.reached(self._num_validated)
         return sorted(keys, key=lambda key: -accuracies[key])
 
     def judge(self) -> Any:
@@ -110,14 +123,35 @@ class Folding:
             return
         finished, self._pending = ray.wait(self._pending, num_returns=len(self._pending), timeout=0)
         ray.get(finished)
+        self._count(len(finished))
         while len(self._pending) > most_pending * (len(self._shares) + 1):
             self._wait_for(self._pending.pop(0))
+            self._count(1)
+
+    def _count(self, num_answers: int) -> None:
+        """Takes note of what the present superposer has folded: one that comes further than all before it is well."""
+        self._has_answered = self._has_answered or num_answers > 0
+        self._num_folded += num_answers
+        self._deaths.reached(self._num_validated + self._num_folded)
 
     def _wait_for(self, answer: Any) -> Any:
         """The superposer's answer; explorers are kept at work until it comes."""
         while not ray.wait([answer], timeout=_POLL_SECONDS)[0]:
             self._exploration.advance()
+            self._look()
+        self._has_answered = True
         return ray.get(answer)
+
+    def _look(self) -> None:
+        """From time to time: whether a superposer that has not answered yet can start at all.
+
+        Raises:
+            RuntimeError: If there has been no machine for it for too long.
+        """
+        if time.monotonic() - self._looked >= _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            stands_still = not self._has_answered
+            self._standstill.look(stands_still, lack_of_superposer(self._cluster) if stands_still else None)
 
     @contextmanager
     def _deaths_survived(self) -> Iterator[None]:
@@ -127,11 +161,9 @@ class Folding:
         except DEATHS as error:
             if isinstance(error, ObjectLostError):
                 self._exploration.forget_tickets()
-            else:
-                self._num_deaths += 1
-            if self._num_deaths >= _MAX_DEATHS:
+            elif not self._deaths.died():
                 raise RuntimeError(
-                    f"the superposer died {self._num_deaths} times, the last time: {root_cause(error)}"
+                    f"the superposer died {self._deaths.count} times, the last time: {root_cause(error)}"
                 ) from error
             self.close()
             self._start()
@@ -139,10 +171,13 @@ class Folding:
             raise RuntimeError(f"superposing failed: {root_cause(error)}") from error
 
     def _start(self) -> None:
-        options = {"num_gpus": self._settings["config"]["cluster"]["superposer_gpus"]}
+        options = {
+            "num_gpus": self._cluster.superposer_gpus,
+            "label_selector": superposer_labels(self._cluster) or None,
+        }
         sized = Superposer.options(**options)  # type: ignore[attr-defined]
         self._actor = sized.remote(self._settings, self._pretrained)
-        self._pending, self._num_submitted = [], 0
+        self._pending, self._num_submitted, self._num_folded, self._has_answered = [], 0, 0, False
         self._shares: list[Any] = []
 
     def _start_shares(self) -> None:

@@ -19,11 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest
-from suptickets_ray.distributed.monitor import OnEvent, reported_warnings, watched
+from suptickets_ray.distributed.failures import lost_elsewhere
+from suptickets_ray.distributed.monitor import Event, OnEvent, reported_warnings, watched
 from suptickets_ray.distributed.room import worker_bundle, worker_labels
+from suptickets_ray.distributed.schedule import Setbacks
 from suptickets_ray.distributed.worker import Worker, start_worker
 from suptickets_ray.sparse.statistics import explored_fraction
-from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.tickets.store import RunStore, patiently
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
     Learner,
@@ -38,13 +40,18 @@ from suptickets_ray.training.optimization import phase_one_rate
 from suptickets_ray.training.tensorboard import Scalars
 
 STATE_FILE = "state.pt"
-_MAX_FAILURES = 3  # of workers or machines; a fault in the code itself repeats, and then ends the run
+_MAX_FAILURES = 3
+"""Of workers or machines in one job of Ray Train, which counts them over days; a fault in the code itself repeats."""
+_MAX_JOBS = 3
+"""Jobs in a row that were lost with machines or with the storage, and came no further than the one before."""
 
 
 def pretrain(
     config: Config, settings: dict[str, Any], folder: str, on_event: OnEvent, *, verbose: bool = False
 ) -> bytes:
     """Returns the state that phase one ends in. A killed phase one goes on from its last checkpoint.
+
+    So does one that Ray Train gave up because it lost machines often, or could not reach the storage once.
 
     Args:
         config: The recipe.
@@ -58,7 +65,8 @@ def pretrain(
     """
     cluster = config.cluster
     least, most = cluster.min_workers, cluster.max_workers
-    filesystem, location = RunStore(settings["run_path"]).location
+    store = RunStore(settings["run_path"])
+    filesystem, location = store.location
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,
@@ -78,12 +86,32 @@ def pretrain(
             logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose else "CRITICAL"),
         ),
     )
-    result = watched(trainer.fit, settings["monitor"], on_event, "phase one")
+    setbacks = Setbacks(_MAX_JOBS)
+
+    def noted(event: Event) -> None:
+        if event["kind"] == "epoch":
+            setbacks.reached(event["epoch"])
+        on_event(event)
+
+    while True:
+        try:
+            result = watched(trainer.fit, settings["monitor"], noted, "phase one")
+            break
+        except RuntimeError as error:
+            in_object_store = "://" in settings["run_path"]
+            if not lost_elsewhere(error.__cause__, in_object_store=in_object_store) or not setbacks.died():
+                raise
+            on_event({"kind": "waiting", "text": f"{error}. It goes on from its last checkpoint."})
+            store.exists(STATE_FILE)  # whatever the answer: it waits for one
     if result.checkpoint is None:
         raise RuntimeError(
             "phase one ended without a checkpoint. Start the command again; it goes on from the last one."
         )
-    with result.checkpoint.as_directory() as checkpoint_dir:
+    return patiently(lambda: _state_in(result.checkpoint))
+
+
+def _state_in(checkpoint: Checkpoint) -> bytes:
+    with checkpoint.as_directory() as checkpoint_dir:
         return (Path(checkpoint_dir) / STATE_FILE).read_bytes()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -11,16 +13,60 @@ import ray
 from suptickets_ray.config import ClusterConfig
 
 _WAIT_SECONDS = 1.0
+OnWait = Callable[[str], None]
+"""Is told, once, what is waited for."""
 
 
 def explorer_slots(config: ClusterConfig, chains: int) -> int:
-    """Returns how many explorers can work at once: no more than asked for, than chains, or than fit.
+    """Returns how many explorers can work at once: no more than asked for, than chains, or than fit; at least 1.
 
-    Machines that are about to be taken away do not count.
+    Machines that are about to be taken away do not count. The one explorer for which there is no room is what makes an
+    autoscaler start a machine.
     """
-    bundle, going = explorer_bundle(config), draining_nodes()
-    places = sum(_places_on(node, bundle) for node in _nodes(config) if node["NodeID"] not in going)
-    return min(config.num_explorers or chains, chains, max(places, 1))
+    return min(config.num_explorers or chains, chains, max(explorer_places(config, draining_nodes()), 1))
+
+
+def explorer_places(config: ClusterConfig, going: Collection[str] = ()) -> int:
+    """Returns how many explorers have room beside the superposer, which takes its GPUs where that costs the fewest.
+
+    Args:
+        config: What they ask for.
+        going: Ids of machines that do not count.
+    """
+    hosts: list[Any] = [node for node in superposer_nodes(config) if node["NodeID"] not in going]
+    return max(_places_beside(config, host, going) for host in hosts or [None])
+
+
+def _places_beside(config: ClusterConfig, host: Mapping[str, Any] | None, going: Collection[str]) -> int:
+    """How many explorers have room when the superposer is on one machine, or nowhere."""
+    bundle, places = explorer_bundle(config), 0
+    for node in _nodes(config):
+        if node["NodeID"] not in going:
+            is_host = host is not None and host["NodeID"] == node["NodeID"]
+            places += _places_on(node["Resources"], bundle, config.superposer_gpus if is_host else 0.0)
+    return places
+
+
+def superposer_nodes(config: ClusterConfig) -> list[dict[str, Any]]:
+    """Returns the machines that have the GPUs which the superposer asks for; the head is one like the others."""
+    return [
+        node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0.0) >= config.superposer_gpus
+    ]
+
+
+def superposer_labels(config: ClusterConfig) -> dict[str, str]:
+    """Returns the label selector of the machines that the superposer may use; empty for all.
+
+    Where there is another, it keeps off machines that are about to be taken away, and off one that all explorers need.
+    """
+    going = draining_nodes()
+    hosts = [node for node in superposer_nodes(config) if node["NodeID"] not in going]
+    needed = {node["NodeID"] for node in hosts if not _places_beside(config, node, going)}
+    if len(needed) == len(hosts):
+        needed = set()
+    # Those to avoid are named, not those to use: a machine that comes later may be used, too.
+    avoided = sorted(needed | going) if hosts else []
+    return {"ray.io/node-id": f"!in({','.join(avoided)})"} if avoided else {}
 
 
 def worker_bundle(config: ClusterConfig) -> dict[str, float]:
@@ -48,7 +94,7 @@ def actor_options(bundle: Mapping[str, float]) -> dict[str, Any]:
 
 def places_for_workers(config: ClusterConfig, bundle: Mapping[str, float]) -> int:
     """Returns how many workers that ask for the bundle the cluster has room for, each on one machine."""
-    return sum(_places_on(node, bundle) for node in _nodes(config))
+    return sum(_places_on(node["Resources"], bundle) for node in _nodes(config))
 
 
 def worker_labels(config: ClusterConfig) -> dict[str, str]:
@@ -74,33 +120,144 @@ def _is_head(node: Mapping[str, Any]) -> bool:
     return "node:__internal_head__" in node["Resources"]
 
 
-def _places_on(node: Mapping[str, Any], bundle: Mapping[str, float]) -> int:
-    resources = node["Resources"]
-    return min(int(resources.get(kind, 0) / amount + 1e-9) for kind, amount in bundle.items())
+def _places_on(resources: Mapping[str, float], bundle: Mapping[str, float], taken_gpus: float = 0.0) -> int:
+    free = {**resources, "GPU": resources.get("GPU", 0.0) - taken_gpus}
+    return min(int(max(free.get(kind, 0.0), 0.0) / amount + 1e-9) for kind, amount in bundle.items())
 
 
-def wait_for_room(config: ClusterConfig, on_wait: Callable[[str], None]) -> None:
-    """Returns once there is room for phase one.
+@dataclass(frozen=True)
+class Lack:
+    """What the cluster has no room for."""
+
+    short: str
+    """For a person who waits."""
+    refusal: str
+    """What must be how; how long was waited, and a remedy, come after it."""
+    remedy: str
+
+
+def lack_of_room(config: ClusterConfig) -> Lack | None:
+    """Returns what the cluster has no room for, by the sizes of its machines; None where all fits.
+
+    Phase one, and after it an explorer beside the superposer, must fit. What else runs there now does not count.
+    """
+    bundle, wanted = worker_bundle(config), config.min_workers
+    places = places_for_workers(config, bundle)
+    if places < wanted:
+        return Lack(
+            f"{places} of {wanted} workers of {_in_words(bundle)}",
+            f"cluster.num_workers must be at most {places}, the workers of {_in_words(bundle)} that fit the cluster's "
+            f"{_there(config, bundle)}{{waited}}; got {config.num_workers}.",
+            "Ask for fewer or smaller workers",
+        )
+    return lack_of_explorers(config)
+
+
+def lack_of_explorers(config: ClusterConfig, going: Collection[str] = ()) -> Lack | None:
+    """Returns what exploration has no room for: an explorer, the superposer, or both at once.
+
+    Args:
+        config: What is asked for.
+        going: Ids of machines that do not count, because they are about to be taken away.
+    """
+    bundle, gpus = explorer_bundle(config), config.superposer_gpus
+    if not _places_beside(config, None, going):
+        return Lack(
+            f"no explorer of {_in_words(bundle)}",
+            f"cluster.explorer_resources and what workers are given must fit a machine; an explorer's "
+            f"{_in_words(bundle)} fits none of the cluster's, with {_there(config, bundle)}{{waited}}.",
+            "Correct the names, or ask for less",
+        )
+    if (lack := lack_of_superposer(config, going)) is not None:
+        return lack
+    if not explorer_places(config, going):
+        return Lack(
+            f"no explorer of {_in_words(bundle)} beside the superposer of {gpus:g} GPU",
+            f"cluster.superposer_gpus must leave room for an explorer of {_in_words(bundle)} in the cluster's "
+            f"{_there(config, bundle)}{{waited}}; got {gpus:g}.",
+            "Leave it out to superpose on a CPU, or let them share with cluster.gpus_per_worker",
+        )
+    return None
+
+
+def lack_of_superposer(config: ClusterConfig, going: Collection[str] = ()) -> Lack | None:
+    """Returns that there is no room for the superposer; None if there is. See `lack_of_explorers`."""
+    gpus = config.superposer_gpus
+    if any(node["NodeID"] not in going for node in superposer_nodes(config)):
+        return None
+    most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    return Lack(
+        f"no superposer of {gpus:g} GPU",
+        f"cluster.superposer_gpus must be at most {most:g}, the GPUs of the largest machine{{waited}}; got {gpus:g}.",
+        "Leave it out to superpose on a CPU",
+    )
+
+
+def wait_for_room(config: ClusterConfig, on_wait: OnWait) -> None:
+    """Returns once there is room for phase one, and for an explorer beside the superposer after it.
+
+    What the autoscaler was asked for is taken back, however this ends, and also what an earlier start of the run that
+    was killed has asked for: it would keep machines, and be paid for, until somebody asks for something else.
+
+    Args:
+        config: What is asked for.
+        on_wait: Is told what is waited for.
 
     Raises:
         ValueError: If there is none, or none within `wait_minutes`; the sentence holds the numbers.
     """
-    bundle, wanted = worker_bundle(config), config.min_workers
-    deadline = time.monotonic() + 60 * config.wait_minutes
-    asked = False
-    while (places := places_for_workers(config, bundle)) < wanted:
-        if time.monotonic() >= deadline:
-            raise ValueError(_no_room(config, bundle, places))
-        if not asked:
-            request_machines([bundle] * wanted)
-            on_wait(
-                f"waiting up to {config.wait_minutes:g} minutes for machines: there is room for {places} of {wanted} "
-                f"workers of {_in_words(bundle)}"
-            )
-            asked = True
-        time.sleep(_WAIT_SECONDS)
-    if asked:
+    needed = [worker_bundle(config)] * config.min_workers
+    if explorer_bundle(config) != worker_bundle(config):  # otherwise they go where phase one was
+        needed.append(explorer_bundle(config))
+    if config.superposer_gpus:
+        needed.append({"GPU": config.superposer_gpus})
+    if config.wait_minutes:
         request_machines([])
+    _wait(config, needed, lambda: lack_of_room(config), on_wait)
+
+
+def wait_for_machines(
+    config: ClusterConfig,
+    needed: Sequence[Mapping[str, float]],
+    fits: Callable[[], bool],
+    what: str,
+    on_wait: OnWait,
+) -> None:
+    """Returns once it fits, and at the latest after `wait_minutes`: whoever asks then refuses with his own numbers.
+
+    Args:
+        config: Says how long.
+        needed: Bundles that the autoscaler is asked for.
+        fits: Says whether they have room.
+        what: They in words.
+        on_wait: Is told what is waited for.
+    """
+    _wait(config, needed, lambda: None if fits() else Lack(f"fewer than {what}", "", ""), on_wait)
+
+
+def _wait(
+    config: ClusterConfig, needed: Sequence[Mapping[str, float]], lacking: Callable[[], Lack | None], on_wait: OnWait
+) -> None:
+    """Returns once nothing is lacking; when the time is over, a lack with a refusal is raised as ValueError."""
+    deadline, asked = time.monotonic() + 60 * config.wait_minutes, False
+    try:
+        while (lack := lacking()) is not None:
+            if time.monotonic() >= deadline:
+                if not lack.refusal:
+                    return
+                waited = f" after {config.wait_minutes:g} minutes" if config.wait_minutes else ""
+                raise ValueError(
+                    f"{lack.refusal.format(waited=waited)} {lack.remedy}, or give an autoscaler time with "
+                    "cluster.wait_minutes."
+                )
+            if not asked:
+                asked = True
+                request_machines(needed)
+                on_wait(f"waiting up to {config.wait_minutes:g} minutes for machines: there is room for {lack.short}")
+            time.sleep(_WAIT_SECONDS)
+    finally:
+        if asked:
+            withdraw_request()
 
 
 def request_machines(bundles: Sequence[Mapping[str, float]]) -> None:
@@ -110,18 +267,19 @@ def request_machines(bundles: Sequence[Mapping[str, float]]) -> None:
     request_resources(bundles=[dict(bundle) for bundle in bundles])
 
 
+def withdraw_request() -> None:
+    """Takes back what was asked of the autoscaler, on the way out: an error that is under way stays the one raised."""
+    with suppress(Exception):  # its Ray may have ended before it
+        request_machines([])
+
+
 def _in_words(bundle: Mapping[str, float]) -> str:
     words = {"CPU": "CPU", "GPU": "GPU", "memory": "bytes of memory"}
     return " and ".join(f"{amount:g} {words.get(kind, kind)}" for kind, amount in bundle.items())
 
 
-def _no_room(config: ClusterConfig, bundle: Mapping[str, float], places: int) -> str:
+def _there(config: ClusterConfig, bundle: Mapping[str, float]) -> str:
     nodes = _nodes(config)
     there = {kind: sum(node["Resources"].get(kind, 0) for node in nodes) for kind in bundle}
     beside = " beside its head" if config.keep_head_free else ""
-    waited = f" after {config.wait_minutes:g} minutes" if config.wait_minutes else ""
-    return (
-        f"cluster.num_workers must be at most {places}, the workers of {_in_words(bundle)} that fit the cluster's "
-        f"{_in_words(there)} on {len(nodes)} machines{beside}{waited}; got {config.num_workers}. Ask for fewer or "
-        "smaller workers, or give an autoscaler time with cluster.wait_minutes."
-    )
+    return f"{_in_words(there)} on {len(nodes)} machines{beside}"

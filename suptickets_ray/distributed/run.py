@@ -32,6 +32,7 @@ from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.reporting.logs import EventLog
 from suptickets_ray.reporting.table import ROWS
 from suptickets_ray.reporting.timeline import Timeline
+from suptickets_ray.search.files import holds_search
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, child
 from suptickets_ray.tickets.ticket import Ticket
@@ -162,9 +163,13 @@ def finished_result(config: Config) -> dict[str, Any] | None:
     """Returns the result of this very recipe if its run is done, None if it was interrupted or never started.
 
     Raises:
-        ValueError: If the folder holds the run of another recipe; the sentence names the keys that differ.
+        ValueError: If the folder holds a search, finished or not, or the run of another recipe; the sentence names the
+            keys that differ.
     """
-    return stored_result(run_path(config), config, "run")
+    path = run_path(config)
+    if holds_search(RunStore(path)):
+        raise ValueError(f"the folder of a run must hold no search; {path} does. Give the run a name= of its own.")
+    return stored_result(path, config, "run")
 
 
 def phase_one(config: Config, settings: dict[str, Any], store: RunStore, on_event: OnEvent, verbose: bool) -> bytes:

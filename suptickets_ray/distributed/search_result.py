@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from suptickets_ray.distributed.failures import root_cause
 from suptickets_ray.distributed.result import Clock, stored_result, versions, without_nan
 from suptickets_ray.distributed.trial import SCORES
 from suptickets_ray.reporting.search import render_search
-from suptickets_ray.search.files import SearchFiles
+from suptickets_ray.search.files import SearchFiles, holds_search
 from suptickets_ray.search.plan import SearchPlan
 from suptickets_ray.search.space import Point, point_key, settle
 from suptickets_ray.search.summary import noise_warning, ranked, to_parquet, trial_row
@@ -60,6 +60,8 @@ def conclude(
     """
     best_first = ranked(rows, plan.metric, plan.mode)
     if not best_first:
+        if any(row["state"] == "complete" for row in rows):
+            raise RuntimeError(f"no trial has a finite {plan.metric}: all have diverged. Search lower learning rates.")
         failed = next((row["error"] for row in rows if row["error"]), "none reached its end")
         raise RuntimeError(f"no trial was complete: {failed}. The same command goes on from what is finished.")
     winner = best_first[0]
@@ -68,7 +70,10 @@ def conclude(
     tests = _test_scores(plan, files, point)
     warnings = [*noticed, *filter(None, [noise_warning(best_first, plan.metric)])]
     if failed_rows := [row for row in rows if row["state"] == "failed"]:
-        warnings.append(f"{len(failed_rows)} trials failed, the first one of: {failed_rows[0]['error']}")
+        warnings.append(
+            f"{len(failed_rows)} trials failed, the first one of: {failed_rows[0]['error']}. The same command tries "
+            "them again."
+        )
     result: dict[str, Any] = {
         "state": "complete",
         "name": plan.config.name,
@@ -113,14 +118,18 @@ def _test_scores(plan: SearchPlan, files: SearchFiles, point: Point) -> list[dic
 
 
 def finished_search(files: SearchFiles, config: Config) -> dict[str, Any] | None:
-    """Returns the result of this very search if it is done, None if it was interrupted or never started.
+    """Returns the result of this very search if it came to an end, None if it was interrupted or never started.
 
     Raises:
-        ValueError: If the folder holds another search or a run.
+        ValueError: If the folder holds another search or a run, be it finished or not.
     """
+    if files.store.exists("config.yaml") and not holds_search(files.store):
+        raise ValueError(
+            f"the folder of a search must hold no run; {files.path} does. Give the search a name= of its own."
+        )
+    return stored_result(files.path, config, "search", lambda old: ["search"] if old.search != config.search else [])
 
-    def also(old: Config) -> list[str]:
-        run = ["it holds a run"] if files.store.exists("superposed.arrow") else []
-        return (["search"] if old.search != config.search else []) + run
 
-    return stored_result(files.path, config, "search", also)
+def num_failed(result: Mapping[str, Any]) -> int:
+    """Returns how many trials of a search failed, which the same command tries again."""
+    return sum(row["state"] == "failed" for row in result["trials"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
@@ -23,6 +24,11 @@ TOKEN_PATH = "~/.ray/auth_token"  # noqa: S105 - where Ray keeps it, not the tok
 _OPEN = (
     "this Ray asks for no token: whoever reaches its ports can run code on its machines. Start every part of it with "
     "RAY_AUTH_MODE=token, and make a token with ray get-auth-token --generate."
+)
+_NO_TOKEN = (
+    "the Ray cluster at {address} must be shown its token; this process has none. Put it into "
+    + TOKEN_PATH
+    + " (mode 0600), or into RAY_AUTH_TOKEN."
 )
 _CONNECT_SECONDS = 10
 _JOIN_SECONDS = 60
@@ -43,8 +49,9 @@ def ray_session(
         verbose: Whether Ray's own messages and the workers' output are shown.
 
     Raises:
-        ValueError: If the cluster cannot be reached, is not the one this process is connected to, or has no room for
-            phase one, within the time that the recipe gives.
+        ValueError: If the cluster cannot be reached or wants another token, is not the one this process is connected
+            to, or has no room for phase one, or then for an explorer beside the superposer, within the time that the
+            recipe gives.
     """
     if ray.is_initialized():
         connected = ray.get_runtime_context().gcs_address
@@ -60,10 +67,13 @@ def ray_session(
     address = cluster_address(config)
     try:
         if address:
-            _join(address, verbose)
+            close_token_file()
+            is_open = _join(address, verbose)
         else:
+            make_token()
             _start_local(config, verbose)
-        if not asks_for_token():
+            is_open = not asks_for_token()
+        if is_open:
             on_event({"kind": "warning", "text": _OPEN})
         wait_for_room(config, lambda text: on_event({"kind": "waiting", "text": text}))
         yield
@@ -110,13 +120,27 @@ def _start_local(config: ClusterConfig, verbose: bool) -> None:
         )
 
 
-def _join(address: str, verbose: bool) -> None:
-    """Joins in a thread: where something other than Ray listens, Ray tries for minutes and hears no Ctrl-C."""
+def _join(address: str, verbose: bool) -> bool:
+    """Joins in a thread: where something other than Ray listens, Ray tries for minutes and hears no Ctrl-C.
+
+    Returns:
+        Whether the cluster lets in anybody.
+    """
+    place = _host_and_port(address)
+    is_open = lets_in_anybody(place) if place else None
+    if is_open is False:
+        _show_token(address)
+    elif is_open and os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        raise ValueError(
+            f"the Ray cluster at {address} must ask for a token where RAY_AUTH_MODE=token is set; it asks for none. "
+            "Start every part of it with RAY_AUTH_MODE=token, or unset that here."
+        )
     errors: list[Exception] = []
 
     def join() -> None:
         try:
-            ray.init(address=address, log_to_driver=verbose, logging_level=_logging_level(verbose))
+            # The place itself, where it is known: for "auto" Ray shows any token, and an open cluster refuses that.
+            ray.init(address=place or address, log_to_driver=verbose, logging_level=_logging_level(verbose))
         except Exception as error:  # noqa: BLE001 - said in the main thread, in our words
             errors.append(error)
 
@@ -128,11 +152,85 @@ def _join(address: str, verbose: bool) -> None:
         if time.monotonic() > deadline:
             raise ValueError(_no_cluster(address, f"no answer within {_JOIN_SECONDS} s"))
     if errors:
-        raise ValueError(_no_cluster(address, errors[0])) from errors[0]
+        wrong = "its token is another one than ours" if is_open is False else errors[0]
+        raise ValueError(_no_cluster(address, wrong)) from errors[0]
+    return bool(is_open)
+
+
+def _host_and_port(address: str) -> str | None:
+    """HOST:PORT of an address that may be "auto"; None where only Ray knows what it means."""
+    if "://" in address:
+        return None
+    with suppress(Exception):  # Ray itself says below what is wrong with it
+        # As ray.init() does; Ray has no public way.
+        place: str | None = ray._private.services.canonicalize_bootstrap_address(address)
+        return place
+    return None
+
+
+def lets_in_anybody(place: str) -> bool | None:
+    """Asks a cluster for its id without a token: whether it answers; None where no Ray can be heard.
+
+    Args:
+        place: HOST:PORT of its head.
+    """
+    import grpc  # type: ignore[import-untyped]  # ray[default] needs it
+    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    with grpc.insecure_channel(place) as channel:
+        try:
+            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=_CONNECT_SECONDS)
+        except grpc.RpcError as error:
+            refused = error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+            return False if refused else None
+    return True
+
+
+def _show_token(address: str) -> None:
+    """Lets this process show its token: joining an address that is named, Ray does not do so by itself.
+
+    Raises:
+        ValueError: If there is none, or the environment forbids to show it.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        raise ValueError(
+            f"the Ray cluster at {address} asks for a token, which RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']} forbids "
+            "to show. Unset it, or set it to token."
+        )
+    if not asks_for_token():
+        raise ValueError(_NO_TOKEN.format(address=address))
+    os.environ["RAY_AUTH_MODE"] = "token"
+    # The mode was read when Ray was imported. As Ray does where it turns it on itself; there is no public way.
+    ray._raylet.Config.initialize("")
+
+
+def make_token() -> None:
+    """Makes the token that a new local Ray asks for, if there is none: Ray would let everybody here read its file."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(TOKEN_PATH).expanduser()
+    if named or path.exists() or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        close_token_file()
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    whole = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))  # as Ray makes it
+    with suppress(FileExistsError):  # another process was quicker, and its token counts
+        path.hardlink_to(whole)
+    whole.unlink()
+
+
+def close_token_file() -> None:
+    """Lets nobody but its owner read the token's file: Ray wrote one that everybody here can read."""
+    path = Path(TOKEN_PATH).expanduser()
+    with suppress(OSError):  # there is none, or it is another user's, who answers for it
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
 
 
 def asks_for_token() -> bool:
-    """Returns whether this process shows a token to its Ray, which then asks everybody for it."""
+    """Returns whether this process has a token to show; a Ray that it starts then asks everybody for it."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
         return False
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")

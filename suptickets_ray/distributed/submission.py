@@ -15,7 +15,7 @@ from typing import Any
 
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import to_dict, to_yaml
-from suptickets_ray.distributed.session import TOKEN_PATH, asks_for_token
+from suptickets_ray.distributed.session import TOKEN_PATH, asks_for_token, close_token_file
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -28,6 +28,7 @@ def submit(
     *,
     wait: bool = True,
     flags: Sequence[str] = (),
+    on_start: Callable[[str], None] = lambda job_id: None,
 ) -> tuple[str, int | None]:
     """Starts `suptickets <command>` of the recipe as a job, and shows its output until it ends.
 
@@ -41,6 +42,7 @@ def submit(
         write: Shows a piece of the job's output.
         wait: Whether to wait for the job's end.
         flags: Options of the command, e.g. "--verbose".
+        on_start: Is told the job's id as soon as it is on its way.
 
     Returns:
         The job's id, and its exit code; None if nobody waited.
@@ -53,6 +55,7 @@ def submit(
             f"storage must be an absolute path that all machines share, or a URI, for a job; got {config.storage!r}. "
             "The job runs in a folder that goes with it."
         )
+    close_token_file()
     # Ray's own clients take no notice of a token otherwise.
     if asks_for_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -69,6 +72,7 @@ def submit(
             )
         except Exception as error:  # of Ray's own kinds, too; none has started anything
             raise ValueError(_refused(address, error)) from error
+    on_start(job_id)
     if not wait:
         return job_id, None
     asyncio.run(_tail(client, job_id, write))

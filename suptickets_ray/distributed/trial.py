@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,47 +31,71 @@ from suptickets_ray.training.tensorboard import Scalars
 
 SCORES = ("validation_accuracy", "validation_loss")
 Scores = dict[str, float]
-CPU = torch.device("cpu")  # the trial itself asks for no GPU
 
 
 def run_trial(values: dict[str, Any], search: dict[str, Any]) -> None:
     """Runs one point with all its seeds; Ray Tune is told after every cycle, and at the end.
+
+    Seeds that an earlier start of the search has done are not run again.
 
     Args:
         values: The point, as Tune gives it: under "point", or key by key.
         search: The recipe, where the search's files lie, and what `worker_settings` gave.
     """
     extend_path(search["worker"])
-    point = settle(values.get("point", values))
-    base, files = from_dict(search["recipe"]), SearchFiles(search["path"])
+    suggested = values.get("point", values)
+    point = settle(suggested)
+    base = from_dict(search["recipe"])
+    files = SearchFiles(search["path"], base)
     monitor = search["worker"]["monitor"]
+    cyclic_epochs = budget_of(config_of(base, point)).cyclic_epochs
+    kept = [files.row(point, number) for number in range(base.search.seeds)]
     rows: list[Scores] = []
     began = time.monotonic()
     name = f"trial-{point_key(point)}"
-    again = 1 if files.store.list(f"tensorboard/{name}") else None
-    with Scalars(files.tensorboard, name, again) as scalars:
+    first = first_epoch(kept, cyclic_epochs) if files.store.list(f"tensorboard/{name}") else None
+    with Scalars(files.tensorboard, name, first) as scalars:
 
         def running(epochs: int, scores: Scores) -> None:
             """The mean over the seeds that are done and the one that is under way."""
-            means = {key: (sum(row[key] for row in rows) + scores[key]) / (len(rows) + 1) for key in SCORES}
+            means = mean_scores([*rows, scores])
             epochs += len(rows) * cyclic_epochs
             scalars.write(epochs, **{f"search__{key}": value for key, value in means.items()})
             files.keep_running(point, without_nan({**means, "seconds": time.monotonic() - began}))
             tune.report({**means, "cyclic_epochs": epochs})
 
-        for number in range(base.search.seeds):
-            config = config_of(base, point, number)
-            cyclic_epochs = budget_of(config).cyclic_epochs
-            row = files.row(point, number)
+        for number, row in enumerate(kept):
             if row is None:
-                seed = _Seed(config, search, files)
-                row = seed.run(running)
-                row |= {"point": point, "finished": time.time()}
+                seed = _Seed(config_of(base, point, number), search, files)
+                row = seed.run(running)  # noqa: PLW2901 - what is kept from here on
+                row |= {"point": point, "suggested": suggested, "finished": time.time()}
                 files.keep(point, number, without_nan(row), seed.superposed)
             rows.append(row)
-        means = {key: sum(row[key] for row in rows) / len(rows) for key in SCORES}
+    means = mean_scores(rows)
     monitor.report.remote({"kind": "trial", "values": point, **means})
     tune.report({**means, "cyclic_epochs": len(rows) * cyclic_epochs})
+
+
+def mean_scores(rows: Sequence[Mapping[str, float]]) -> Scores:
+    """Returns the means of the scores over seeds; NaN where one has diverged."""
+    return {key: sum(row[key] for row in rows) / len(rows) for key in SCORES}
+
+
+def first_epoch(kept: Sequence[Mapping[str, Any] | None], cyclic_epochs: int) -> int | None:
+    """Returns the first epoch whose points for TensorBoard are written anew, None if there is none.
+
+    Those of an interrupted try are then hidden, while those of the seeds before it, which are not run again, stay.
+
+    Args:
+        kept: What an earlier start has kept of each seed, None for nothing.
+        cyclic_epochs: Epochs of one seed's cycles.
+    """
+    return next((number * cyclic_epochs + 1 for number, row in enumerate(kept) if row is None), None)
+
+
+def trial_device(config: Config) -> torch.device:
+    """Returns where a trial folds and judges: as the superposer of a run, which its bundle makes room for."""
+    return torch.device("cuda" if config.cluster.superposer_gpus else "cpu")
 
 
 @dataclass
@@ -91,12 +115,13 @@ class _Seed:
             "run_path": files.exploration_path(config),
             "tensorboard": child(files.tensorboard, f"exploration-{exploration_key(config)}"),
         }
-        self._worker = start_worker(self._settings, CPU)
+        device = trial_device(config)
+        self._worker = start_worker(self._settings, device)
         self._state = files.phase_one(config)
-        learner = build_learner(config, self._worker.splits, CPU, restores=True)
+        learner = build_learner(config, self._worker.splits, device, restores=True)
         learner.load_bytes(self._state)
         net = learner.ticket({"run": config.name, "config_digest": config_digest(config), "version": __version__})
-        self._superposing = Superposing(config, self._worker.splits, net, CPU)
+        self._superposing = Superposing(config, self._worker.splits, net, device)
 
     @property
     def superposed(self) -> Ticket:
@@ -143,9 +168,9 @@ class _Seed:
             return
         key = exploration_key(config)
         sized = replace(config, cluster=replace(config.cluster, num_explorers=self.search["explorers_per_trial"]))
-        with leased(self.search["ledger"], key, str(tune.get_context().get_trial_id())) as renew:
+        with leased(self.search["ledger"], key, str(tune.get_context().get_trial_id())) as lease:
             state = ray.put(self._state)
-            with Exploration(sized, self._settings, state, cycles, renew) as exploration:
+            with Exploration(sized, self._settings, state, cycles, lease.check) as exploration:
 
                 def ticket(chain: int, cycle: int) -> Ticket:
                     exploration.advance()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ray import tune as ray_tune
@@ -24,10 +25,12 @@ from suptickets_ray.distributed.monitor import (
     start_here,
     watched,
 )
+from suptickets_ray.distributed.places import divide_places, find_machines, head_bundle, sized_trial
 from suptickets_ray.distributed.result import Clock, RunResult
-from suptickets_ray.distributed.room import explorer_bundle, places_for_workers, worker_labels
+from suptickets_ray.distributed.room import explorer_bundle, wait_for_machines
 from suptickets_ray.distributed.run import as_run_failure, phase_one, run_path
-from suptickets_ray.distributed.search_result import conclude, finished_search, trial_rows
+from suptickets_ray.distributed.search_result import conclude, finished_search, num_failed, trial_rows
+from suptickets_ray.distributed.searcher import early_stopping, optuna_searcher, tune_space
 from suptickets_ray.distributed.session import check_address, ray_session
 from suptickets_ray.distributed.sharing import checked_storage
 from suptickets_ray.distributed.trial import run_trial
@@ -36,21 +39,21 @@ from suptickets_ray.reporting.logs import EventLog
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import phase_one_key
 from suptickets_ray.search.plan import SearchPlan
-from suptickets_ray.search.space import (
-    DEFAULT_SPACE,
-    Dimension,
-    parse_space,
-)
+from suptickets_ray.search.space import default_space, parse_space
 from suptickets_ray.tickets.store import RunStore, child
 from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.rehearsal import rehearse
 
 TUNE_FOLDER = "ray_tune"
 _MAX_FAILURES = 2  # of a trial's machines
+_held: dict[str, ExitStack] = {}
+"""Folders that this process keeps for Tuners of the user's own, and what gives each back."""
 
 
 def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bool = False) -> RunResult:
     """Searches `config.search.space`, goes on with an interrupted search, or returns at once when it is done.
+
+    Trials that failed are not done: the same call tries them again.
 
     Args:
         config: The recipe; its name is the search's.
@@ -63,29 +66,36 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
     """
     config = resolve(config)
     plan = SearchPlan(config)
-    files = SearchFiles(run_path(config))
-    if (result := finished_search(files, config)) is not None:
-        return RunResult(files.path, result, resumed=True)
+    files = SearchFiles(run_path(config), config)
+    earlier = finished_search(files, config)
+    if earlier is not None and not num_failed(earlier):
+        return RunResult(files.path, earlier, resumed=True)
     clock = Clock()
-    warnings = plan.warnings()
+    warnings: list[str] = []
     log = EventLog(config.name)
 
     def noted(event: Event) -> None:
+        if event["kind"] == "ticket":
+            files.count("cycle")
         log(event)
         on_event(event)
 
     watch = collecting_warnings(warnings, noted)
+    for text in plan.warnings():
+        watch({"kind": "warning", "text": text})
     with reported_warnings(watch):
         loaded = rehearse(plan.config_of(plan.known[0]))
     check_address(config.cluster)
+    _give_back(files.path)
     with (
         only_process(files.path),
         ray_session(config.cluster, watch, verbose=verbose),
         checked_storage(files.path),
     ):
-        concurrency, explorers = _places(plan)
+        concurrency, explorers = _places(plan, lambda text: watch({"kind": "waiting", "text": text}))
         with monitoring() as monitor, as_run_failure():
             files.store.remove_temporaries()
+            files.begin()
             files.store.write("config.yaml", to_yaml(config).encode())
             settings = worker_settings(config, files.path, monitor, loaded)
             del loaded
@@ -93,7 +103,7 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
             clock.lap("pretrain")
             watch({"kind": "phase", "name": "search", "trials": plan.num_trials})
             parameters = _parameters(plan, files, settings, explorers)
-            grid = _fit(plan, files, parameters, concurrency, monitor, watch, verbose)
+            grid = _fit(plan, files, earlier, parameters, concurrency, monitor, watch, verbose)
             clock.lap("search")
     return RunResult(files.path, conclude(plan, files, trial_rows(plan, files, grid), clock, warnings), resumed=False)
 
@@ -103,15 +113,19 @@ def trainable(config: Config) -> Any:
 
     Call it on a Ray that runs: it trains the phase ones that the space needs, and trials then share them and all
     tickets, under the recipe's storage and name. It reports validation_accuracy, validation_loss and cyclic_epochs
-    after every cycle.
+    after every cycle. This process keeps the folder to itself until it ends, or calls `tune` on it.
 
     Raises:
-        ValueError: As `tune`.
+        ValueError: As `tune`, and if phase one depends on a key of the space that is no choice: your Tuner draws the
+            points, and nobody knows then which phase ones it needs.
     """
     config = resolve(config)
-    plan, files = SearchPlan(config), SearchFiles(run_path(config))
+    plan, files = SearchPlan(config, own_tuner=True), SearchFiles(run_path(config), config)
+    finished_search(files, config)  # refuses a folder that holds something else
     loaded = rehearse(plan.config_of(plan.known[0]))
-    _, explorers = _places(plan)
+    _, explorers = _places(plan, lambda text: None)
+    _keep(files.path)
+    files.begin()
     files.store.write("config.yaml", to_yaml(config).encode())
     monitor = start_here(Monitor)
     settings = worker_settings(config, files.path, monitor, loaded)
@@ -121,28 +135,45 @@ def trainable(config: Config) -> Any:
 
 def param_space(config: Config) -> dict[str, Any]:
     """Returns the recipe's `search.space` as Ray Tune's own objects."""
-    dimensions = parse_space(config.search.space or DEFAULT_SPACE, all_keys())
-    return {key: _domain(dimension) for key, dimension in dimensions.items()}
+    return tune_space(parse_space(config.search.space or default_space(config), all_keys()))
 
 
-def _places(plan: SearchPlan) -> tuple[int, int]:
-    """Returns how many trials run at once, and with how many explorers each.
+def _keep(path: str) -> None:
+    """Keeps other processes out of a folder until this one ends: nobody says when a Tuner of the user's own has."""
+    if path not in _held:
+        stack = ExitStack()
+        stack.enter_context(only_process(path))
+        _held[path] = stack
+        atexit.register(_give_back, path)
+
+
+def _give_back(path: str) -> None:
+    if path in _held:
+        _held.pop(path).close()
+
+
+def _places(plan: SearchPlan, on_wait: Callable[[str], None]) -> tuple[int, int]:
+    """Returns how many trials run at once, and with how many explorers each, waiting for machines as the recipe says.
 
     Raises:
         ValueError: If the cluster has no room for them; the sum stands in the sentence.
     """
-    cluster, section = plan.config.cluster, plan.config.search
-    places = places_for_workers(cluster, explorer_bundle(cluster))
-    concurrency = section.max_concurrent_trials or max(min(places, plan.num_trials), 1)
-    chains = max(plan.config_of(point).tickets.chains for point in plan.known or [{}])
-    explorers = min(chains, cluster.num_explorers or chains, max(places // concurrency, 1))
-    if concurrency * explorers > places:
-        raise ValueError(
-            f"search.max_concurrent_trials must leave room for every trial's explorers: {concurrency} trials x "
-            f"{explorers} explorers x {cluster.cpus_per_worker} CPU and {cluster.gpus_per_worker:g} GPU = "
-            f"{concurrency * explorers} places, and the cluster has {places}. Choose fewer trials at once."
-        )
-    return concurrency, explorers
+    cluster, wanted = plan.config.cluster, plan.config.search.max_concurrent_trials
+    chains = max(plan.config_of(point).tickets.chains for point in plan.known)
+
+    def divided() -> tuple[int, int]:
+        return divide_places(cluster, find_machines(cluster), plan.num_trials, chains, wanted)
+
+    def fits() -> bool:
+        try:
+            divided()
+        except ValueError:
+            return False
+        return True
+
+    bundles = [bundle for bundle in (head_bundle(cluster), explorer_bundle(cluster)) if bundle] * (wanted or 1)
+    wait_for_machines(cluster, bundles, fits, f"{wanted or 1} trials at once", on_wait)
+    return divided()
 
 
 def _parameters(plan: SearchPlan, files: SearchFiles, settings: dict[str, Any], explorers: int) -> dict[str, Any]:
@@ -156,23 +187,10 @@ def _parameters(plan: SearchPlan, files: SearchFiles, settings: dict[str, Any], 
     }
 
 
-def _domain(dimension: Dimension) -> Any:
-    values = list(dimension.arguments)
-    if dimension.kind in ("grid_search", "choice"):
-        return getattr(ray_tune, dimension.kind)(values)
-    return getattr(ray_tune, dimension.kind)(*values)
-
-
 def _sized(config: Config, parameters: dict[str, Any]) -> Any:
-    """The trial with its explorers' bundles; the trial itself only folds, and asks for nothing."""
-    bundle = explorer_bundle(config.cluster)
-    num_explorers = parameters["explorers_per_trial"]
-    # Ray leaves out the empty first bundle, so labels are those of the others.
-    labels = worker_labels(config.cluster)
-    selectors = {"bundle_label_selector": [labels] * num_explorers} if labels else {}
-    factory = ray_tune.PlacementGroupFactory([{"CPU": 0.0}] + [bundle] * num_explorers, **selectors)
-    with_parameters = ray_tune.with_parameters(run_trial, search=parameters)
-    return ray_tune.with_resources(with_parameters, factory)
+    """The trial with its explorers' bundles."""
+    trial = ray_tune.with_parameters(run_trial, search=parameters)
+    return sized_trial(config.cluster, trial, parameters["explorers_per_trial"])
 
 
 def _pretrain_all(
@@ -190,12 +208,22 @@ def _pretrain_all(
             "run_path": path,
             "tensorboard": child(files.tensorboard, f"phase-one-{phase_one_key(config)}"),
         }
-        phase_one(config, own, RunStore(path), on_event, verbose)
+        is_stored = False
+
+        def noted(event: Event) -> None:
+            nonlocal is_stored
+            is_stored = is_stored or event["kind"] == "resumed"
+            on_event(event)
+
+        phase_one(config, own, RunStore(path), noted, verbose)
+        if not is_stored:
+            files.count("phase one")
 
 
 def _fit(
     plan: SearchPlan,
     files: SearchFiles,
+    earlier: Mapping[str, Any] | None,
     parameters: dict[str, Any],
     concurrency: int,
     monitor: Any,
@@ -204,21 +232,13 @@ def _fit(
 ) -> Any:
     """Runs Ray Tune in a thread of its own, so that Ctrl-C is ours; returns its results."""
     files.store.remove_folder(TUNE_FOLDER)  # an earlier start's; what counts lies beside it
-    section, left = plan.config.search, plan.left(files)
+    section, left = plan.config.search, plan.left(files, earlier)
     algorithm, space, num_samples = None, {"point": ray_tune.grid_search(left)}, 1
     if section.searcher == "optuna":
-        algorithm, num_samples = _optuna(plan, files)
+        algorithm, num_samples = optuna_searcher(plan, files, earlier)
         space = {}
     if not (left or (algorithm is not None and num_samples)):
         return []
-    scheduler = None
-    if section.scheduler == "asha":
-        longest = max(budget_of(plan.config_of(point)).cyclic_epochs for point in plan.known) * section.seeds
-        shortest = min(plan.config_of(point).tickets.cycle_epochs for point in plan.known)
-        scheduler = ray_tune.schedulers.ASHAScheduler(
-            time_attr="cyclic_epochs", max_t=longest + 1, grace_period=shortest, reduction_factor=2
-        )
-        # max_t: a trial that reaches its last cycle ends by itself, with its result kept.
     filesystem, location = files.store.location
     with _only_our_logger():
         tuner = ray_tune.Tuner(
@@ -228,7 +248,7 @@ def _fit(
                 metric=plan.metric,
                 mode=plan.mode,
                 search_alg=algorithm,
-                scheduler=scheduler,
+                scheduler=early_stopping(plan),
                 num_samples=num_samples,
                 max_concurrent_trials=concurrency,
                 # A stopped trial's process ends, and with it its explorers.
@@ -259,24 +279,3 @@ def _only_our_logger() -> Iterator[None]:
                 os.environ.pop(key, None)
             else:
                 os.environ[key] = value
-
-
-def _optuna(plan: SearchPlan, files: SearchFiles) -> tuple[Any, int]:
-    """Optuna's searcher, told what earlier starts have found, and how many trials are left."""
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    points, rewards = [], []
-    for point, seeds in files.points():
-        if len(seeds) == plan.config.search.seeds:
-            points.append({key: value for key, value in point.items() if key in plan.dimensions})
-            rewards.append(sum(row[plan.metric] for row in seeds) / len(seeds))
-    space = {
-        # Optuna's own: a grid is to it a choice like any other.
-        key: ray_tune.choice(list(dimension.values)) if dimension.values is not None else _domain(dimension)
-        for key, dimension in plan.dimensions.items()
-    }
-    known = {"points_to_evaluate": points, "evaluated_rewards": rewards} if points else {}
-    searcher = OptunaSearch(space, metric=plan.metric, mode=plan.mode, seed=plan.config.seed, **known)
-    return searcher, max(plan.num_trials - len(points), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import Any
 
@@ -64,7 +65,8 @@ def render_search(result: dict[str, Any]) -> str:
 
 
 def _figures(result: dict[str, Any], keys: list[str]) -> list[str]:
-    complete = [row for row in result["trials"] if row["state"] == "complete"]
+    # One that has diverged has no score that a figure could show.
+    complete = [row for row in result["trials"] if row["state"] == "complete" and row[result["metric"]] is not None]
     figures = []
     for key in keys:
         groups: dict[Any, list[dict[str, Any]]] = {}
@@ -101,7 +103,7 @@ def _best_first(result: dict[str, Any]) -> list[dict[str, Any]]:
 
     def rank(row: dict[str, Any]) -> tuple[bool, float]:
         value = row[result["metric"]]
-        return row["state"] != "complete", sign * value if value is not None else 0.0
+        return row["state"] != "complete", math.inf if value is None else sign * value
 
     return sorted(result["trials"], key=rank)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,7 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
     for name in ("config.yaml", PRETRAINED_FILE):
         if not store.exists(name):
             raise ValueError(f"{path} must be the folder of a run whose phase one is finished; it has no {name}.")
-    config = load_config(
-        to_dict(from_yaml(store.read("config.yaml").decode())), [_of_superposition(o) for o in overrides]
-    )
+    config = folding_recipe(from_yaml(store.read("config.yaml").decode()), overrides)
     splits = load_data(config.data)
     learner = build_learner(config, splits, torch.device("cpu"), restores=True)
     try:
@@ -74,6 +72,22 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
         raise ValueError(f"{path} must hold tickets; it has none yet. Start the run again; it goes on.")
     pretrained = learner.ticket({"run": config.name, "config_digest": config_digest(config)})
     return StoredRun(path, config, pretrained, splits, keys)
+
+
+def folding_recipe(config: Config, overrides: Sequence[str]) -> Config:
+    """Returns a run's recipe under another superposition.
+
+    All is folded here, in one process: the run's `cluster.fold_shares` would only refuse gates, and to prune each time.
+
+    Args:
+        config: The run's own.
+        overrides: Settings of `superposition`, as "method=cima" or "superposition.method=cima".
+
+    Raises:
+        ValueError: If a setting is wrong, or none of `superposition`.
+    """
+    alone = replace(config, cluster=replace(config.cluster, fold_shares=1))
+    return load_config(to_dict(alone), [_of_superposition(text) for text in overrides])
 
 
 def open_runs(paths: Sequence[str], overrides: Sequence[str] = ()) -> list[StoredRun]:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from typing import Any
 
 from suptickets_ray.config import Config
+from suptickets_ray.config_io import config_digest
 from suptickets_ray.search.keys import exploration_key, phase_one_key
 from suptickets_ray.search.space import Point, point_key
 from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
+
+SEARCH_FILE = "search.json"
+"""How often phase one and cycles were trained; written first of all, so that a folder with it is a search's."""
+_MADE_BY_SEARCH = ("phase_one", "explorations", "points")
+
+
+def holds_search(store: RunStore) -> bool:
+    """Returns whether a folder is that of a search, finished or not."""
+    return store.exists(SEARCH_FILE) or any(store.list(folder) for folder in _MADE_BY_SEARCH)
 
 
 class SearchFiles:
@@ -19,10 +31,22 @@ class SearchFiles:
     points/<point>/ holds the scores and the sup-ticket of each seed; tensorboard/ is one tree for all.
     """
 
-    def __init__(self, path: str) -> None:
-        """Opens the folder; see `RunStore`."""
+    def __init__(self, path: str, config: Config | None = None) -> None:
+        """Opens the folder; see `RunStore`.
+
+        Args:
+            path: The folder.
+            config: The recipe that points start from; only its rows are read then, and rows can be kept. Whoever only
+                reads can leave it out, and sees the rows of all.
+        """
         self.path, self.store = path, RunStore(path)
         self.tensorboard = child(path, "tensorboard")
+        self._recipe = None if config is None else config_digest(config)
+
+    def begin(self) -> None:
+        """Marks the folder as a search's, before anything else is written to it."""
+        if not self.store.exists(SEARCH_FILE):
+            self._write_counts({"phase one": self.num_pretrainings(), "cycle": self.num_cycles()})
 
     def phase_one_path(self, config: Config) -> str:
         """Returns where the phase one of a recipe lies."""
@@ -36,27 +60,46 @@ class SearchFiles:
         """Returns the state that phase one ended in. Raises FileNotFoundError before that."""
         return RunStore(self.phase_one_path(config)).read(PRETRAINED_FILE)
 
+    def count(self, what: str) -> None:
+        """Takes note that a "phase one" or "cycle" was trained, be it for the second time; one process may do this."""
+        counts = self._counts()
+        self._write_counts({**counts, what: counts.get(what, 0) + 1})
+
     def num_pretrainings(self) -> int:
         """Returns how many phase ones were trained, by this start and earlier ones."""
-        return sum(path.endswith(PRETRAINED_FILE) for path in self.store.list("phase_one"))
+        return max(
+            self._counts().get("phase one", 0),
+            # Those that a killed driver could not count.
+            sum(path.endswith(PRETRAINED_FILE) for path in self.store.list("phase_one")),
+        )
 
     def num_cycles(self) -> int:
-        """Returns how many cycles were trained, by this start and earlier ones."""
+        """Returns how many cycles were trained to their end, by this start and earlier ones."""
         keys = {path.split("/")[1] for path in self.store.list("explorations")}
-        return sum(len(TicketStore(RunStore(child(self.path, "explorations", key))).list()) for key in keys)
+        stored = sum(len(TicketStore(RunStore(child(self.path, "explorations", key))).list()) for key in keys)
+        return max(self._counts().get("cycle", 0), stored)
+
+    def _counts(self) -> dict[str, int]:
+        counts: dict[str, int] = json.loads(self.store.read(SEARCH_FILE)) if self.store.exists(SEARCH_FILE) else {}
+        return counts
+
+    def _write_counts(self, counts: dict[str, int]) -> None:
+        self.store.write(SEARCH_FILE, json.dumps(counts).encode())
 
     def row(self, point: Point, number: int) -> dict[str, Any] | None:
-        """Returns what `keep` kept, None where there is nothing."""
+        """Returns what `keep` kept, None where there is nothing. A score that has diverged is NaN."""
         path = f"{self._folder(point)}/seed-{number:03d}.json"
-        if not self.store.exists(path):
-            return None
+        return self._read_row(path) if self.store.exists(path) else None
+
+    def _read_row(self, path: str) -> dict[str, Any]:
         row: dict[str, Any] = json.loads(self.store.read(path))
-        return row
+        return row | {key: math.nan for key, value in row.items() if value is None and key.startswith("validation_")}
 
     def keep(self, point: Point, number: int, row: dict[str, Any], superposed: Ticket) -> None:
         """Keeps the scores and the sup-ticket of a point under one seed; the ticket first."""
         self.store.write(f"{self._folder(point)}/seed-{number:03d}.arrow", superposed.to_bytes())
-        self.store.write(f"{self._folder(point)}/seed-{number:03d}.json", json.dumps(row).encode())
+        path = f"{self._folder(point)}/seed-{number:03d}.json"
+        self.store.write(path, json.dumps(row | {"recipe": self._recipe}).encode())
 
     def keep_running(self, point: Point, scores: dict[str, Any]) -> None:
         """Keeps what is known of a trial that has not ended, and may be stopped."""
@@ -76,10 +119,14 @@ class SearchFiles:
         """Returns every point with a result, and its rows, seed by seed; in the order in which they were finished."""
         found: dict[str, tuple[Point, list[dict[str, Any]]]] = {}
         for path in self.store.list("points"):
-            if path.endswith(".json"):
-                row = json.loads(self.store.read(path))
+            if not path.endswith(".json"):
+                continue
+            row = self._read_row(path)
+            if self._recipe in (None, row.get("recipe")):
                 found.setdefault(path.rpartition("/")[0], (row["point"], []))[1].append(row)
         return sorted(found.values(), key=lambda pair: float(pair[1][-1]["finished"]))
 
     def _folder(self, point: Point) -> str:
-        return f"points/{point_key(point)}"
+        if self._recipe is None:
+            raise RuntimeError("SearchFiles must know the recipe to tell its points from another's. Give config=.")
+        return f"points/{hashlib.sha256(f'{self._recipe} {point_key(point)}'.encode()).hexdigest()[:12]}"

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import all_keys
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key, phase_one_key
 from suptickets_ray.search.space import (
-    DEFAULT_SPACE,
     METRICS,
     Dimension,
     Point,
     config_of,
+    default_space,
     draw_points,
     grouped,
     listed_points,
     parse_space,
+    point_key,
     settle,
 )
 from suptickets_ray.search.summary import budget_warning
 from suptickets_ray.training.loop import budget_of
 
+_MANY = 1000
+"""Trials that a Tuner of the user's own is taken to have: more than find room at once."""
+
 
 class SearchPlan:
     """A recipe's search section, checked and with its points drawn."""
 
-    def __init__(self, config: Config) -> None:
-        """Draws the points, unless Optuna does that later.
+    def __init__(self, config: Config, *, own_tuner: bool = False) -> None:
+        """Draws the points, unless others do that later.
+
+        Args:
+            config: The recipe.
+            own_tuner: Whether a Tuner of the user's own draws them; Optuna draws its own, too.
 
         Raises:
             ValueError: If the space or one of its points is no experiment.
@@ -35,14 +46,17 @@ class SearchPlan:
         self.config = config
         self.metric = section.metric
         self.mode = section.mode or METRICS[section.metric]
-        self.dimensions: dict[str, Dimension] = parse_space(section.space or DEFAULT_SPACE, all_keys())
+        self.dimensions: dict[str, Dimension] = parse_space(section.space or default_space(config), all_keys())
         self.points: list[Point] = []
-        if section.searcher == "optuna":
+        if own_tuner:
+            self.known = self._phase_one_points("for a Tuner of your own")
+            self.num_trials = section.num_trials or _MANY
+        elif section.searcher == "optuna":
             if section.num_trials is None:
                 raise ValueError("search.num_trials must be given with search.searcher 'optuna'. 20 is a start.")
             _check_optuna()
             # Those that phase one may depend on; the rest is Optuna's.
-            self.known = self._phase_one_points()
+            self.known = self._phase_one_points("with search.searcher 'optuna'")
             self.num_trials = section.num_trials
         else:
             drawn = draw_points(self.dimensions, section.searcher, section.num_trials, config.seed)
@@ -61,15 +75,30 @@ class SearchPlan:
         for point in self.known:
             config = self.config_of(point)
             budgets[config.tickets.cycle_epochs] = budget_of(config).cyclic_epochs
-        warning = budget_warning(budgets)
-        return [warning] if warning else []
+        number, drawn = self.config.search.num_trials, len(self.points)
+        found = [budget_warning(budgets), self._moved_epochs()]
+        if self.points and number is not None and drawn < number:
+            found.append(f"search.num_trials is {number}, and only {drawn} different points were drawn from the space.")
+        return [warning for warning in found if warning]
+
+    def _moved_epochs(self) -> str | None:
+        """A sentence where the built-in space gives the cycles other epochs than the recipe."""
+        rate = self.known[0].get("tickets.cycle_rate")
+        if self.config.search.space or rate is None:
+            return None
+        budget = budget_of(self.config_of(self.known[0]))
+        return (
+            f"tickets.cycle_rate is {rate:g} instead of {self.config.tickets.cycle_rate:g}, so that all cycles of any "
+            f"length get {budget.cyclic_epochs} of the {self.config.train.epochs} epochs and compare fairly. A "
+            "search.space of your own leaves it as it is."
+        )
 
     def phase_ones(self) -> dict[str, Config]:
         """Returns a recipe for every phase one that the trials need, by its key."""
         configs = (self.config_of(point, number) for point in self.known for number in range(self.config.search.seeds))
         return {phase_one_key(config): config for config in configs}
 
-    def _phase_one_points(self) -> list[Point]:
+    def _phase_one_points(self, who: str) -> list[Point]:
         """Points for every phase one that may be needed; refuses a space of which there are endlessly many."""
         found: dict[str, Point] = {}
         for point in listed_points(self.dimensions):
@@ -80,15 +109,30 @@ class SearchPlan:
                 other = {**middle, key: dimension.arguments[1]}
                 if phase_one_key(self.config_of(settle(other))) != phase_one_key(self.config_of(middle)):
                     raise ValueError(
-                        f"search.space.{key} must be a choice with search.searcher 'optuna': phase one depends on it, "
-                        f"and is trained before the trials; got {dimension.kind}. Or use the searcher random."
+                        f"search.space.{key} must be a choice {who}: phase one depends on it, and is trained before "
+                        f"the trials; got {dimension.kind}. Or use suptickets tune with the searcher random."
                     )
         return list(found.values())
 
-    def left(self, files: SearchFiles) -> list[Point]:
-        """Returns the points that no earlier start has finished."""
-        seeds = range(self.config.search.seeds)
-        return [point for point in self.points if any(files.row(point, number) is None for number in seeds)]
+    def left(self, files: SearchFiles, earlier: Mapping[str, Any] | None = None) -> list[Point]:
+        """Returns the points that no earlier start has finished.
+
+        Args:
+            files: What earlier starts have kept.
+            earlier: What `result.json` held, if one of them came to an end: what it stopped stays stopped, and what
+                failed is tried again.
+        """
+        seeds, stopped = range(self.config.search.seeds), {point_key(point) for point in stopped_points(earlier)}
+        return [
+            point
+            for point in self.points
+            if point_key(point) not in stopped and any(files.row(point, number) is None for number in seeds)
+        ]
+
+
+def stopped_points(earlier: Mapping[str, Any] | None) -> list[Point]:
+    """Returns the points that an earlier start stopped, from what its `result.json` held."""
+    return [row["values"] for row in (earlier or {}).get("trials", ()) if row["state"] == "stopped"]
 
 
 def _check_optuna() -> None:

@@ -8,13 +8,15 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from suptickets_ray.config import Config
-from suptickets_ray.config_io import load_config, to_dict
+from suptickets_ray.config import PLACEMENT_KEYS, Config
+from suptickets_ray.config_io import load_config
 from suptickets_ray.lookup import choose, suggestion
+from suptickets_ray.search.unresolved import chosen_settings
 from suptickets_ray.seeding import derive_seed
 
 Point = dict[str, Any]
@@ -26,8 +28,39 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
 }
 """Cycle lengths and CIMA factors of the paper's ablations, 2205.15322, section 5."""
 
+_COMMON_EPOCHS = 24
+"""What all cycle lengths of DEFAULT_SPACE divide."""
+
+_OTHER_DATA = ("name", "options", "root", "download", "split_seed", "validation_share")
+"""Settings of the data that decide what is loaded, and which examples points are compared on."""
+
 METRICS = {"validation_accuracy": "max", "validation_loss": "min"}
 """What trials are compared by, and which way is better."""
+
+
+def default_space(config: Config) -> dict[str, dict[str, Any]]:
+    """Returns the built-in space for a recipe, in which every cycle length gets the same epochs.
+
+    Where the recipe's own budget is not the same for all lengths, the space sets tickets.cycle_rate so that all cycles
+    together get the multiple of 24 epochs that is nearest to it. Lengths then compare fairly, and share phase one.
+
+    Raises:
+        ValueError: If that leaves no epochs for phase one.
+    """
+    epochs, rate = config.train.epochs, Fraction(str(config.tickets.cycle_rate))
+    lengths = DEFAULT_SPACE["tickets.cycle_epochs"]["grid_search"]
+    own = {int(rate * epochs / length) * length for length in lengths}
+    if len(own) == 1 and 0 not in own:
+        return DEFAULT_SPACE
+    budget = max(round(rate * epochs / _COMMON_EPOCHS), 1) * _COMMON_EPOCHS
+    if epochs <= budget:
+        raise ValueError(
+            f"train.epochs must be above {budget} for the built-in search.space; got {epochs}. Train longer, or give "
+            "a space of shorter cycles."
+        )
+    # Rounded up, since whole cycles are counted: 24 of 145 epochs must not become 23.99.
+    rate = Fraction(math.ceil(Fraction(budget, epochs) * 10**6), 10**6)
+    return {**DEFAULT_SPACE, "tickets.cycle_rate": {"grid_search": [float(rate)]}}
 
 
 def _choice(rng: np.random.Generator, *values: Any) -> Any:
@@ -108,6 +141,13 @@ def _parse_dimension(key: str, domain: Any, known_keys: Sequence[str]) -> Dimens
             f"search.space must hold settings of the experiment; got {key!r}{suggestion(key, known_keys)} "
             "Seeds are repeated with search.seeds."
         )
+    if section == "data" and rest[:1] and rest[0] in _OTHER_DATA:
+        raise ValueError(
+            "search.space must leave the data as they are, for points are compared on one validation set; got "
+            f"{key!r}. Run a search for each, with a name= of its own."
+        )
+    if root in PLACEMENT_KEYS:
+        raise ValueError(f"search.space must hold settings that change results; got {key!r}. Leave it out.")
     if not isinstance(domain, Mapping) or len(domain) != 1:
         raise ValueError(f"search.space.{key} must be one of {', '.join(DRAWS)} with its values; got {domain!r}.")
     kind, arguments = next(iter(domain.items()))
@@ -121,9 +161,18 @@ def _parse_dimension(key: str, domain: Any, known_keys: Sequence[str]) -> Dimens
             raise ValueError(f"search.space.{key}.{kind} must be {wanted} with low below high; got {arguments}.")
         if (kind == "loguniform" and arguments[0] <= 0) or (kind == "quniform" and arguments[2] <= 0):
             raise ValueError(f"search.space.{key}.{kind} must be above 0; got {arguments}.")
+        if kind == "quniform" and not all(_is_multiple(bound, arguments[2]) for bound in arguments[:2]):
+            raise ValueError(
+                f"search.space.{key}.quniform must have bounds that are multiples of its step, as Ray Tune has it; got "
+                f"{arguments}."
+            )
         if kind == "randint" and not all(isinstance(number, int) for number in arguments):
             raise ValueError(f"search.space.{key}.randint must be whole numbers; got {arguments}.")
     return Dimension(str(kind), tuple(arguments))
+
+
+def _is_multiple(number: float, step: float) -> bool:
+    return math.isclose(number / step, round(number / step))
 
 
 def draw_points(dimensions: Mapping[str, Dimension], searcher: str, num_trials: int | None, seed: int) -> list[Point]:
@@ -136,7 +185,8 @@ def draw_points(dimensions: Mapping[str, Dimension], searcher: str, num_trials: 
         seed: What the random ones depend on.
 
     Raises:
-        ValueError: If a grid is asked for of values that cannot be listed, or the number of trials fits no grid.
+        ValueError: If a grid is asked for of values that cannot be listed, or the number of trials is missing, or
+            more than the grid has points.
     """
     listed = {
         key: dimension.values
@@ -150,19 +200,34 @@ def draw_points(dimensions: Mapping[str, Dimension], searcher: str, num_trials: 
             f"{dimensions[others[0]].kind}. Use grid_search, or the searcher random."
         )
     grid = [dict(zip(listed, values, strict=True)) for values in itertools.product(*(v or () for v in listed.values()))]
+    rng = np.random.default_rng(derive_seed(seed, "search"))
     if not others:
         points = _without_repetition([settle(point) for point in grid])
+        if num_trials is not None and num_trials > len(points):
+            raise ValueError(
+                f"search.num_trials must be at most {len(points)}, the points of search.space; got {num_trials}. Leave "
+                "it out for all of them; search.seeds repeats each."
+            )
+        if searcher == "random":
+            points = _some(points, num_trials, rng)
         return points[:num_trials]
     if num_trials is None:
         raise ValueError(
             f"search.num_trials must be given, since search.space.{others[0]} is drawn at random. 20 is a start."
         )
-    rng = np.random.default_rng(derive_seed(seed, "search"))
+    grid = _some(grid, num_trials, rng)
     drawn = []
     for number in range(num_trials):
         values = grid[number % len(grid)] | {key: dimensions[key].draw(rng) for key in others}
         drawn.append(settle({key: values[key] for key in dimensions}))
     return _without_repetition(drawn)
+
+
+def _some(grid: list[Point], number: int | None, rng: np.random.Generator) -> list[Point]:
+    """Returns a grid shuffled where not all of it is taken: its first points are all in one corner."""
+    if number is None or number >= len(grid):
+        return grid
+    return [grid[index] for index in rng.permutation(len(grid))]
 
 
 def listed_points(dimensions: Mapping[str, Dimension]) -> list[Point]:
@@ -194,7 +259,7 @@ def config_of(base: Config, point: Point, number: int = 0) -> Config:
     """
     overrides = [f"{key}={json.dumps(value)}" for key, value in point.items()]
     try:
-        return load_config(to_dict(base), [*overrides, f"seed={base.seed + number}"])
+        return load_config(chosen_settings(base), [*overrides, f"seed={base.seed + number}"])
     except ValueError as error:
         raise ValueError(f"the point {' '.join(overrides)} of search.space must be a recipe; {error}") from error
 

@@ -27,22 +27,32 @@ def trial_row(number: int, point: Point, seeds: Sequence[Mapping[str, Any]], met
         metric: What is compared.
         state: "complete", "stopped" or "failed".
     """
-    values = [float(seed[metric]) for seed in seeds if seed.get(metric) is not None]
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    keys = ("validation_accuracy", "validation_loss")
+    scores = {key: [_number(seed[key]) for seed in seeds if key in seed] for key in keys}
+    values = scores[metric]
+    whole = len(values) > 1 and all(map(math.isfinite, values))
+    error = statistics.stdev(values) / math.sqrt(len(values)) if whole else None
     return {
         "trial": number,
         "state": state,
         "values": dict(point),
-        **{
-            key: statistics.fmean(found) if (found := [s[key] for s in seeds if s.get(key) is not None]) else None
-            for key in ("validation_accuracy", "validation_loss")
-        },
+        # The mean over some of the seeds, without one that has diverged, would flatter the point.
+        **{key: _finite(statistics.fmean(found)) if found else None for key, found in scores.items()},
         "standard_error": error,
         "seeds": len(values),
         "cycles_trained": sum(int(seed.get("cycles_trained", 0)) for seed in seeds),
         "seconds": round(sum(float(seed.get("seconds", 0.0)) for seed in seeds), 3),
         "digest": seeds[0].get("digest") if seeds else None,
     }
+
+
+def _number(value: Any) -> float:
+    """A score; of one that has diverged, which JSON does not know, NaN."""
+    return math.nan if value is None else float(value)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def ranked(rows: Sequence[Row], metric: str, mode: str) -> list[Row]:

@@ -3,6 +3,7 @@
 Prints one line of JSON per scenario: its name, the digest of the sup-ticket, and what was seen on the way.
 """
 
+import contextlib
 import json
 import logging
 import signal
@@ -17,16 +18,17 @@ from ray.cluster_utils import Cluster
 
 from suptickets_ray import load_config, train
 from suptickets_ray.config import ClusterConfig
+from suptickets_ray.config_io import to_yaml
 from suptickets_ray.distributed import folding
 from suptickets_ray.distributed.room import actor_options, explorer_bundle, places_for_workers, worker_labels
 from suptickets_ray.distributed.superposer import Superposer
 from suptickets_ray.tickets.store import RunStore, child
 
-# Seconds instead of half a minute; quicker, and a busy machine's living nodes are taken for dead.
+# Seconds instead of half a minute: who is dead refuses at once. Who lives may take 15 s to answer, on a busy machine.
 FAST_DETECTION = {
     "health_check_initial_delay_ms": 500,
     "health_check_period_ms": 500,
-    "health_check_timeout_ms": 2000,
+    "health_check_timeout_ms": 5000,
     "health_check_failure_threshold": 3,
 }
 OBJECT_STORE = 100 * 2**20
@@ -129,7 +131,7 @@ def node_lost_while_folding(faults):
         def options(**options):
             labels = {"ray.io/node-id": pinned.pop()} if pinned else None
             started.append(labels)
-            return Superposer.options(**options, label_selector=labels)
+            return Superposer.options(**{**options, "label_selector": labels})
 
     folding.Superposer = Pinned
     try:
@@ -185,7 +187,9 @@ def driver_killed_and_started_on_another_machines_view(faults):
     return {"digest": result["superposed"]["digest"], "resumed": resumed}
 
 
-def object_store_out_of_reach(faults):
+@contextlib.contextmanager
+def silent_object_store():
+    """Yields a storage, and what makes it silent for a while."""
     import boto3
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -196,7 +200,6 @@ def object_store_out_of_reach(faults):
     host, port = server.get_host_and_port()
     client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
     client.create_bucket(Bucket="faults")
-    storage = f"s3://faults/runs?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
     again = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     back = threading.Timer(S3_SILENCE_SECONDS, again.start)
 
@@ -204,12 +207,67 @@ def object_store_out_of_reach(faults):
         server.stop()
         back.start()
 
-    began = time.monotonic()
-    superposed, _ = run_with_fault(faults.fork("silent", storage), go_silent, "ticket")
-    seconds = time.monotonic() - began
+    yield f"s3://faults/runs?endpoint_override={host}:{port}&scheme=http&region=us-east-1", go_silent
     back.join()
     again.stop()
-    return {"digest": superposed["digest"], "seconds": seconds}
+
+
+def object_store_out_of_reach(faults):
+    with silent_object_store() as (storage, go_silent):
+        began = time.monotonic()
+        superposed, _ = run_with_fault(faults.fork("silent", storage), go_silent, "ticket")
+        return {"digest": superposed["digest"], "seconds": time.monotonic() - began}
+
+
+def object_store_out_of_reach_in_phase_one(faults):
+    """While a checkpoint is due, which Ray Train tries to store three times within seconds."""
+    with silent_object_store() as (storage, go_silent):
+        began = time.monotonic()
+        superposed, seen = run_with_fault(faults.config("silent-phase-one", storage), go_silent, "epoch", 15)
+        lost = [event["text"] for event in seen if event["kind"] == "waiting"]
+        return {"digest": superposed["digest"], "seconds": time.monotonic() - began, "lost": lost}
+
+
+def machine_with_a_folder_of_its_own(faults):
+    """It joins while the run works. What is mounted for it alone hides the folder that the others share."""
+    options = [f"--address={faults.cluster.address}", "--num-cpus=1", f"--object-store-memory={OBJECT_STORE}"]
+    start = f"mount -t tmpfs tmpfs {faults.folder} && exec {Path(sys.executable).parent / 'ray'} start --block"
+    hidden = ["unshare", "--mount", "sh", "-c", " ".join([start, *options])]
+    if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", faults.folder], check=False).returncode:
+        return {"skipped": "a mount of one's own needs root"}
+    before, started, seen = len(ray.nodes()), [], []
+
+    def join():
+        started.append(subprocess.Popen(hidden, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        while len(ray.nodes()) == before:
+            assert started[0].poll() is None
+            time.sleep(0.2)
+
+    # Long enough for the machine to be asked while it works.
+    config = faults.config("own-folder", overrides=["tickets.chains=60", "cluster.explorer_resources={spot: 0.01}"])
+    store = RunStore(child(config.storage, config.name))
+    store.write("config.yaml", to_yaml(config).encode())
+    store.write("pretrained.pt", (faults.folder / "undisturbed/pretrained.pt").read_bytes())
+
+    def refused(act):
+        def watch(event):
+            seen.append(event)
+            if event["kind"] == "ticket" and act and not started:
+                act()
+
+        try:
+            train(config, watch)
+        except (RuntimeError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    try:
+        late, early = refused(join), refused(None)
+    finally:
+        for process in started:
+            process.terminate()  # --block: it ends what it started
+            process.wait(60)
+    return {"late": late, "early": early, "tickets": len(tickets_of(seen))}
 
 
 def full_disk(faults):
@@ -263,16 +321,27 @@ def head_kept_free(faults):
 
 
 def explorers_spread(faults):
-    """Two explorers, and two machines that each have room for both."""
+    """Two explorers, and two machines that each have room for both; one of them goes, and the other does its work."""
     for _ in range(2):
         faults.add_node(num_cpus=2, resources={"big": 1})
     config = faults.fork("spread", overrides=["cluster.explorer_resources={big: 0.01}", "cluster.num_explorers=2"])
-    seen = []
-    superposed = train(config, seen.append).result["superposed"]
-    nodes = {event["node"] for event in seen if event["kind"] == "ticket"}
-    for _ in range(2):
-        faults.cluster.remove_node(faults.nodes.pop(), False)
-    return {"digest": superposed["digest"], "machines": len(nodes)}
+    seen, nodes = [], {}
+
+    def watch(event):
+        seen.append(event)
+        if event["kind"] == "ticket":
+            nodes.setdefault(event["node"], sum(node["Alive"] for node in ray.nodes()))
+            if len(nodes) == 2 and len(faults.nodes) == 3:
+                faults.cluster.remove_node(faults.nodes.pop(), False)
+
+    superposed = train(config, watch).result["superposed"]
+    faults.cluster.remove_node(faults.nodes.pop(), False)
+    return {
+        "digest": superposed["digest"],
+        "machines": len(nodes),
+        "alive_before": max(nodes.values()),
+        "tickets": len(tickets_of(seen)),
+    }
 
 
 def fractions_of_a_gpu(faults):
@@ -298,6 +367,8 @@ SCENARIOS = [
     preemption_with_notice,
     driver_killed_and_started_on_another_machines_view,
     object_store_out_of_reach,
+    object_store_out_of_reach_in_phase_one,
+    machine_with_a_folder_of_its_own,
     full_disk,
     node_lost_in_phase_one,
     elastic_phase_one,

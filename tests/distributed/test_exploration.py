@@ -35,4 +35,15 @@ def test_explorers_go_on_while_tickets_wait_and_no_more_than_two_each_stay_in_me
                 ticket = Ticket.from_arrow(ray.get(exploration.ticket(chain, cycle)))
                 assert (ticket.provenance["chain"], ticket.provenance["cycle"]) == (chain, cycle)
         assert exploration.num_in_memory == 0
+        assert exploration.num_states == 0
     assert cycles == 4
+
+
+def test_a_resumed_exploration_holds_no_state_until_a_cycle_needs_it(finished_run):
+    config = load_config(f"{finished_run.path}/config.yaml")
+    workers = worker_settings(config, finished_run.path, Monitor.remote(), load_source(config.data))
+    exploration = Exploration(config, workers, None, budget_of(config).cycles, lambda: None)
+    assert exploration.num_stored == 6
+    assert exploration.num_states == 0
+    with exploration:
+        assert Ticket.from_arrow(ray.get(exploration.ticket(2, 1))).provenance["cycle"] == 1

@@ -1,6 +1,9 @@
 import pytest
+from ray.exceptions import ActorDiedError, NodeDiedError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
-from suptickets_ray.distributed.failures import root_cause
+from suptickets_ray.distributed.failures import lost_elsewhere, root_cause
 
 
 class Wrapped(RuntimeError):
@@ -21,3 +24,33 @@ class Wrapped(RuntimeError):
 )
 def test_the_workers_own_error_is_named_with_its_type(error, expected):
     assert root_cause(error) == expected
+
+
+def of_ranks(*errors):
+    return WorkerGroupError("failed", dict(enumerate(errors)))
+
+
+SILENT = OSError("When completing multiple part upload: AWS Error NETWORK_CONNECTION")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (of_ranks(WorkerHealthCheckFailedError("gone", ActorDiedError())), True),
+        # The rank that is left fails for want of the lost one.
+        (of_ranks(UserExceptionWithTraceback(RuntimeError("gloo"), ""), NodeDiedError("gone")), True),
+        (of_ranks(UserExceptionWithTraceback(SILENT, "")), True),
+        (ControllerError(SILENT), True),
+        (NodeDiedError("the controller's"), True),
+        (of_ranks(UserExceptionWithTraceback(FileNotFoundError("data/labels"), "")), False),
+        (of_ranks(UserExceptionWithTraceback(ValueError("the planted fault"), "")), False),
+        (ControllerError(ValueError("snapshot")), False),
+        (None, False),
+    ],
+)
+def test_lost_machines_and_silent_storages_are_told_from_faults_of_the_code(error, expected):
+    assert lost_elsewhere(error, in_object_store=True) == expected
+
+
+def test_what_a_folder_refuses_does_not_pass():
+    assert not lost_elsewhere(ControllerError(OSError(28, "No space left on device")), in_object_store=False)

@@ -25,7 +25,7 @@ def seen(tmp_path_factory):
             [sys.executable, str(script), str(tmp_path_factory.mktemp("faults")), temp_dir],
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=2400,
             env={**os.environ, "RAY_TMPDIR": temp_dir},
             check=False,
         )
@@ -59,6 +59,7 @@ def of(name):
         "preemption_with_notice",
         "driver_killed_and_started_on_another_machines_view",
         "object_store_out_of_reach",
+        "object_store_out_of_reach_in_phase_one",
         "full_disk",
         "explorers_spread",
     ],
@@ -96,9 +97,19 @@ def test_another_machine_takes_the_tickets_over(scenario):
     assert scenario["resumed"] >= 1
 
 
-@of("object_store_out_of_reach")
+@pytest.mark.parametrize(
+    "scenario", ["object_store_out_of_reach", "object_store_out_of_reach_in_phase_one"], indirect=True
+)
 def test_the_storage_was_silent_for_20_seconds(scenario):
     assert scenario["seconds"] >= 20
+
+
+@of("machine_with_a_folder_of_its_own")
+def test_a_machine_that_does_not_see_the_storage_is_refused_whenever_it_comes(scenario):
+    assert "storage must be a folder that all machines share" in scenario["late"]
+    assert scenario["late"].startswith("RuntimeError")
+    assert scenario["early"].startswith("ValueError: storage must be a folder that all machines share")
+    assert 1 <= scenario["tickets"] < 120
 
 
 @of("full_disk")
@@ -121,8 +132,10 @@ def test_workers_keep_off_the_head_when_asked(scenario):
 
 
 @of("explorers_spread")
-def test_explorers_spread_over_machines(scenario):
+def test_explorers_spread_and_of_four_machines_one_is_lost(scenario):
     assert scenario["machines"] == 2
+    assert scenario["alive_before"] == 4
+    assert scenario["tickets"] >= 12
 
 
 @of("fractions_of_a_gpu")

@@ -1,4 +1,10 @@
-from suptickets_ray.distributed.ledger import Leases
+import threading
+import time
+
+import pytest
+import ray
+
+from suptickets_ray.distributed.ledger import Leases, Ledger, leased
 
 
 def test_a_key_has_one_holder_until_it_is_given_back():
@@ -19,3 +25,42 @@ def test_a_holder_that_is_silent_loses_its_key_and_one_that_renews_keeps_it():
     assert not leases.acquire("a", "two", 17)
     assert leases.acquire("a", "two", 18)
     assert not leases.acquire("a", "one", 19)
+
+
+@pytest.mark.ray
+def test_a_holder_that_is_busy_for_long_keeps_its_lease(ray_address):
+    ledger = Ledger.remote(1.0)
+    with leased(ledger, "a", "one", 1.0) as lease:
+        time.sleep(2.5)  # a fold that calls nothing of ours
+        assert not ray.get(ledger.acquire.remote("a", "two"))
+        lease.check()
+    assert ray.get(ledger.acquire.remote("a", "two"))
+    assert not any(thread.name == "lease" for thread in threading.enumerate())
+    ray.kill(ledger)
+
+
+@pytest.mark.ray
+def test_whoever_lost_its_lease_is_told_and_does_not_go_on(ray_address):
+    ledger = Ledger.remote(1.0)
+    with leased(ledger, "a", "one", 1.0) as lease:
+        ray.get(ledger.release.remote("a", "one"))  # as if it had been silent
+        assert ray.get(ledger.acquire.remote("a", "two"))
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                lease.check()
+            except RuntimeError as error:
+                assert "exploration a was taken over by another trial" in str(error)
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert not ray.get(ledger.acquire.remote("a", "one"))  # what the other holds stays the other's
+    ray.kill(ledger)
+
+
+@pytest.mark.ray
+def test_nobody_waits_for_a_ledger_that_is_gone(ray_address):
+    ledger = Ledger.remote(1.0)
+    with pytest.raises(ray.exceptions.RayActorError), leased(ledger, "a", "one", 1.0):
+        ray.kill(ledger)
+        time.sleep(0.5)

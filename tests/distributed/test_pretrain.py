@@ -1,6 +1,8 @@
 """What ranks do together, without a process group: the collective calls are played by the test."""
 
+import pytest
 import torch
+from ray.exceptions import NodeDiedError
 from torch import nn
 
 from suptickets_ray import load_config
@@ -13,6 +15,8 @@ CONFIG = load_config(None, ["data.batch_size=25", "train.epochs=200"])
 
 
 class FixedMasks:
+    num_updates = 0
+
     def step(self):
         return False
 
@@ -49,3 +53,63 @@ def test_a_batch_split_unevenly_over_ranks_gives_the_gradient_of_the_whole_batch
     model.zero_grad()
     nn.functional.cross_entropy(model(inputs), labels).backward()
     assert torch.allclose(whole, model.weight.grad, atol=1e-7)
+
+
+class FakeTrainer:
+    """A job of Ray Train that a machine takes along, again and again; `reaches` says how far each try comes."""
+
+    def __init__(self, tmp_path, reaches, error):
+        self.tmp_path, self.reaches, self.error, self.tries, self.told = tmp_path, list(reaches), error, 0, None
+
+    def __call__(self, *arguments, **settings):
+        return self
+
+    def fit(self):
+        self.tries += 1
+        if self.reaches:
+            self.told({"kind": "epoch", "epoch": self.reaches.pop(0)})
+            raise self.error
+        (self.tmp_path / pretrain.STATE_FILE).write_bytes(b"state")
+        checkpoint = pretrain.Checkpoint.from_directory(str(self.tmp_path))
+        return type("Result", (), {"checkpoint": checkpoint})
+
+
+@pytest.fixture
+def jobs(monkeypatch, tmp_path):
+    def run(reaches, error):
+        fake = FakeTrainer(tmp_path, reaches, error)
+
+        def watched(work, monitor, on_event, what):
+            fake.told = on_event
+            try:
+                return work()
+            except Exception as failure:
+                raise RuntimeError(f"{what} failed") from failure
+
+        monkeypatch.setattr(pretrain, "TorchTrainer", fake)
+        monkeypatch.setattr(pretrain, "watched", watched)
+        monkeypatch.setattr(pretrain, "worker_labels", lambda cluster: {})
+        settings = {"run_path": str(tmp_path), "monitor": None}
+        return fake, lambda: pretrain.pretrain(CONFIG, settings, "ray_train", lambda event: None)
+
+    return run
+
+
+def test_a_day_of_lost_machines_does_not_end_a_phase_one_that_comes_further_each_time(jobs):
+    fake, pretrained = jobs(range(10, 90, 10), NodeDiedError("gone"))
+    assert pretrained() == b"state"
+    assert fake.tries == 9
+
+
+def test_a_phase_one_that_is_lost_at_one_point_again_and_again_ends(jobs):
+    fake, pretrained = jobs([10] * 8, NodeDiedError("gone"))
+    with pytest.raises(RuntimeError, match="phase one failed"):
+        pretrained()
+    assert fake.tries == 3
+
+
+def test_a_fault_of_the_code_is_not_tried_again(jobs):
+    fake, pretrained = jobs([10, 20, 30], ValueError("the planted fault"))
+    with pytest.raises(RuntimeError, match="phase one failed"):
+        pretrained()
+    assert fake.tries == 1

@@ -68,6 +68,98 @@ def test_an_explorer_asks_for_memory_and_resources_of_ones_own(cluster):
     assert room.actor_options(room.explorer_bundle(config)) == options
 
 
+def test_the_superposers_gpu_is_not_the_explorers(cluster):
+    config = ClusterConfig(gpus_per_worker=1.0, superposer_gpus=1.0)
+    cluster[0].append(node("a", CPU=8.0, GPU=2.0))
+    assert room.explorer_places(config) == 1
+    assert room.explorer_slots(config, chains=4) == 1
+    cluster[0].append(node("b", is_head=True, CPU=0.0, GPU=1.0))  # there it costs no place
+    assert room.explorer_places(config) == 2
+    assert room.explorer_places(config, going={"b"}) == 1
+    sharing = ClusterConfig(gpus_per_worker=0.25, superposer_gpus=0.5)
+    assert room.explorer_places(sharing, going={"b"}) == 6
+
+
+def test_the_superposer_keeps_off_machines_that_go_and_off_the_one_that_explorers_need(cluster):
+    cluster[0].extend([node("a", CPU=8.0, GPU=1.0, spot=1.0), node("b", CPU=8.0, GPU=1.0)])
+    gpus = {"gpus_per_worker": 1.0, "superposer_gpus": 1.0}
+    assert room.superposer_labels(ClusterConfig(**gpus)) == {"ray.io/node-id": "!in(going)"}
+    needed = ClusterConfig(**gpus, explorer_resources={"spot": 1.0})
+    assert room.superposer_labels(needed) == {"ray.io/node-id": "!in(a,going)"}
+    del cluster[0][1]  # there is no other: it is not kept from working
+    assert room.superposer_labels(needed) == {"ray.io/node-id": "!in(going)"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "resources", "refused"),
+    [
+        (
+            {"explorer_resources": {"sopt": 0.01}},
+            {"CPU": 4.0, "spot": 1.0},
+            r"explorer's 1 CPU and 0.01 sopt fits none of the cluster's, with 4 CPU and 0 sopt on 1 machines\. Corr",
+        ),
+        (
+            {"gpus_per_worker": 1.0, "superposer_gpus": 1.0},
+            {"CPU": 4.0, "GPU": 1.0},
+            r"must leave room for an explorer of 1 CPU and 1 GPU in the cluster's 4 CPU and 1 GPU on 1 machines; got 1",
+        ),
+        (
+            {"superposer_gpus": 1.0},
+            {"CPU": 4.0},
+            r"must be at most 0, the GPUs of the largest machine; got 1\. Leave it",
+        ),
+    ],
+)
+def test_what_could_never_be_explored_or_folded_is_refused_before_phase_one(cluster, settings, resources, refused):
+    cluster[0].append(node("a", **resources))
+    with pytest.raises(ValueError, match=refused):
+        room.wait_for_room(ClusterConfig(**settings), lambda text: None)
+
+
+def test_machines_for_explorers_are_waited_for_before_phase_one_begins(cluster):
+    nodes, asked = cluster
+    nodes.append(node("a", CPU=2.0))
+    said = []
+
+    def say(text):
+        said.append(text)
+        nodes.append(node("new", CPU=4.0, spot=1.0))
+
+    config = ClusterConfig(num_workers=2, wait_minutes=5, explorer_resources={"spot": 0.01})
+    room.wait_for_room(config, say)
+    assert said == ["waiting up to 5 minutes for machines: there is room for no explorer of 1 CPU and 0.01 spot"]
+    assert asked[1] == [{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0, "spot": 0.01}]
+
+
+def test_what_was_asked_of_the_autoscaler_is_taken_back_whatever_ends_the_waiting(cluster):
+    with pytest.raises(ValueError, match="after 1e-05 minutes"):
+        room.wait_for_room(ClusterConfig(num_workers=2, wait_minutes=1e-5), lambda text: None)
+    assert cluster[1][-1] == []
+    cluster[1].clear()
+
+    def interrupt(text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        room.wait_for_room(ClusterConfig(wait_minutes=5), interrupt)
+    assert cluster[1] == [[], [{"CPU": 1.0}], []]  # the first takes back what a killed start had asked for
+
+
+def test_machines_for_trials_are_waited_for_and_whoever_asks_refuses(cluster):
+    nodes, asked = cluster
+    said = []
+
+    def say(text):
+        said.append(text)
+        nodes.append(node("new", CPU=2.0))
+
+    room.wait_for_machines(ClusterConfig(wait_minutes=5), [{"CPU": 1.0}], lambda: bool(nodes), "2 trials at once", say)
+    assert said == ["waiting up to 5 minutes for machines: there is room for fewer than 2 trials at once"]
+    assert asked == [[{"CPU": 1.0}], []]
+    room.wait_for_machines(ClusterConfig(), [], lambda: False, "2 trials at once", pytest.fail)
+    assert len(asked) == 2
+
+
 def test_what_never_fits_is_refused_with_the_numbers(cluster):
     cluster[0].append(node("a", CPU=4.0, GPU=1.0))
     refused = r"at most 1, the workers of 1 CPU and 1 GPU that fit the cluster's 4 CPU and 1 GPU on 1 machines; got 2"
@@ -86,7 +178,7 @@ def test_what_may_fit_later_waits_with_a_message_and_asks_the_autoscaler(cluster
 
     room.wait_for_room(ClusterConfig(num_workers=2, wait_minutes=5), say)
     assert said == ["waiting up to 5 minutes for machines: there is room for 0 of 2 workers of 1 CPU"]
-    assert asked == [[{"CPU": 1.0}] * 2, []]
+    assert asked == [[], [{"CPU": 1.0}] * 2, []]
 
 
 def test_waiting_ends(cluster):

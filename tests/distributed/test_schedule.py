@@ -1,6 +1,16 @@
 import pytest
 
-from suptickets_ray.distributed.schedule import MAX_ATTEMPTS, finished_cycles, next_cycle, should_retry
+from suptickets_ray.distributed.schedule import (
+    LEAST_DROUGHT_SECONDS,
+    MAX_ATTEMPTS,
+    Drought,
+    Setbacks,
+    cycles_behind_state,
+    drought_seconds,
+    finished_cycles,
+    next_cycle,
+    should_retry,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,3 +56,42 @@ def test_a_lost_cycle_is_tried_again_but_not_for_ever():
 )
 def test_a_chain_goes_on_from_its_last_state_if_all_its_tickets_are_there(stored, state_cycle, expected):
     assert finished_cycles(stored, 0, state_cycle) == expected
+
+
+@pytest.mark.parametrize(
+    ("done", "state_cycle", "expected"),
+    [
+        (2, 1, 2),  # the state that the driver knows of
+        (2, 2, 3),  # the machine went between storing cycle 2 and telling so
+        (2, 0, None),  # older than what the driver has seen
+        (2, None, None),  # damaged, or never written
+        (0, None, None),
+        (0, 0, 1),
+    ],
+)
+def test_a_state_that_was_stored_just_before_a_death_counts(done, state_cycle, expected):
+    assert cycles_behind_state(done, state_cycle) == expected
+
+
+def test_deaths_count_until_it_gets_further_than_ever():
+    setbacks = Setbacks(most=3)
+    assert [setbacks.died(), setbacks.died()] == [True, True]
+    setbacks.reached(1)
+    assert [setbacks.died(), setbacks.died()] == [True, True]  # a day of preemptions
+    setbacks.reached(1)  # no further than before
+    assert not setbacks.died()
+
+
+def test_a_drought_is_said_once_and_ends_with_rain_or_the_limit():
+    drought = Drought(limit_seconds=1200)
+    assert [drought.begins(True, 0.0), drought.begins(True, 1199.0)] == [True, False]
+    assert not drought.is_over_limit(1199.0)
+    assert not drought.begins(False, 1200.0)
+    assert not drought.is_over_limit(5000.0)
+    assert drought.begins(True, 6000.0)
+    assert drought.is_over_limit(7200.0)
+
+
+def test_machines_may_come_back_also_where_nobody_said_how_long_to_wait():
+    assert drought_seconds(wait_minutes=0) == LEAST_DROUGHT_SECONDS == 600
+    assert drought_seconds(wait_minutes=20) == 1200

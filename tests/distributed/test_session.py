@@ -1,4 +1,12 @@
+import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +17,7 @@ from suptickets_ray.distributed.session import (
     asks_for_token,
     check_address,
     cluster_address,
+    make_token,
     ray_session,
 )
 
@@ -76,3 +85,159 @@ def test_a_ray_without_a_token_is_recognised(monkeypatch, tmp_path):
     assert asks_for_token()
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert not asks_for_token()
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    """A home of this test's own, with nothing said about tokens."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_the_token_is_readable_for_its_owner_alone(home):
+    old = os.umask(0)
+    try:
+        make_token()
+    finally:
+        os.umask(old)
+    token = home / ".ray/auth_token"
+    assert len(token.read_text()) == 64
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.parent.stat().st_mode & 0o777 == 0o700
+    assert [path.name for path in token.parent.iterdir()] == ["auth_token"]
+
+
+def test_a_token_that_ray_left_open_is_closed_and_kept(home):
+    (home / ".ray").mkdir()
+    token = home / ".ray/auth_token"
+    token.write_text("a" * 64)
+    token.chmod(0o644)
+    make_token()
+    assert token.read_text() == "a" * 64
+    assert token.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN", "a"), ("RAY_AUTH_TOKEN_PATH", "/a")]
+)
+def test_no_token_is_made_where_none_or_another_is_meant(home, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    make_token()
+    assert not (home / ".ray").exists()
+
+
+JOIN = """
+import json, os, sys
+from suptickets_ray.config import ClusterConfig
+from suptickets_ray.distributed.session import ray_session
+import ray
+events = []
+try:
+    with ray_session(ClusterConfig(address=sys.argv[1]), events.append):
+        probe = ray.remote(lambda: 1)
+        assert ray.get(probe.remote(), timeout=120) == 1
+    said = None
+except ValueError as error:
+    said = str(error)
+print("JOINED " + json.dumps({"said": said, "warned": [e["text"] for e in events if e["kind"] == "warning"]}))
+"""
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+@pytest.fixture(scope="module")
+def head_of():
+    """Starts heads that ask for a token, or let in anybody, once each; gives their addresses and homes."""
+    heads, running, folders = {}, [], []
+
+    def start(mode):
+        if mode in heads:
+            return heads[mode]
+        temp_dir = Path(tempfile.mkdtemp(prefix="st-"))
+        folders.append(temp_dir)
+        (temp_dir / "home/.ray").mkdir(parents=True)
+        if mode == "token":
+            (temp_dir / "home/.ray/auth_token").write_text("a" * 40)
+        port, client, agent, agent_grpc, runtime, metrics, dashboard = free_ports(7)
+        options = [f"--port={port}", f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
+        options += [f"--dashboard-agent-grpc-port={agent_grpc}", f"--runtime-env-agent-port={runtime}"]
+        options += [f"--metrics-export-port={metrics}", f"--dashboard-port={dashboard}", "--num-cpus=1"]
+        options += [f"--temp-dir={temp_dir}/ray", "--object-store-memory=100000000", "--disable-usage-stats"]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+        ray = str(Path(sys.executable).parent / "ray")
+        with (temp_dir / "out").open("w") as out:
+            process = subprocess.Popen(
+                [ray, "start", "--head", "--block", *options],
+                env={**environment, "HOME": str(temp_dir / "home"), "RAY_AUTH_MODE": mode, "RAY_TMPDIR": str(temp_dir)},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        running.append(process)
+        deadline = time.monotonic() + 180
+        # Its last word once all of it runs: its port is open long before.
+        while "Ray runtime started" not in (temp_dir / "out").read_text():
+            assert process.poll() is None, (temp_dir / "out").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+        heads[mode] = f"127.0.0.1:{port}", temp_dir / "home"
+        return heads[mode]
+
+    yield start
+    for process in running:
+        process.terminate()  # --block: it ends what it started
+    for process in running:
+        process.wait(60)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def join(address, home, **environment):
+    """In a process of its own: Ray's client keeps the first token that a process has shown."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-c", JOIN, address],
+        env={**clean, "HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("JOINED ")] or [done.stderr[-3000:]]
+    return json.loads(line.removeprefix("JOINED "))
+
+
+@pytest.mark.ray
+def test_a_cluster_that_asks_for_a_token_is_shown_it(head_of, tmp_path):
+    address, home = head_of("token")
+    assert join(address, home) == {"said": None, "warned": []}
+    without = join(address, tmp_path)
+    assert "must be shown its token; this process has none" in without["said"]
+    assert "forbids to show" in join(address, home, RAY_AUTH_MODE="disabled")["said"]
+    other = join(address, tmp_path, RAY_AUTH_TOKEN="b" * 40)
+    assert "its token is another one than ours" in other["said"]
+
+
+@pytest.mark.ray
+def test_an_open_cluster_is_joined_with_a_warning_whether_or_not_a_token_is_at_hand(head_of, tmp_path):
+    address, _ = head_of("disabled")
+    (tmp_path / ".ray").mkdir()
+    for has_token in (False, True):
+        if has_token:
+            (tmp_path / ".ray/auth_token").write_text("a" * 40)
+        joined = join(address, tmp_path)
+        assert joined["said"] is None
+        assert len(joined["warned"]) == 1
+        assert "asks for no token" in joined["warned"][0]
+    assert "it asks for none" in join(address, tmp_path, RAY_AUTH_MODE="token")["said"]

@@ -9,8 +9,15 @@ import pytest
 
 from suptickets_ray import Ticket, load_config
 from suptickets_ray.cli import main
-from suptickets_ray.config_io import to_yaml
-from suptickets_ray.reporting.superpose import SWEPT_FACTORS, fold_runs, judge_runs, open_runs, sweep
+from suptickets_ray.config_io import config_digest, to_yaml
+from suptickets_ray.reporting.superpose import (
+    SWEPT_FACTORS,
+    fold_runs,
+    folding_recipe,
+    judge_runs,
+    open_runs,
+    sweep,
+)
 from suptickets_ray.sparse.masks import num_active
 
 pytestmark = pytest.mark.ray
@@ -68,6 +75,16 @@ def test_greedy_takes_the_best_first_and_keeps_only_what_loses_nothing(finished_
         assert report["accepted"] == (report["validation_accuracy"] >= best - 1e-9)
         best = max(best, report["validation_accuracy"])
     assert num_active(superposing.superposed.masks) == TARGET
+
+
+@pytest.mark.parametrize("overrides", [["method=greedy"], ["prune=each"], ["gate_tolerance=0.01"], []])
+def test_a_run_that_folded_in_shares_is_folded_anew_under_any_rule(overrides):
+    shared = ["cluster.fold_shares=2", "superposition.prune=last", "superposition.gate_tolerance=none"]
+    run = load_config(None, shared)
+    with pytest.raises(ValueError, match="fold_shares"):
+        load_config(None, [*shared, "superposition.prune=each"])
+    assert folding_recipe(run, overrides).cluster.fold_shares == 1
+    assert config_digest(folding_recipe(run, [])) == config_digest(run)
 
 
 def test_several_runs_of_one_model_are_folded_one_after_another(finished_run, copied_run):

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from suptickets_ray import load_config, train, tune
+from suptickets_ray.distributed.lock import only_process
 from suptickets_ray.distributed.tuning import param_space, trainable
 
 pytestmark = pytest.mark.ray
@@ -58,6 +59,8 @@ def test_every_point_is_there_and_nothing_was_trained_twice(finished):
     assert result["pretrainings"] == 1
     assert result["cycles_trained"] == 2 * 2 + 2 * 1  # 2 chains of 2 short cycles, 2 chains of a long one
     assert sum(row["cycles_trained"] for row in result["trials"]) == 6
+    # Counted as they were trained, not by what lies there.
+    assert json.loads((Path(finished[0].path) / "search.json").read_text()) == {"phase one": 1, "cycle": 6}
     assert [event["kind"] for event in finished[1]].count("trial") == 4
 
 
@@ -188,18 +191,53 @@ def test_optuna_suggests_points_between_which_phase_one_is_shared(ray_address, t
         tune(load_config(None, [*settings, wide, "search.num_trials=4", "name=other"]))
 
 
-def test_a_tuner_of_ones_own_takes_trainable_and_space(ray_address, tmp_path):
-    config = load_config(None, [*SMALL, SPACE, f"storage={tmp_path}", "name=own"])
+def test_a_tuner_of_ones_own_takes_trainable_and_space_and_draws_the_points(ray_address, tmp_path):
+    space = "search.space={tickets.cycle_epochs: {choice: [2, 4]}, superposition.cima_factor: {uniform: [0.1, 0.9]}}"
+    config = load_config(None, [*SMALL, space, f"storage={tmp_path}", "name=own"])
     tuner = ray_tune.Tuner(
         trainable(config),
         param_space=param_space(config),
-        tune_config=ray_tune.TuneConfig(metric="validation_accuracy", mode="max"),
+        tune_config=ray_tune.TuneConfig(metric="validation_accuracy", mode="max", num_samples=3),
         run_config=ray_tune.RunConfig(storage_path=str(tmp_path), name="tune", verbose=0),
     )
+    with pytest.raises(ValueError, match="must be free"), only_process(str(tmp_path / "own")):
+        pass
     grid = tuner.fit()
-    assert len(grid) == 4
+    assert len(grid) == 3
     assert not grid.errors
     assert 0 < grid.get_best_result().metrics["validation_accuracy"] <= 1
+    assert trainable(config) is not None  # a second time in this process, which has the folder
+
+
+def test_the_same_command_tries_again_what_failed(ray_address, tmp_path, monkeypatch):
+    """A network that cannot be built while a certain file is there, which it is once phase one is done."""
+    flag = tmp_path / "fails"
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "fragile_network.py").write_text(
+        "from pathlib import Path\n"
+        "from torch import nn\n"
+        "def build(sample_shape, num_classes):\n"
+        f"    assert not Path({str(flag)!r}).exists(), 'it is planted'\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, num_classes))\n"
+    )
+    space = "search.space={model.name: {grid_search: [mlp, 'fragile_network:build']}}"
+    config = load_config(None, [*SMALL, space, f"storage={tmp_path}", "name=again"])
+
+    def plant(event):
+        if event == {"kind": "phase", "name": "search", "trials": 2}:
+            flag.touch()
+
+    result = tune(config, plant).result
+    assert [row["state"] for row in result["trials"]] == ["complete", "failed"]
+    assert any("1 trials failed, the first one of: " in text and "it is planted" in text for text in result["warnings"])
+    first = result["trials"][0]
+    flag.unlink()
+    again = tune(config)
+    assert not again.resumed
+    assert [row["state"] for row in again.result["trials"]] == ["complete", "complete"]
+    assert again.result["trials"][0] == first
+    assert (again.result["pretrainings"], again.result["cycles_trained"]) == (2, 8)
+    assert tune(config).resumed
 
 
 def test_more_explorers_than_the_cluster_has_room_for_are_refused_with_the_sum(ray_address, tmp_path):

@@ -5,6 +5,7 @@ from suptickets_ray.config_io import all_keys
 from suptickets_ray.search.space import (
     DEFAULT_SPACE,
     config_of,
+    default_space,
     draw_points,
     grouped,
     listed_points,
@@ -12,6 +13,7 @@ from suptickets_ray.search.space import (
     point_key,
     settle,
 )
+from suptickets_ray.training.loop import budget_of
 
 KEYS = all_keys()
 
@@ -44,7 +46,7 @@ def test_a_factor_goes_with_its_own_method_alone_and_equal_points_are_one():
     [
         ({"uniform": [0.1, 0.9]}, lambda value: 0.1 <= value <= 0.9),
         ({"loguniform": [0.001, 1]}, lambda value: 0.001 <= value <= 1),
-        ({"quniform": [0.1, 0.9, 0.2]}, lambda value: min(abs(value - x) for x in (0.2, 0.4, 0.6, 0.8)) < 1e-9),
+        ({"quniform": [0.2, 0.8, 0.2]}, lambda value: min(abs(value - x) for x in (0.2, 0.4, 0.6, 0.8)) < 1e-9),
         ({"choice": [0.1, 0.3]}, lambda value: value in (0.1, 0.3)),
     ],
 )
@@ -84,11 +86,14 @@ def test_a_grid_takes_choices_too_and_num_trials_cuts_it():
         ({"train.lr": [0.1]}, {}, "search.space.train.lr must be one of grid_search"),
         ({"train.lr": {"uniform": [2, 1]}}, {}, r"must be \[low, high\] with low below high; got \[2, 1\]"),
         ({"train.lr": {"quniform": [1, 2]}}, {}, r"must be \[low, high, step\]"),
+        ({"train.lr": {"quniform": [0.1, 0.9, 0.2]}}, {}, "must have bounds that are multiples of its step"),
         ({"train.lr": {"loguniform": [0, 1]}}, {}, "must be above 0"),
         ({"train.lr": {"choice": []}}, {}, "must be a list of values or bounds"),
         ({"tickets.chains": {"randint": [1.5, 3]}}, {}, "must be whole numbers"),
         ({"train.lr": {"uniform": [1, 2]}}, {"searcher": "grid"}, "must have values that can be listed"),
         ({"train.lr": {"uniform": [1, 2]}}, {}, "search.num_trials must be given"),
+        ({"train.lr": {"choice": [0.1, 0.2]}}, {"searcher": "grid", "num_trials": 3}, "at most 2, the points of"),
+        ({"tickets.chains": {"grid_search": [1, 2]}}, {"num_trials": 50}, "num_trials must be at most 2, .*; got 50"),
     ],
 )
 def test_what_is_no_space_is_refused(space, settings, message):
@@ -96,10 +101,78 @@ def test_what_is_no_space_is_refused(space, settings, message):
         drawn(space, **settings)
 
 
+@pytest.mark.parametrize(
+    "key", ["data.name", "data.options.noise", "data.split_seed", "data.root", "data.download", "data.validation_share"]
+)
+def test_all_points_are_judged_on_the_same_data(key):
+    with pytest.raises(ValueError, match=f"must leave the data as they are.*one validation set; got '{key}'"):
+        drawn({key: {"choice": [1, 2]}}, num_trials=2)
+
+
+@pytest.mark.parametrize("key", ["data.batch_size", "data.train_size", "data.label_noise", "data.crop_padding"])
+def test_what_training_does_with_the_data_may_be_searched(key):
+    assert len(drawn({key: {"grid_search": [1, 2]}})) == 2
+
+
+@pytest.mark.parametrize("key", ["train.checkpoint_every_epochs", "data.reader_threads"])
+def test_what_changes_no_result_is_no_search(key):
+    with pytest.raises(ValueError, match=f"must hold settings that change results; got '{key}'"):
+        drawn({key: {"grid_search": [1, 2]}})
+
+
+def test_a_random_search_of_a_grid_does_not_begin_in_its_first_corner():
+    for seed in (0, 1):
+        assert len({point["tickets.cycle_epochs"] for point in drawn(DEFAULT_SPACE, num_trials=5, seed=seed)}) > 1
+    assert drawn(DEFAULT_SPACE, num_trials=5) == drawn(DEFAULT_SPACE, num_trials=5)
+    assert drawn(DEFAULT_SPACE, num_trials=5) != drawn(DEFAULT_SPACE, num_trials=5, seed=1)
+    mixed = {**DEFAULT_SPACE, "train.lr": {"uniform": [0.1, 0.9]}}
+    assert len({point["tickets.cycle_epochs"] for point in drawn(mixed, num_trials=5)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rate", "rates"),
+    [
+        (150, 0.1, [0.16]),  # 15 epochs become 24
+        (145, 0.1, [0.165518]),
+        (400, 0.1, [0.12]),  # 40 are nearer to 48 than to 24
+        (250, 0.1, None),  # 24 and 1 that phase one gets, whatever the length
+        (240, 0.1, None),
+    ],
+)
+def test_the_built_in_space_gives_every_cycle_length_the_same_epochs(epochs, rate, rates):
+    base = load_config(None, [f"train.epochs={epochs}", f"tickets.cycle_rate={rate}"])
+    space = default_space(base)
+    assert space.get("tickets.cycle_rate") == (rates and {"grid_search": rates})
+    budgets = {budget_of(config_of(base, point)) for point in drawn(space)}
+    assert len({budget.cyclic_epochs for budget in budgets}) == 1
+    assert len({budget.pretrain_epochs for budget in budgets}) == 1
+
+
+def test_the_built_in_space_needs_epochs_beside_its_cycles():
+    with pytest.raises(ValueError, match="train.epochs must be above 24 for the built-in search.space; got 24"):
+        default_space(load_config(None, ["train.epochs=24", "tickets.cycle_epochs=2"]))
+
+
 def test_a_point_is_a_recipe_under_each_seed():
     base = load_config(None, ["seed=7"])
     config = config_of(base, {"tickets.cycle_epochs": 3, "superposition.method": "cima"}, 2)
     assert (config.seed, config.tickets.cycle_epochs, config.superposition.cima_factor) == (9, 3, 0.2)
+
+
+def test_what_the_recipe_left_out_is_filled_in_for_each_point():
+    base = load_config(None, ["method.name=granet"])
+    assert base.method.prune_end_epoch == 67
+    assert config_of(base, {"train.epochs": 100}) == load_config(None, ["method.name=granet", "train.epochs=100"])
+    assert config_of(base, {"train.epochs": 50}).method.prune_end_epoch == 22
+    assert config_of(base, {}) == base
+
+
+def test_what_the_recipe_chose_stays_in_each_point():
+    base = load_config(None, ["method.name=granet", "method.prune_end_epoch=50", "superposition.gate_tolerance=none"])
+    point = config_of(base, {"train.epochs": 100})
+    assert (point.method.prune_end_epoch, point.superposition.gate_tolerance) == (50, None)
+    with pytest.raises(ValueError, match="method.prune_end_epoch must be at most 45"):
+        config_of(base, {"train.epochs": 50})
 
 
 def test_a_point_that_is_no_recipe_is_named():

@@ -1,4 +1,5 @@
 import io
+from math import nan
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,15 @@ def test_mean_and_standard_error_are_over_seeds():
     assert found["standard_error"] == pytest.approx(0.1 / 3**0.5)
     assert (found["seeds"], found["seconds"]) == (3, 6.0)
     assert row(0, 0.8)["standard_error"] is None
+
+
+def test_a_diverged_seed_makes_the_mean_of_all_no_number():
+    seeds = [{"validation_accuracy": 0.5, "validation_loss": 1.0}, {"validation_accuracy": 0.1, "validation_loss": nan}]
+    found = trial_row(0, {}, seeds, "validation_loss", "complete")
+    assert (found["validation_accuracy"], found["validation_loss"], found["standard_error"]) == (0.3, None, None)
+    assert found["seeds"] == 2
+    better = trial_row(1, {}, [{"validation_accuracy": 0.1, "validation_loss": 9.0}], "validation_loss", "complete")
+    assert ranked([found, better], "validation_loss", "min") == [better]
 
 
 def test_stopped_trials_never_win_and_of_equals_the_earlier_does():

@@ -1,4 +1,9 @@
+import errno
+import os
+import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,3 +134,36 @@ def test_a_full_disk_is_an_error_and_loses_no_earlier_ticket(small_disk):
     assert store.list() == kept
     assert store.verify() == {}
     assert not list(small_disk.rglob("*.tmp"))
+
+
+@pytest.fixture
+def foreign_folder():
+    """A folder that this process may read and not write; where it is root, it plays another user meanwhile."""
+    folder = Path(tempfile.mkdtemp(prefix="st-"))
+    folder.chmod(0o755)
+    store = RunStore(str(folder))
+    TicketStore(store).put(ticket(1.0), 0, 0)
+    folders = [folder, folder / "tickets", folder / "tickets/chain-000"]
+    for one in folders:
+        one.chmod(0o555)
+    (folder / TicketStore.path(0, 0)).chmod(0o444)
+    user, nobody = os.geteuid(), 65534
+    if user == 0:
+        os.seteuid(nobody)
+    yield folder
+    os.seteuid(user)
+    for one in folders:
+        one.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_a_folder_that_may_not_be_written_is_an_error_and_loses_no_earlier_ticket(foreign_folder):
+    store = TicketStore(RunStore(str(foreign_folder)))
+    for chain, cycle in ((0, 0), (0, 1), (1, 0)):  # over the one that is there, beside it, and in a new folder
+        with pytest.raises(OSError, match="Permission denied") as refused:
+            store.put(ticket(2.0), chain, cycle)
+        assert refused.value.errno == errno.EACCES
+    assert store.list() == [(0, 0)]
+    assert store.verify() == {}
+    assert store.get(0, 0).digest == ticket(1.0).digest
+    assert not list(foreign_folder.rglob("*.tmp"))

@@ -1,0 +1,89 @@
+"""What chains go on from, without a cluster: references are the values themselves."""
+
+import pytest
+import torch
+
+from suptickets_ray import Ticket
+from suptickets_ray.distributed import chains
+from suptickets_ray.distributed.chains import Chains
+from suptickets_ray.distributed.explorer import chain_state_path
+from suptickets_ray.tickets.store import RunStore, TicketStore
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A run's files; a state is stored as the number of its cycle, in digits."""
+
+    def read_progress(content):
+        if not content.isdigit():
+            raise ValueError("damaged")
+        return {"cycle": int(content)}
+
+    monkeypatch.setattr(chains, "read_progress", read_progress)
+    monkeypatch.setattr(chains.ray, "put", lambda state: ("put", state))
+    return RunStore(str(tmp_path))
+
+
+def keep(store, chain, *cycles):
+    for cycle in cycles:
+        TicketStore(store).put(Ticket({"w": torch.ones(1)}, {}, {"chain": chain, "cycle": cycle}), chain, cycle)
+        store.write(chain_state_path(chain), str(cycle).encode())
+
+
+def test_a_cycle_that_was_stored_before_its_machine_died_is_not_run_again_and_the_lost_reference_is_let_go(store):
+    run = Chains(store, 1, 4, "pretrained")
+    assert run.state_of(0) == "pretrained"
+    keep(store, 0, 0)
+    run.finish(0, 1, "on the machine that dies")
+    keep(store, 0, 1)  # stored; then the machine goes, and with it the answer
+    run.doubt(0)
+    assert (run.done, run.num_trained) == ({0: 2}, 2)
+    assert run.state_of(0) == ("put", b"1")
+
+
+def test_a_lost_state_is_read_from_the_storage(store):
+    run = Chains(store, 1, 4, "pretrained")
+    keep(store, 0, 0)
+    run.finish(0, 1, "lost")
+    run.doubt(0)
+    assert run.done == {0: 1}
+    assert run.state_of(0) == ("put", b"0")
+
+
+def test_a_state_that_the_storage_does_not_have_is_kept(store):
+    run = Chains(store, 1, 4, "pretrained")
+    run.finish(0, 1, "in memory")
+    run.doubt(0)
+    assert run.state_of(0) == "in memory"
+
+
+def test_the_old_state_of_a_chain_that_is_made_anew_does_not_count(store):
+    keep(store, 0, 0, 1)
+    path = TicketStore.path(0, 0)
+    store.write(path, store.read(path)[:-9])
+    run = Chains(store, 1, 4, "pretrained")
+    assert (run.done, run.remade) == ({0: 0}, [0])
+    run.doubt(0)
+    assert run.done == {0: 0}
+    assert run.state_of(0) == "pretrained"
+
+
+def test_no_state_is_held_of_a_chain_that_has_ended_or_was_not_asked_for(store):
+    keep(store, 0, 0, 1)
+    keep(store, 1, 0)
+    run = Chains(store, 3, 2, "pretrained")
+    assert (run.done, run.num_unfinished, run.num_states) == ({0: 2, 1: 1, 2: 0}, 2, 0)
+    run.state_of(1)
+    assert run.num_states == 1
+    run.finish(1, 2, "last")
+    assert run.num_states == 0
+    run.finish(2, 1, "more to come")
+    assert run.num_states == 1
+
+
+def test_a_state_that_was_damaged_meanwhile_is_named(store):
+    keep(store, 0, 0)
+    run = Chains(store, 1, 4, "pretrained")
+    store.write(chain_state_path(0), b"x")
+    with pytest.raises(RuntimeError, match=r"chains/chain-000.pt must be what it was"):
+        run.state_of(0)

@@ -1,0 +1,120 @@
+"""A folder is one run's or one search's: who would write into another's is refused before anything is started."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from suptickets_ray import load_config, train, tune
+from suptickets_ray.config_io import to_yaml
+from suptickets_ray.distributed.lock import only_process
+from suptickets_ray.distributed.search_result import conclude, finished_search
+from suptickets_ray.distributed.tuning import trainable
+from suptickets_ray.search.files import SearchFiles
+from suptickets_ray.search.plan import SearchPlan
+from suptickets_ray.tickets.store import RunStore
+
+SPACE = "search.space={superposition.method: {grid_search: [cia, caa]}}"
+
+
+@pytest.fixture
+def config(tmp_path):
+    return load_config(None, [SPACE, f"storage={tmp_path}", "name=a"])
+
+
+def folder(config, *files):
+    """A folder with the recipe and some files; returns what lies there."""
+    store = RunStore(f"{config.storage}/{config.name}")
+    store.write("config.yaml", to_yaml(config).encode())
+    for path in files:
+        store.write(path, b"{}")
+    return Path(config.storage), contents(config)
+
+
+def contents(config):
+    return sorted(str(path) for path in Path(config.storage).rglob("*"))
+
+
+@pytest.mark.parametrize("files", [["search.json"], ["search.json", "result.json"], ["phase_one/abc/pretrained.pt"]])
+def test_a_run_keeps_out_of_the_folder_of_a_search(config, files):
+    _, before = folder(config, *files)
+    with pytest.raises(ValueError, match="folder of a run must hold no search; .*/a does. Give the run a name="):
+        train(config)
+    assert contents(config) == before
+
+
+@pytest.mark.parametrize("files", [[], ["pretrained.pt"], ["superposed.arrow", "result.json"]])
+@pytest.mark.parametrize("start", [tune, trainable])
+def test_a_search_keeps_out_of_the_folder_of_a_run(config, files, start):
+    _, before = folder(config, *files)
+    with pytest.raises(ValueError, match="folder of a search must hold no run; .*/a does. Give the search a name="):
+        start(config)
+    assert contents(config) == before
+
+
+@pytest.mark.parametrize("start", [tune, trainable])
+def test_a_search_of_another_recipe_or_space_is_refused(config, start):
+    folder(config, "search.json")
+    for setting, key in (("train.lr=0.3", "train.lr"), ("search.seeds=2", "search")):
+        other = load_config(None, [SPACE, setting, f"storage={config.storage}", "name=a"])
+        with pytest.raises(ValueError, match=f"must be that of the search in .*these keys differ: {key}"):
+            start(other)
+
+
+def test_a_trainable_keeps_out_of_a_search_that_runs(config, ray_address):
+    with only_process(f"{config.storage}/a"), pytest.raises(ValueError, match="/a must be free; another process works"):
+        trainable(config)
+    assert not (Path(config.storage) / "a/config.yaml").exists()
+
+
+def result(config, *states):
+    points = SearchPlan(config).points
+    return {"trials": [{"values": point, "state": state} for point, state in zip(points, states, strict=True)]}
+
+
+def test_a_search_with_failed_trials_is_not_done(config, monkeypatch):
+    folder(config, "search.json")
+    store = RunStore(f"{config.storage}/a")
+    store.write("result.json", json.dumps(result(config, "complete", "stopped")).encode())
+    assert tune(config).resumed
+    store.write("result.json", json.dumps(result(config, "complete", "failed")).encode())
+
+    def goes_on(_):
+        raise InterruptedError
+
+    monkeypatch.setattr("suptickets_ray.distributed.tuning.rehearse", goes_on)
+    with pytest.raises(InterruptedError):
+        tune(config)
+
+
+def test_where_all_have_diverged_the_error_says_so(config):
+    plan, files = SearchPlan(config), SearchFiles(f"{config.storage}/a", config)
+    row = {"state": "complete", "values": plan.points[0], "error": None, "validation_accuracy": None}
+    with pytest.raises(RuntimeError, match="no trial has a finite validation_accuracy: all have diverged"):
+        conclude(plan, files, [row], None, [])
+    assert finished_search(files, config) is None
+
+
+def test_a_cluster_with_too_little_room_is_refused_before_anything_is_trained(config, tmp_path):
+    """On a Ray of its own with one CPU: one explorer of one CPU has room, two trials at once have not."""
+    code = f"""
+import ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=150 * 2**20)
+from suptickets_ray import load_config, tune
+small = ["train.epochs=20", "tickets.cycle_epochs=2", "cluster.num_workers=1", "train.checkpoint_every_epochs=50"]
+small += ["tickets.chains=2", {SPACE!r}, "storage={tmp_path}"]
+for wrong in ("search.max_concurrent_trials=2", "cluster.superposer_gpus=1"):
+    try:
+        tune(load_config(None, [*small, wrong, "name=refused"]))
+    except ValueError as error:
+        print("refused:", error)
+print("states:", [row["state"] for row in tune(load_config(None, [*small, "name=fits"])).result["trials"]])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 trials x 1 explorers x 1 CPU and 0 GPU = 2 places, and the cluster has 1" in done.stdout
+    assert done.stdout.count("refused:") == 2, done.stdout
+    assert "states: ['complete', 'complete']" in done.stdout
+    assert not (tmp_path / "refused/phase_one").exists()

@@ -1,0 +1,74 @@
+"""Which machines are asked whether they see the storage, and what their answers mean; faults.py asks a real one."""
+
+import pytest
+
+from suptickets_ray.distributed import sharing
+
+
+class FakeRay:
+    """Nodes that come, and answers of those that were asked; `answers[node]` is None while it is too busy."""
+
+    def __init__(self, monkeypatch):
+        self.nodes, self.answers, self.asked = ["here"], {}, []
+        monkeypatch.setattr(sharing.ray, "nodes", lambda: [self._node(name) for name in self.nodes])
+        monkeypatch.setattr(sharing.ray, "get_runtime_context", lambda: self)
+        monkeypatch.setattr(sharing.ray, "wait", self._wait)
+        monkeypatch.setattr(sharing, "_ask", self._ask)
+        monkeypatch.setattr(sharing, "_says_no", lambda node: self.answers[node] is False)
+
+    def get_node_id(self):
+        return "here"
+
+    def _node(self, name):
+        return {"NodeID": name, "Alive": True, "NodeManagerHostname": f"host-{name}"}
+
+    def _ask(self, probe, nodes):
+        assert probe.is_file()
+        self.asked.append(sorted(nodes))
+        return dict(nodes)
+
+    def _wait(self, asked, num_returns, timeout):
+        done = [node for node in asked if self.answers.get(node) is not None]
+        return done, [node for node in asked if node not in done]
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    return FakeRay(monkeypatch)
+
+
+def test_a_machine_that_does_not_see_the_folder_is_named_before_anything_starts(cluster, tmp_path):
+    cluster.nodes += ["a", "b", "busy"]
+    cluster.answers = {"a": True, "b": False}
+    with pytest.raises(ValueError, match=f"must be a folder that all machines share.*; host-b does not see {tmp_path}"):
+        sharing.check_shared(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    cluster.answers = {"a": True, "b": True}
+    sharing.check_shared(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_uri_and_one_machine_alone_need_no_question(cluster, tmp_path):
+    sharing.check_shared(str(tmp_path))
+    cluster.nodes += ["a"]
+    sharing.check_shared("s3://bucket/runs")
+    assert cluster.asked == []
+
+
+def test_machines_that_join_later_are_asked_once_each_and_without_waiting(cluster, tmp_path):
+    machines = sharing.JoiningMachines(str(tmp_path))
+    machines.look()
+    cluster.nodes += ["a"]
+    machines.look()
+    machines.look()
+    assert cluster.asked == [["a"]]
+    assert len(list(tmp_path.iterdir())) == 1  # until it has answered
+    cluster.answers["a"] = True
+    machines.look()
+    assert list(tmp_path.iterdir()) == []
+    cluster.nodes += ["b"]
+    cluster.answers["b"] = False
+    with pytest.raises(RuntimeError, match="host-b does not see"):
+        machines.look()
+    assert cluster.asked == [["a"], ["b"]]
+    assert list(tmp_path.iterdir()) == []

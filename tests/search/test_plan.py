@@ -1,0 +1,49 @@
+import pytest
+
+from suptickets_ray import load_config
+from suptickets_ray.search.files import SearchFiles
+from suptickets_ray.search.plan import SearchPlan
+from suptickets_ray.search.space import point_key
+from suptickets_ray.tickets.ticket import Ticket
+
+LENGTHS = "search.space={tickets.cycle_epochs: {grid_search: [2, 4]}}"
+
+
+def plan(*settings, **options):
+    return SearchPlan(load_config(None, ["train.epochs=40", "tickets.cycle_epochs=2", *settings]), **options)
+
+
+def test_what_others_draw_must_not_need_phase_ones_without_end():
+    wide = "search.space={train.lr: {uniform: [0.1, 0.9]}}"
+    with pytest.raises(ValueError, match="search.space.train.lr must be a choice for a Tuner of your own: phase one"):
+        plan(wide, own_tuner=True)
+    with pytest.raises(ValueError, match="search.space.train.lr must be a choice with search.searcher 'optuna'"):
+        plan(wide, "search.searcher=optuna", "search.num_trials=4")
+    choices = "search.space={train.lr: {choice: [0.1, 0.9]}, superposition.cima_factor: {uniform: [0.1, 0.9]}}"
+    own = plan(choices, own_tuner=True)  # Tune draws them: no number of trials is needed
+    assert len(own.phase_ones()) == 2
+
+
+def test_fewer_different_points_than_trials_are_said():
+    few = plan("search.space={tickets.lr_high: {choice: [0.1, 0.2]}}", "search.num_trials=30")
+    assert any("search.num_trials is 30, and only 2 different points were drawn" in text for text in few.warnings())
+    assert not plan(LENGTHS).warnings()
+
+
+def test_a_built_in_space_that_moves_epochs_says_so():
+    (said,) = plan("train.epochs=150").warnings()
+    assert "tickets.cycle_rate is 0.16 instead of 0.1" in said
+    assert plan("train.epochs=150").phase_ones().keys() == plan("train.epochs=150", own_tuner=True).phase_ones().keys()
+    assert len(plan("train.epochs=150").phase_ones()) == 1
+
+
+def test_what_failed_is_left_and_what_was_stopped_is_not(tmp_path):
+    search = plan("search.space={tickets.lr_high: {grid_search: [0.1, 0.2, 0.3]}}")
+    files = SearchFiles(str(tmp_path), search.config)
+    done, failed, stopped = search.points
+    files.keep(done, 0, {"point": done, "finished": 1.0}, Ticket({}, {}, {}))
+    assert search.left(files) == [failed, stopped]
+    trials = [{"values": done, "state": "complete"}, {"values": failed, "state": "failed"}]
+    earlier = {"trials": [*trials, {"values": stopped, "state": "stopped"}]}
+    assert search.left(files, earlier) == [failed]
+    assert point_key(done) != point_key(failed)
