@@ -295,8 +295,9 @@ def test_every_rule_of_superposition_ends_at_the_density_and_matters(finished_ru
         assert result["superposed"]["digest"] != read(done)["superposed"]["digest"]
 
 
-@pytest.mark.parametrize("method", ["granet", "set", "gmp", "dense"])
-def test_every_method_completes_at_the_target_density_exactly(ray_address, tmp_path, method):
+# All methods are trained, explored and superposed without Ray in tests/training/test_loop.py.
+@pytest.mark.parametrize("method", ["granet", "dense"])
+def test_a_method_completes_at_its_density_exactly(ray_address, tmp_path, method):
     overrides = ["train.epochs=20", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=1", "tickets.chains=2"]
     config = load_config(
         None, [*overrides, f"method.name={method}", f"storage={tmp_path}", "name=a", "cluster.num_workers=1"]

@@ -16,6 +16,7 @@ from suptickets_ray.training.loop import (
     steps_per_epoch,
     train_epoch,
 )
+from suptickets_ray.training.superposing import Superposing
 
 SMALL = ["train.epochs=6", "tickets.cycle_rate=0.34", "tickets.cycle_epochs=1", "data.train_size=200"]
 FAST = ["method.update_interval_steps=4"]
@@ -49,14 +50,18 @@ def digest(learner):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_both_phases_hold_the_target_density_exactly(method):
+def test_both_phases_and_the_sup_ticket_hold_the_target_density_exactly(method):
     interval = FAST if "update_interval_steps" in METHODS[method].defaults else []
-    config, splits, learner = prepare(f"method.name={method}", *interval)
+    config, splits, learner = prepare(f"method.name={method}", "superposition.gate_tolerance=none", *interval)
     pretrain(config, splits, learner)
+    superposing = Superposing(config, splits, learner.ticket({}), CPU)
     expected = int(config.method.density * 25_856 + 1e-9)  # 64 * 128 + 128 * 128 + 128 * 10
     assert num_active(learner.sparsifier.masks) == expected
-    run_cycle(learner, config, splits, chain=0, cycle=0)
-    assert num_active(learner.sparsifier.masks) == expected
+    for cycle in range(2):
+        run_cycle(learner, config, splits, chain=0, cycle=cycle)
+        assert num_active(learner.sparsifier.masks) == expected
+        superposing.fold(learner.ticket({}), 0, cycle)
+    assert num_active(superposing.superposed.masks) == expected
 
 
 def test_dense_is_plain_training_bit_for_bit():
