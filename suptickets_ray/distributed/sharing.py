@@ -26,7 +26,7 @@ def check_shared(path: str) -> None:
     """Asks every other machine of the cluster whether it sees a file that this one writes.
 
     Args:
-        path: The run's folder, which exists, or a URI, which all machines can reach.
+        path: The run's folder, made if it is not there, or a URI, which all machines can reach.
 
     Raises:
         ValueError: If a machine does not see it.
@@ -47,7 +47,7 @@ class JoiningMachines:
         """Asks nobody yet.
 
         Args:
-            path: The run's folder, which exists, or a URI, which all machines can reach.
+            path: The run's folder, made if it is not there, or a URI, which all machines can reach.
         """
         self._path, self._known, self._asked = path, set[str](), dict[Any, str]()
         self._probe = Path(path) / f".seen-{uuid.uuid4().hex}"
@@ -71,6 +71,7 @@ class JoiningMachines:
         new = {node: host for node, host in others.items() if node not in self._known and node != here}
         if new:
             self._known |= set(new)
+            self._probe.parent.mkdir(parents=True, exist_ok=True)
             self._probe.touch()
             self._asked |= _ask(self._probe, new)
 

@@ -72,3 +72,11 @@ def test_machines_that_join_later_are_asked_once_each_and_without_waiting(cluste
         machines.look()
     assert cluster.asked == [["a"], ["b"]]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_nothing_has_been_written_to_yet_is_made_to_ask_about_it(cluster, tmp_path):
+    # An exploration of a search: its first ticket would make it, and machines are asked before.
+    cluster.nodes += ["a"]
+    machines = sharing.JoiningMachines(str(tmp_path / "explorations" / "key"))
+    machines.look()
+    assert cluster.asked == [["a"]]
