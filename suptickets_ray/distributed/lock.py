@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,14 @@ from suptickets_ray.tickets.store import RunStore
 LOCK_FILE = ".lock"
 BEAT_SECONDS = 10.0
 """How often a holder gives a sign of life."""
-SILENCE_SECONDS = 45.0
-"""A holder that gave none for so long is dead."""
-_LOOK_SECONDS = 1.0
+LOOK_SECONDS = 1.0
+"""How often somebody who waits for the run looks for one."""
+SILENT_LOOKS = 45
+"""A holder that gave none in so many looks is dead."""
+
+Sign = dict[str, Any]
+"""Who holds a run, as its lock's file says."""
+Pause = Callable[[float], None]
 
 
 @contextmanager
@@ -46,31 +52,28 @@ def _in_folder(path: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise _busy(path, "another process") from error
+            raise _busy(path, {}) from error
         yield
 
 
 @contextmanager
 def _in_object_store(path: str) -> Iterator[None]:
-    """A file that its holder writes anew all the time. Two that start within the same second may both win."""
-    store = RunStore(path)
-    own = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
-    _wait_until_free(store, path)
+    """A file that its holder writes anew all the time."""
+    store, own = RunStore(path), own_sign()
+    wait_until_free(store, path)
+    try:
+        claim(store, path, own)
+    except OSError as error:
+        raise ValueError(f"storage must be an object store that can be written; got: {error}.") from error
     stop = threading.Event()
 
     def beat() -> None:
-        count = 0
-        while True:
-            with suppress(OSError):  # out of reach for a while; it is tried again
-                store.write(LOCK_FILE, json.dumps({**own, "beat": count}).encode())
-            count += 1
+        for count in itertools.count(1):
             if stop.wait(BEAT_SECONDS):
                 return
+            with suppress(OSError):  # out of reach for a while; it is tried again
+                give_sign(store, own, count)
 
-    try:
-        store.write(LOCK_FILE, json.dumps({**own, "beat": -1}).encode())
-    except OSError as error:
-        raise ValueError(f"storage must be an object store that can be written; got: {error}.") from error
     thread = threading.Thread(target=beat, name="sign-of-life", daemon=True)
     thread.start()
     try:
@@ -82,32 +85,81 @@ def _in_object_store(path: str) -> Iterator[None]:
             store.delete(LOCK_FILE)
 
 
-def _wait_until_free(store: RunStore, path: str) -> None:
-    """Waits while a holder may be dead; its own clock is not looked at, only whether it still writes."""
+def own_sign() -> Sign:
+    """Returns what tells this holder from all others."""
+    return {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+
+
+def give_sign(store: RunStore, own: Sign, count: int) -> None:
+    """Writes a holder's next sign of life, which differs from the one before."""
+    store.write(LOCK_FILE, json.dumps({**own, "beat": count}).encode())
+
+
+def wait_until_free(store: RunStore, path: str, *, looks: int = SILENT_LOOKS, pause: Pause = time.sleep) -> None:
+    """Returns once nobody holds the run; a holder that gives no sign in so many looks is dead.
+
+    Its clock is not looked at, and looks are counted, not seconds: the time in which this process itself stood still
+    says nothing about the other one.
+
+    Args:
+        store: The run's files.
+        path: The run's folder, for the sentence.
+        looks: How often to look.
+        pause: Waits so many seconds.
+
+    Raises:
+        ValueError: If the holder gives a sign.
+    """
     first = _read(store)
     if first is None or _is_dead_here(first):
         return
-    deadline = time.monotonic() + SILENCE_SECONDS
-    while time.monotonic() < deadline:
-        time.sleep(_LOOK_SECONDS)
+    for _ in range(looks):
+        pause(LOOK_SECONDS)
         now = _read(store)
         if now is None:
             return
         if now != first:
-            raise _busy(path, f"process {now['pid']} on {now['host']}")
+            raise _busy(path, now)
 
 
-def _read(store: RunStore) -> dict[str, Any] | None:
+def claim(store: RunStore, path: str, own: Sign, *, pause: Pause = time.sleep) -> None:
+    """Takes a free run; of several that do so at once the last to write has it.
+
+    An object store has no lock that pyarrow knows of, so one whose writing takes longer than a look may still be
+    overlooked. Then two do the same work, and end in the same bits.
+
+    Args:
+        store: The run's files.
+        path: The run's folder, for the sentence.
+        own: What `own_sign` gave.
+        pause: Waits so many seconds.
+
+    Raises:
+        ValueError: If another process has it.
+    """
+    give_sign(store, own, 0)
+    pause(LOOK_SECONDS)
+    found = _read(store)
+    if found is not None and found.get("holder") != own["holder"]:
+        raise _busy(path, found)
+
+
+def _read(store: RunStore) -> Sign | None:
+    """The sign that lies there; what cannot be read as one is somebody's, and holds nothing but its own bytes."""
     if not store.exists(LOCK_FILE):
         return None
     try:
-        found: dict[str, Any] = json.loads(store.read(LOCK_FILE))
-    except (FileNotFoundError, ValueError):
+        content = store.read(LOCK_FILE)
+    except FileNotFoundError:
         return None
-    return found
+    try:
+        found = json.loads(content)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {"unreadable": content.hex()}
 
 
-def _is_dead_here(holder: dict[str, Any]) -> bool:
+def _is_dead_here(holder: Sign) -> bool:
     """Whether the holder ran on this machine and has ended: then nobody needs to wait for it."""
     if holder.get("host") != socket.gethostname():
         return False
@@ -115,10 +167,12 @@ def _is_dead_here(holder: dict[str, Any]) -> bool:
         os.kill(int(holder["pid"]), 0)
     except ProcessLookupError:
         return True
-    except (OSError, KeyError, ValueError):
+    except (OSError, KeyError, ValueError, TypeError, OverflowError):
         return False
     return False
 
 
-def _busy(path: str, who: str) -> ValueError:
+def _busy(path: str, holder: Sign) -> ValueError:
+    known = {"pid", "host"} <= set(holder)
+    who = f"process {holder['pid']} on {holder['host']}" if known else "another process"
     return ValueError(f"the run in {path} must be free; {who} works on it. Wait for it, or choose another name=.")

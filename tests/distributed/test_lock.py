@@ -1,0 +1,90 @@
+"""One process at a time works on a run in an object store: decided by what is read there, without a clock."""
+
+import json
+import os
+import socket
+
+import pytest
+
+from suptickets_ray.distributed import lock
+from suptickets_ray.tickets.store import RunStore
+
+HERE, NOBODY = socket.gethostname(), 2**22 + 1
+"""This machine, and the number of a process that does not run."""
+
+
+class Storage:
+    """Holds what `LOCK_FILE` shows at each look, in turn; the last for ever. A look is what follows a pause."""
+
+    def __init__(self, *seen):
+        self.seen, self.pauses = list(seen), 0
+
+    def exists(self, path):
+        return self.seen[0] is not None
+
+    def read(self, path):
+        return self.seen[0]
+
+    def pause(self, seconds):
+        self.pauses += 1
+        if len(self.seen) > 1:
+            self.seen.pop(0)
+
+
+def sign(beat, host="elsewhere", pid=7):
+    return json.dumps({"holder": "x", "host": host, "pid": pid, "beat": beat}).encode()
+
+
+def wait(storage, looks=5):
+    lock.wait_until_free(storage, "s3://bucket/run", looks=looks, pause=storage.pause)
+    return storage.pauses
+
+
+def test_nobody_there_is_no_reason_to_wait():
+    assert wait(Storage(None)) == 0
+
+
+def test_a_holder_that_ended_on_this_machine_is_no_reason_to_wait():
+    assert wait(Storage(sign(0, HERE, NOBODY))) == 0
+
+
+def test_a_holder_that_gives_no_sign_at_any_look_is_dead():
+    assert wait(Storage(sign(3))) == 5
+
+
+def test_a_holder_that_gives_a_sign_at_the_last_look_is_alive():
+    with pytest.raises(ValueError, match="must be free; process 7 on elsewhere works on it"):
+        wait(Storage(*[sign(3)] * 5, sign(4)))
+
+
+def test_a_holder_on_this_machine_that_lives_is_waited_for():
+    with pytest.raises(ValueError, match=f"process {os.getpid()} on {HERE} works on it"):
+        wait(Storage(sign(0, HERE, os.getpid()), sign(1, HERE, os.getpid())))
+
+
+def test_a_holder_that_leaves_frees_the_run():
+    assert wait(Storage(sign(3), sign(3), None)) == 2
+
+
+@pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"host": "elsewhere"}', b'{"pid": 3, "host": 4}'])
+def test_a_sign_that_cannot_be_read_is_that_of_somebody(broken):
+    assert wait(Storage(broken)) == 5
+    with pytest.raises(ValueError, match="must be free"):
+        wait(Storage(broken, sign(1)))
+    with pytest.raises(ValueError, match="must be free"):
+        wait(Storage(sign(1), broken))
+
+
+def claims(store, rival=None):
+    lock.claim(store, "run", OWN, pause=lambda seconds: rival and lock.give_sign(store, rival, 0))
+
+
+OWN = lock.own_sign()
+
+
+def test_of_two_that_claim_a_free_run_at_once_the_one_that_wrote_last_has_it(tmp_path):
+    store = RunStore(str(tmp_path))
+    with pytest.raises(ValueError, match="must be free"):
+        claims(store, rival=lock.own_sign())
+    claims(store)
+    claims(store, rival=OWN)
