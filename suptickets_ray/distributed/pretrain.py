@@ -40,10 +40,8 @@ from suptickets_ray.training.optimization import phase_one_rate
 from suptickets_ray.training.tensorboard import Scalars
 
 STATE_FILE = "state.pt"
-_MAX_FAILURES = 3
-"""Of workers or machines in one job of Ray Train, which counts them over days; a fault in the code itself repeats."""
 _MAX_JOBS = 3
-"""Jobs in a row that were lost with machines or with the storage, and came no further than the one before."""
+"""Jobs in a row that failed and came no further than those before."""
 
 
 def pretrain(
@@ -51,7 +49,8 @@ def pretrain(
 ) -> bytes:
     """Returns the state that phase one ends in. A killed phase one goes on from its last checkpoint.
 
-    So does one that Ray Train gave up because it lost machines often, or could not reach the storage once.
+    So does a failed one: if a machine, a process or the storage was lost, or if it has come further since its start. A
+    fault in the code itself strikes again at the same point, and is not waited for.
 
     Args:
         config: The recipe.
@@ -81,7 +80,8 @@ def pretrain(
             name=f"phase-one-{config_digest(config)[:16]}",
             storage_path=f"{location}/{folder}",
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+            # Whether to try again is decided below: Ray Train would repeat a fault of the code as well.
+            failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose else "CRITICAL"),
         ),
@@ -94,12 +94,13 @@ def pretrain(
         on_event(event)
 
     while True:
+        furthest = setbacks.furthest
         try:
             result = watched(trainer.fit, settings["monitor"], noted, "phase one")
             break
         except RuntimeError as error:
-            in_object_store = "://" in settings["run_path"]
-            if not lost_elsewhere(error.__cause__, in_object_store=in_object_store) or not setbacks.died():
+            lost = lost_elsewhere(error.__cause__, in_object_store="://" in settings["run_path"])
+            if not setbacks.died() or not (lost or setbacks.furthest > furthest):
                 raise
             on_event({"kind": "waiting", "text": f"{error}. It goes on from its last checkpoint."})
             store.exists(STATE_FILE)  # whatever the answer: it waits for one

@@ -44,12 +44,13 @@ class Setbacks:
             most: So many without progress between them are too many.
         """
         self._most, self.count = most, 0
-        self._furthest = 0.0
+        self.furthest = 0.0
+        """How far it ever came."""
 
     def reached(self, progress: float) -> None:
         """Takes note of how far it came, in any unit that only grows."""
-        if progress > self._furthest:
-            self._furthest, self.count = progress, 0
+        if progress > self.furthest:
+            self.furthest, self.count = progress, 0
 
     def died(self) -> bool:
         """Counts a death, and returns whether it is worth another try."""

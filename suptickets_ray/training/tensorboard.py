@@ -6,6 +6,8 @@ The fold's tags are its own, since its axis counts tickets.
 from __future__ import annotations
 
 import json
+import os
+import socket
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -14,14 +16,20 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import histogram, hparams, scalar
 
 from suptickets_ray.sparse.masks import Tensors
 from suptickets_ray.sparse.statistics import layer_table
 from suptickets_ray.tickets.store import RunStore
 
 _UPLOAD_SECONDS = 20.0
+_FLUSH_SECONDS = 5.0
+_BINS = np.linspace(0, 1, 101)
+"""Edges of the bins of densities."""
 
 
 def write_hparams(tree: str, trials: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
@@ -102,6 +110,51 @@ class EventFolder:
             self._temporary.cleanup()
 
 
+class EventFile:
+    """A file of TensorBoard's events that is read after those begun before it.
+
+    TensorBoard reads a folder's files in the order of their names, and those of torch's SummaryWriter begin with whole
+    seconds: of two short cycles the later one may come first. These names hold the nanosecond as well.
+    """
+
+    def __init__(self, folder: str, first_step: int | None = None) -> None:
+        """Begins the file.
+
+        Args:
+            folder: Local folder, made if it is not there.
+            first_step: Points of earlier files at or after this step are hidden.
+        """
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        origin = f"{socket.gethostname()}.{os.getpid()}"
+        name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{origin}"
+        self._file = (Path(folder) / name).open("xb")
+        self._records = RecordWriter(self._file)
+        self._flushed = time.monotonic()
+        self._add(Event(file_version="brain.Event:2"))
+        if first_step is not None:
+            self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, summary: Summary, step: int) -> None:
+        """Adds a summary at a step; it is on the disk some seconds later, or when the file is closed."""
+        self._add(Event(step=step, summary=summary))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is still held back."""
+        self._file.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._file.close()
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+
 class Scalars:
     """Writes scalars to one folder of a `tensorboard` tree."""
 
@@ -111,27 +164,27 @@ class Scalars:
         Args:
             tree: Absolute path of the tree, which is a run's or a search's.
             name: "phase-one", "chain-000" or "superposition".
-            first_step: Points of an earlier, interrupted try at or after this step are hidden. TensorBoard reads files
-                in the order of their names, which hold whole seconds: give it only where there was such a try.
+            first_step: Points of an earlier, interrupted try at or after this step are hidden.
         """
         self._tree = EventFolder(tree, name)
-        self._writer = SummaryWriter(self._tree.folder, purge_step=first_step, flush_secs=5)
+        self._events = EventFile(self._tree.folder, first_step)
 
     def write(self, step: int, **values: float) -> None:
         """Adds one point per value; `train__loss=` becomes the tag train/loss."""
         for tag, value in values.items():
-            self._writer.add_scalar(tag.replace("__", "/"), value, step)
+            self._events.add(scalar(tag.replace("__", "/"), value), step)
         if self._tree.is_due():
-            self._writer.flush()
+            self._events.flush()
             self._tree.upload()
 
     def write_layer_densities(self, step: int, masks: Tensors) -> None:
         """Adds the histogram layers/density: the share of active weights of every layer."""
-        self._writer.add_histogram("layers/density", np.asarray([layer.density for layer in layer_table(masks)]), step)
+        densities = np.asarray([layer.density for layer in layer_table(masks)])
+        self._events.add(histogram("layers/density", densities, _BINS), step)
 
     def close(self) -> None:
         """Writes what is still held back."""
-        self._writer.close()
+        self._events.close()
         self._tree.close()
 
     def __enter__(self) -> Scalars:

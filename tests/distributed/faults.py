@@ -22,6 +22,7 @@ from suptickets_ray.config_io import to_yaml
 from suptickets_ray.distributed import folding
 from suptickets_ray.distributed.room import actor_options, explorer_bundle, places_for_workers, worker_labels
 from suptickets_ray.distributed.superposer import Superposer
+from suptickets_ray.distributed.tuning import tune
 from suptickets_ray.tickets.store import RunStore, child
 
 # Seconds instead of half a minute: who is dead refuses at once. Who lives may take 15 s to answer, on a busy machine.
@@ -357,10 +358,23 @@ def fractions_of_a_gpu(faults):
     return {"places": places, "started": len(ready)}
 
 
+def search_on_two_machines(faults):
+    """Trials and their explorers on other machines than the driver's, in one folder that all see."""
+    space = "search.space={tickets.lr_high: {grid_search: [0.2, 0.1]}, superposition.method: {grid_search: [cia, caa]}}"
+    short = ["train.epochs=30", "tickets.cycle_rate=0.2", "tickets.cycle_epochs=3", "tickets.chains=2"]
+    result = tune(faults.config("search", overrides=[*short, "train.limit_batches=10", space])).result
+    return {
+        "states": [row["state"] for row in result["trials"]],
+        "pretrainings": result["pretrainings"],
+        "cycles": result["cycles_trained"],
+    }
+
+
 SCENARIOS = [
     undisturbed,
     head_kept_free,
     explorers_spread,
+    search_on_two_machines,
     fractions_of_a_gpu,
     node_lost_in_exploration,
     node_lost_while_folding,

@@ -112,7 +112,7 @@ def test_a_folder_converted_to_parquet_trains_to_the_same_digest(ray_address, fo
         "data.options.block_size=16",
         "superposition.recalibration_examples=20",
     ]
-    common += ["train.epochs=4", "tickets.cycle_rate=0.25", "method.update_interval_steps=1"]
+    common += ["train.epochs=2", "tickets.cycle_rate=0.5", "tickets.chains=1", "method.update_interval_steps=1"]
     common += ["model.name=resnet20", "model.options.width=4", "model.initialization=default", f"storage={tmp_path}"]
     plain = load_config(None, [*common, "name=folder", "data.name=image_folder", f"data.root={folder}"])
     convert(load_source(plain.data), str(tmp_path / "parquet"), rows_per_file=20)

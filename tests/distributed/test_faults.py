@@ -141,3 +141,9 @@ def test_explorers_spread_and_of_four_machines_one_is_lost(scenario):
 @of("fractions_of_a_gpu")
 def test_four_explorers_share_a_gpu_and_a_fifth_finds_no_room(scenario):
     assert scenario["places"] == scenario["started"] == 4
+
+
+@of("search_on_two_machines")
+def test_a_search_on_two_machines_shares_phase_one_and_tickets(scenario):
+    assert scenario["states"] == ["complete"] * 4
+    assert (scenario["pretrainings"], scenario["cycles"]) == (1, 2 * 2 * 2)  # two rates, two chains of two cycles

@@ -108,8 +108,24 @@ def test_a_phase_one_that_is_lost_at_one_point_again_and_again_ends(jobs):
     assert fake.tries == 3
 
 
-def test_a_fault_of_the_code_is_not_tried_again(jobs):
-    fake, pretrained = jobs([10, 20, 30], ValueError("the planted fault"))
+FAULT = ValueError("the planted fault")
+
+
+@pytest.mark.parametrize(
+    ("reaches", "tries"),
+    [
+        ([0], 1),  # before the end of the first epoch: nothing says that it may pass
+        ([10] * 8, 2),  # a fault of the code strikes at the same point again
+    ],
+)
+def test_a_fault_of_the_code_is_not_repeated(jobs, reaches, tries):
+    fake, pretrained = jobs(reaches, FAULT)
     with pytest.raises(RuntimeError, match="phase one failed"):
         pretrained()
-    assert fake.tries == 1
+    assert fake.tries == tries
+
+
+def test_a_fault_that_passes_is_survived(jobs):
+    fake, pretrained = jobs([10, 20, 30], FAULT)
+    assert pretrained() == b"state"
+    assert fake.tries == 4

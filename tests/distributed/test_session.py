@@ -14,6 +14,7 @@ from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed.room import places_for_workers, worker_labels
 from suptickets_ray.distributed.session import (
     _local_cpus,
+    _quick_ray_train,
     asks_for_token,
     check_address,
     cluster_address,
@@ -65,6 +66,15 @@ def test_a_local_ray_is_given_the_cpus_that_were_asked_for(monkeypatch):
     assert _local_cpus(ClusterConfig()) == 2
     assert _local_cpus(ClusterConfig(num_explorers=3)) == 3
     assert _local_cpus(ClusterConfig(num_workers=4, cpus_per_worker=2)) == 8
+
+
+def test_ray_train_is_quick_on_this_machine_alone_unless_the_environment_says_otherwise(monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "3")
+    monkeypatch.delenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", raising=False)
+    with _quick_ray_train():
+        assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "3"
+        assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
+    assert "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER" not in os.environ
 
 
 @pytest.mark.ray
