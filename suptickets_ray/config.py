@@ -260,7 +260,7 @@ class SuperpositionConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     method: str = "cia"
-    """Average of the tickets: "cia" (zeros counted), "caa" (active weights only), "cima" (moving) or "greedy"."""
+    """Average of tickets: "cia" (zeros counted), "caa" (active weights only), "cima" (moving), "greedy" or your own."""
     cima_factor: float | None = None
     """CIMA's weight of the newest ticket, in (0, 1]; 0.2 when left out."""
     prune: str = "each"

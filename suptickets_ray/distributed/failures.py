@@ -8,6 +8,7 @@ from ray.exceptions import (
     ObjectLostError,
     OutOfMemoryError,
     RayActorError,
+    RayError,
     WorkerCrashedError,
 )
 
@@ -22,6 +23,10 @@ DEATHS = (
 """What a lost process or machine raises in whoever waits for it: the work is done again elsewhere."""
 
 
+_HUNG_UP = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
+"""What gloo's errors say, which have no type of their own."""
+
+
 def lost_elsewhere(error: BaseException | None, *, in_object_store: bool) -> bool:
     """Returns whether a Ray Train job failed for what may have passed: a lost machine or process, or a silent storage.
 
@@ -29,15 +34,28 @@ def lost_elsewhere(error: BaseException | None, *, in_object_store: bool) -> boo
         error: What `fit` raised. Of several ranks one is enough: those that are left fail for want of it.
         in_object_store: Whether the run's storage is one; a folder's errors do not pass.
     """
-    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", None) or error}
-    causes = [_unwrapped(failure) for failure in failures.values()]
+    causes = _causes(error)
     # Of an object store pyarrow raises OSError itself; those below it, such as FileNotFoundError, are the data's.
-    return any(isinstance(cause, DEATHS) or (in_object_store and type(cause) is OSError) for cause in causes)
+    if any(isinstance(cause, DEATHS) or (in_object_store and type(cause) is OSError) for cause in causes):
+        return True
+    return all(_misses_another(cause) for cause in causes)
+
+
+def _misses_another(cause: BaseException | None) -> bool:
+    """Whether a rank only failed because another one hung up, which was lost, and Ray has not noticed that yet."""
+    kinds = {kind.__name__ for kind in type(cause).__mro__}  # torch's and Ray Train's, which take seconds to import
+    return bool(kinds & {"DistError", "WorkerHealthCheckTimeoutError"}) or any(text in str(cause) for text in _HUNG_UP)
+
+
+def _causes(error: BaseException | None) -> list[BaseException | None]:
+    """What really went wrong: of a failed Ray Train job in each rank that failed."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", None) or error}
+    return [_unwrapped(failure) for failure in failures.values()]
 
 
 def _unwrapped(error: BaseException | None) -> BaseException | None:
-    """What Ray Train 2.60 wraps: a rank that no longer answers, and what a rank's own code raised."""
-    for name in ("health_check_failure", "_base_exc"):
+    """What Ray 2.60 wraps: a rank that no longer answers, and what a rank's or a task's own code raised."""
+    for name in ("health_check_failure", "_base_exc", "cause"):
         inner = getattr(error, name, None)
         if isinstance(inner, BaseException):
             return inner
@@ -45,15 +63,15 @@ def _unwrapped(error: BaseException | None) -> BaseException | None:
 
 
 def root_cause(error: BaseException) -> str:
-    """Returns the type and the last line of the message of the error that a worker raised.
+    """Returns the type and the message of the error that a worker raised, in one line.
 
     Args:
         error: What Ray raised: a failed task, a dead actor, or a failed Ray Train job with one error per rank.
     """
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        error = next(iter(failures.values()))
-    cause = getattr(error, "cause", None)
-    cause = cause if isinstance(cause, BaseException) else error.__cause__ or error
-    lines = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {lines[-1]}" if lines else type(cause).__name__
+    causes = [cause for cause in _causes(error) if cause is not None]
+    cause = min(causes, key=lambda cause: (not isinstance(cause, DEATHS), _misses_another(cause)))
+    cause = (error.__cause__ or cause) if cause is error else cause
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    # Ray's own errors end in what happened; others begin with it, and torch's end in a trace of C++.
+    chosen = lines[-1 if isinstance(cause, RayError) else 0] if lines else ""
+    return f"{type(cause).__name__}: {chosen}" if chosen else type(cause).__name__

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +30,7 @@ _NO_TOKEN = (
     + TOKEN_PATH
     + " (mode 0600), or into RAY_AUTH_TOKEN."
 )
+_OTHER_TOKEN = "its token is another one than ours"  # noqa: S105 - a sentence
 _CONNECT_SECONDS = 10
 _JOIN_SECONDS = 60
 
@@ -142,9 +143,12 @@ def _join(address: str, verbose: bool) -> bool:
         Whether the cluster lets in anybody.
     """
     place = _host_and_port(address)
-    is_open = lets_in_anybody(place) if place else None
+    is_open = lets_in(place) if place else None
     if is_open is False:
         _show_token(address)
+        # Ray itself tries for 20 seconds before it says so.
+        if place and lets_in(place, _shown_token()) is False:
+            raise ValueError(_no_cluster(address, _OTHER_TOKEN))
     elif is_open and os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
         raise ValueError(
             f"the Ray cluster at {address} must ask for a token where RAY_AUTH_MODE=token is set; it asks for none. "
@@ -167,7 +171,7 @@ def _join(address: str, verbose: bool) -> bool:
         if time.monotonic() > deadline:
             raise ValueError(_no_cluster(address, f"no answer within {_JOIN_SECONDS} s"))
     if errors:
-        wrong = "its token is another one than ours" if is_open is False else errors[0]
+        wrong = _OTHER_TOKEN if is_open is False else errors[0]
         raise ValueError(_no_cluster(address, wrong)) from errors[0]
     return bool(is_open)
 
@@ -183,11 +187,12 @@ def _host_and_port(address: str) -> str | None:
     return None
 
 
-def lets_in_anybody(place: str) -> bool | None:
-    """Asks a cluster for its id without a token: whether it answers; None where no Ray can be heard.
+def lets_in(place: str, shown: Sequence[tuple[str, str]] = ()) -> bool | None:
+    """Asks a cluster for its id: whether it answers; None where no Ray can be heard.
 
     Args:
         place: HOST:PORT of its head.
+        shown: The token, as the headers of the question; none to find out whether anybody is let in.
     """
     import grpc  # type: ignore[import-untyped]  # ray[default] needs it
     from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
@@ -195,7 +200,9 @@ def lets_in_anybody(place: str) -> bool | None:
 
     with grpc.insecure_channel(place) as channel:
         try:
-            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=_CONNECT_SECONDS)
+            NodeInfoGcsServiceStub(channel).GetClusterId(
+                GetClusterIdRequest(), timeout=_CONNECT_SECONDS, metadata=shown
+            )
         except grpc.RpcError as error:
             refused = error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
             return False if refused else None
@@ -218,6 +225,11 @@ def _show_token(address: str) -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     # The mode was read when Ray was imported. As Ray does where it turns it on itself; there is no public way.
     ray._raylet.Config.initialize("")
+
+
+def _shown_token() -> list[tuple[str, str]]:
+    """The headers in which Ray shows this process's token; there is no public way."""
+    return list(ray._raylet.AuthenticationTokenLoader.instance().get_token_for_http_header().items())
 
 
 def make_token() -> None:

@@ -243,7 +243,8 @@ def settle(point: Point) -> Point:
         return point
     if method is None:
         return {**point, "superposition.method": "cima"}
-    return point if method == "cima" else {k: v for k, v in point.items() if k != "superposition.cima_factor"}
+    reads_it = method == "cima" or ":" in method
+    return point if reads_it else {k: v for k, v in point.items() if k != "superposition.cima_factor"}
 
 
 def point_key(point: Point) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from suptickets_ray.lookup import choose
+from suptickets_ray.lookup import choose, choose_or_import
 from suptickets_ray.sparse.distributions import apportion
 from suptickets_ray.sparse.masks import count_down, top_mask, true_positions
 from suptickets_ray.sparse.topology import SCOPES, keep_best
@@ -31,6 +31,11 @@ from suptickets_ray.tickets.ticket import Part, SparseTensor, Ticket
 FILLED_SHARE = 0.25
 """Averages that are not pruned in between hold all entries of a tensor of which more than this share is active."""
 _PIECE = 1 << 16
+Average = Callable[[Tensor, Tensor, int, float | None], Tensor]
+"""Takes the average so far, the newest ticket, the number of tickets with it, and cima_factor; returns the new average.
+
+All tensors hold some entries of one weight, so that an average is taken entry by entry.
+"""
 PRUNE_TIMES: dict[str, str] = {
     "each": "prune to the target density after every ticket",
     "last": "prune once, after all tickets",
@@ -49,18 +54,31 @@ class Rule:
 
     def __post_init__(self) -> None:
         """Raises ValueError if a setting is unknown, out of range, or does nothing with the others."""
-        choose(AVERAGES, self.method, "superposition method")
+        average = self.average
         choose(PRUNE_TIMES, self.prune, "superposition.prune")
         choose(SCOPES, self.scope, "prune scope")
         if not 0 < self.density <= 1:
             raise ValueError(f"density must be in (0, 1]; got {self.density}.")
-        if self.method != "cima" and self.cima_factor is not None:
+        is_own = ":" in self.method
+        if self.method != "cima" and not is_own and self.cima_factor is not None:
             raise ValueError(f"superposition.cima_factor has no effect with method {self.method!r}. Leave it out.")
         if self.method == "cima" and (self.cima_factor is None or not 0 < self.cima_factor <= 1):
             raise ValueError(
                 f"superposition.cima_factor must be in (0, 1] with method 'cima'; got {self.cima_factor}. "
                 "The paper's best is 0.2."
             )
+        if is_own:
+            _check_own(average, self.method, self.cima_factor)
+
+    @property
+    def average(self) -> Average:
+        """The function of `AVERAGES`, or the user's own, that takes one more ticket into the average.
+
+        Raises:
+            ValueError: If there is none of this name.
+        """
+        found: Average = choose_or_import(AVERAGES, self.method, "superposition method")
+        return found
 
 
 def connection_independent(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:
@@ -96,7 +114,7 @@ def greedy(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> 
     return connection_independent(old, new, num_tickets, factor)
 
 
-AVERAGES: dict[str, Callable[[Tensor, Tensor, int, float | None], Tensor]] = {
+AVERAGES: dict[str, Average] = {
     "cia": connection_independent,
     "caa": connection_aware,
     "cima": connection_independent_moving,
@@ -118,6 +136,8 @@ def fold(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumul
     if _form(ticket.parts) != _form(accumulator.mean):
         raise ValueError("tickets must be of one model to be superposed; these differ in names or shapes of tensors.")
     num_tickets = accumulator.num_tickets + 1
+    # CAA is about connections: parameters that are not masked are averaged alike by CIA.
+    average, plain_average = rule.average, connection_independent if rule.method == "caa" else rule.average
     mean: dict[str, MeanPart] = {}
     num_active: dict[str, Tensor] = {}
     for name, part in ticket.parts.items():
@@ -125,15 +145,12 @@ def fold(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumul
         if isinstance(new, SparseTensor):
             assert not isinstance(old, Tensor)
             counts = accumulator.num_active[name] if rule.method == "caa" else None
-            mean[name], counts = _fold_masked(old, new, num_tickets, rule, counts)
+            mean[name], counts = _fold_masked(old, new, num_tickets, average, rule.cima_factor, counts)
             if counts is not None:
                 num_active[name] = counts
         elif new.is_floating_point():
-            # CAA is about connections: parameters that are not masked are averaged alike by CIA.
             assert isinstance(old, Tensor)
-            mean[name] = AVERAGES["cia" if rule.method == "caa" else rule.method](
-                old, new, num_tickets, rule.cima_factor
-            )
+            mean[name] = plain_average(old, new, num_tickets, rule.cima_factor)
         else:
             mean[name] = new
     folded = replace(
@@ -145,23 +162,27 @@ def fold(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumul
 
 
 def _fold_masked(
-    old: SparseTensor | FilledTensor, new: SparseTensor, num_tickets: int, rule: Rule, counts: Tensor | None
+    old: SparseTensor | FilledTensor,
+    new: SparseTensor,
+    num_tickets: int,
+    average: Average,
+    factor: float | None,
+    counts: Tensor | None,
 ) -> tuple[SparseTensor | FilledTensor, Tensor | None]:
     """Returns the average and in how many tickets each of its entries is active, if that is counted."""
-    average = AVERAGES[rule.method]
     if isinstance(old, FilledTensor):
         # The same bits: where neither is active, every average of two zeros is 0. Piece by piece, in the cache.
         values = torch.empty_like(old.values)
         for begin, newest in _pieces(new):
             piece = slice(begin, begin + len(newest))
-            values[piece] = average(old.values[piece], newest, num_tickets, rule.cima_factor)
+            values[piece] = average(old.values[piece], newest, num_tickets, factor)
         active = old.active.index_fill(0, new.positions, True)
         if counts is not None:
             counts = counts.index_add(0, new.positions, torch.ones_like(new.positions, dtype=counts.dtype))
         return FilledTensor(new.shape, values, active), counts
     union = _unite(old, new)
     before, newest = _spread(old.values, union.of_first), _spread(new.values, union.of_second)
-    values = average(before, newest, num_tickets, rule.cima_factor)
+    values = average(before, newest, num_tickets, factor)
     if counts is not None:
         counts = _spread(counts, union.of_first) + union.of_second
     return SparseTensor(new.shape, union.positions, values), counts
@@ -180,6 +201,22 @@ def finish_unpruned(accumulator: Accumulator, provenance: Mapping[str, Any]) -> 
     Source: Izmailov et al., 1803.05407.
     """
     return Ticket.of_parts(narrowed(accumulator.sparse()[0], accumulator.dtypes), provenance)
+
+
+def _check_own(average: Average, name: str, factor: float | None) -> None:
+    nothing = torch.zeros(3)
+    try:
+        found = average(nothing, nothing, 2, factor)
+    except Exception as error:
+        raise ValueError(
+            f"superposition.method must be a function of two tensors, the number of tickets and cima_factor; {name!r} "
+            f"failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(found, Tensor) or found.shape != nothing.shape or found.any():
+        raise ValueError(
+            f"superposition.method must make zeros of their shape of two tensors of zeros, because what is active in "
+            f"no ticket stays 0; {name!r} makes {found}."
+        )
 
 
 def _form(parts: Mapping[str, MeanPart]) -> dict[str, tuple[tuple[int, ...], bool]]:
@@ -263,9 +300,9 @@ def superpose(
 
     Args:
         tickets: At least one; the phase-one net first when it is to count.
-        method: A name of `AVERAGES`.
+        method: A name of `AVERAGES`, or an `Average` of your own as "package.module:function".
         density: Target density in (0, 1].
-        cima_factor: Weight of the newest ticket, with CIMA only.
+        cima_factor: Weight of the newest ticket, with CIMA, and with a method of your own if that reads it.
         prune: "each" or "last".
         scope: "global", or "layer": every layer keeps its share of connections of the first ticket.
         accuracy: With method "greedy" only, which needs it: the validation accuracy of a ticket. The tickets are then

@@ -27,6 +27,7 @@ FEW = [
     "data.batch_size=20",
     "superposition.gate_tolerance=none",
     "cluster.num_workers=1",
+    "cluster.num_explorers=1",
 ]
 
 

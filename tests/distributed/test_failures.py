@@ -1,7 +1,12 @@
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+from torch.distributed import DistBackendError
 
 from suptickets_ray.distributed.failures import lost_elsewhere, root_cause
 
@@ -15,7 +20,8 @@ class Wrapped(RuntimeError):
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (ArithmeticError("first line\nthe planted fault"), "ArithmeticError: the planted fault"),
+        (ArithmeticError("\n the planted fault\nException raised from C++"), "ArithmeticError: the planted fault"),
+        (NodeDiedError("It died.\n\tits node was lost"), "NodeDiedError: its node was lost"),
         (Wrapped(cause=KeyError("x")), "KeyError: 'x'"),
         (Wrapped(worker_failures={1: Wrapped(cause=ValueError("deep"))}), "ValueError: deep"),
         (AssertionError(), "AssertionError"),
@@ -30,6 +36,7 @@ def of_ranks(*errors):
     return WorkerGroupError("failed", dict(enumerate(errors)))
 
 
+GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer\nException raised from read_one")
 SILENT = OSError("When completing multiple part upload: AWS Error NETWORK_CONNECTION")
 
 
@@ -39,6 +46,11 @@ SILENT = OSError("When completing multiple part upload: AWS Error NETWORK_CONNEC
         (of_ranks(WorkerHealthCheckFailedError("gone", ActorDiedError())), True),
         # The rank that is left fails for want of the lost one.
         (of_ranks(UserExceptionWithTraceback(RuntimeError("gloo"), ""), NodeDiedError("gone")), True),
+        (of_ranks(UserExceptionWithTraceback(GLOO, "")), True),  # whose loss Ray has not noticed yet
+        (of_ranks(UserExceptionWithTraceback(DistBackendError("NCCL"), "")), True),
+        (of_ranks(WorkerHealthCheckTimeoutError("hangs")), True),
+        # Its fault, not that of the rank that it leaves alone.
+        (of_ranks(UserExceptionWithTraceback(GLOO, ""), UserExceptionWithTraceback(KeyError("x"), "")), False),
         (of_ranks(UserExceptionWithTraceback(SILENT, "")), True),
         (ControllerError(SILENT), True),
         (NodeDiedError("the controller's"), True),
@@ -54,3 +66,12 @@ def test_lost_machines_and_silent_storages_are_told_from_faults_of_the_code(erro
 
 def test_what_a_folder_refuses_does_not_pass():
     assert not lost_elsewhere(ControllerError(OSError(28, "No space left on device")), in_object_store=False)
+
+
+def test_of_several_ranks_the_one_that_is_to_blame_is_named():
+    own = UserExceptionWithTraceback(KeyError("x"), "Traceback\n  ...")
+    assert root_cause(of_ranks(UserExceptionWithTraceback(GLOO, ""), own)) == "KeyError: 'x'"
+    gone = WorkerHealthCheckFailedError("gone", NodeDiedError("It died.\nits node was lost"))
+    assert root_cause(of_ranks(own, gone)) == "NodeDiedError: its node was lost"
+    alone = "RuntimeError: [gloo/transport/tcp/pair.cc:538] Connection closed by peer"
+    assert root_cause(of_ranks(UserExceptionWithTraceback(GLOO, ""))) == alone

@@ -26,7 +26,8 @@ def seen(tmp_path_factory):
             capture_output=True,
             text=True,
             timeout=2400,
-            env={**os.environ, "RAY_TMPDIR": temp_dir},
+            # As users run it: other tests do without what waits for machines to be taken away.
+            env={**os.environ, "RAY_TMPDIR": temp_dir, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"},
             check=False,
         )
     finally:
@@ -87,7 +88,7 @@ def test_the_superposer_is_started_anew_on_another_machine(scenario):
 
 @of("preemption_with_notice")
 def test_a_machine_under_notice_finishes_its_cycle_and_begins_no_other(scenario):
-    assert scenario["there"] >= 1
+    assert 1 <= scenario["there"] < 12
     assert scenario["began_late"] == 0
     assert scenario["tickets"] == scenario["distinct"] == 12  # no cycle was lost and run again
 
@@ -128,7 +129,7 @@ def test_elastic_ranks_go_on_with_the_machines_that_are_left(scenario):
 @of("head_kept_free")
 def test_workers_keep_off_the_head_when_asked(scenario):
     assert not scenario["head_used"]
-    assert scenario["places"] == 1
+    assert scenario["places"] == 2
 
 
 @of("explorers_spread")

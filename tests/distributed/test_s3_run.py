@@ -21,7 +21,7 @@ def bucket(s3_server):
 
 
 def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(finished_run, bucket, tiny, capsys):
-    config = load_config(None, [*tiny, f"storage={bucket}", "name=killed", "cluster.num_explorers=3"])
+    config = load_config(None, [*tiny, f"storage={bucket}", "name=killed", "cluster.num_explorers=2"])
 
     def kill_at_the_second_ticket(event):
         seen.append(event["kind"])
@@ -58,7 +58,7 @@ def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(fi
 def test_a_search_in_an_object_store_ends_with_its_answer(ray_address, bucket):
     space = "search.space={superposition.method: {grid_search: [cia, caa]}}"
     settings = ["train.epochs=40", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=4", "tickets.chains=2", space]
-    settings += ["cluster.num_workers=1", f"storage={bucket}", "name=search"]
+    settings += ["cluster.num_workers=1", "cluster.num_explorers=1", f"storage={bucket}", "name=search"]
     result = tune(load_config(None, settings)).result
     assert (result["pretrainings"], result["cycles_trained"], len(result["trials"])) == (1, 2, 2)
     files = RunStore(child(bucket, "search")).list("")

@@ -41,6 +41,7 @@ def head():
     (home / ".ray/auth_token").chmod(0o600)
     port, dashboard = free_port(), free_port()
     environment = {**os.environ, "HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_TMPDIR": temp_dir}
+    environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # at its end nothing is worth waiting for
     ray = str(Path(sys.executable).parent / "ray")
     # Jobs call `python`: ours comes first.
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"

@@ -29,6 +29,7 @@ SMALL = [
     "tickets.chains=2",
     "tickets.cycle_epochs=2",
     "cluster.num_workers=1",
+    "cluster.num_explorers=1",
     "train.checkpoint_every_epochs=50",
 ]
 SPACE = (
@@ -210,17 +211,16 @@ def test_a_tuner_of_ones_own_takes_trainable_and_space_and_draws_the_points(ray_
 
 
 def test_the_same_command_tries_again_what_failed(ray_address, tmp_path, monkeypatch):
-    """A network that cannot be built while a certain file is there, which it is once phase one is done."""
+    """An average that cannot be taken while a certain file is there, which it is once phase one is done."""
     flag = tmp_path / "fails"
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "fragile_network.py").write_text(
+    (tmp_path / "fragile_average.py").write_text(
         "from pathlib import Path\n"
-        "from torch import nn\n"
-        "def build(sample_shape, num_classes):\n"
+        "def newest(old, new, num_tickets, factor):\n"
         f"    assert not Path({str(flag)!r}).exists(), 'it is planted'\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, num_classes))\n"
+        "    return new\n"
     )
-    space = "search.space={model.name: {grid_search: [mlp, 'fragile_network:build']}}"
+    space = "search.space={superposition.method: {grid_search: [cia, 'fragile_average:newest']}}"
     config = load_config(None, [*SMALL, space, f"storage={tmp_path}", "name=again"])
 
     def plant(event):
@@ -236,7 +236,7 @@ def test_the_same_command_tries_again_what_failed(ray_address, tmp_path, monkeyp
     assert not again.resumed
     assert [row["state"] for row in again.result["trials"]] == ["complete", "complete"]
     assert again.result["trials"][0] == first
-    assert (again.result["pretrainings"], again.result["cycles_trained"]) == (2, 8)
+    assert (again.result["pretrainings"], again.result["cycles_trained"]) == (1, 4)
     assert tune(config).resumed
 
 

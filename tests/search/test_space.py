@@ -196,3 +196,9 @@ def test_listed_points_stand_for_every_choice():
     )
     assert [(p["tickets.chains"], p["superposition.cima_factor"]) for p in listed_points(space)] == [(1, 0.1), (2, 0.1)]
     assert settle({"tickets.chains": 1}) == {"tickets.chains": 1}
+
+
+def test_a_factor_stays_with_the_methods_that_read_it():
+    for method, stays in (("cima", True), ("mine:average", True), ("cia", False), ("caa", False)):
+        point = {"superposition.method": method, "superposition.cima_factor": 0.3}
+        assert ("superposition.cima_factor" in settle(point)) == stays

@@ -39,6 +39,54 @@ def test_cima_gives_the_newest_ticket_its_factor():
     assert weights([A, B], "cima", cima_factor=0.25) == [3.5, 1.5, 1.5, 0.0]
 
 
+OWN = """
+import torch
+def strongest(old, new, num_tickets, factor):
+    return torch.where(old.abs() >= new.abs(), old, new)
+def scaled(old, new, num_tickets, factor):
+    return old + factor * new
+def something(old, new, num_tickets, factor):
+    return old + 1
+def single(old, new, num_tickets, factor):
+    return (old + new).sum()
+def few(old, new):
+    return old + new
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module of the user's own."""
+    (tmp_path / "own_averages.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "own_averages"
+
+
+def test_an_average_of_ones_own_is_taken_entry_by_entry(own):
+    assert weights([A, B, [0.0, 0.0, -7.0, 1.0]], f"{own}:strongest") == [4.0, 2.0, -7.0, 1.0]
+    assert weights([A, B], f"{own}:strongest", 0.5) == [4.0, 0.0, 6.0, 0.0]
+    assert weights([A, B], f"{own}:scaled", cima_factor=0.5) == [5.0, 2.0, 3.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("something", "must make zeros of their shape .*'own_averages:something' makes tensor"),
+        ("single", "must make zeros of their shape"),
+        ("few", "must be a function of two tensors, .*'own_averages:few' failed: TypeError"),
+        ("missing", "must name a function of 'own_averages'; it has no function 'missing'"),
+    ],
+)
+def test_an_average_of_ones_own_that_cannot_be_one_is_refused(own, function, message):
+    with pytest.raises(ValueError, match=message):
+        Rule(f"{own}:{function}", 0.5)
+
+
+def test_an_unknown_average_is_told_how_ones_own_is_named():
+    with pytest.raises(ValueError, match="did you mean 'cima'.* Your own is named 'package.module:function'"):
+        Rule("cimo", 0.5)
+
+
 def test_pruning_after_each_ticket_forgets_what_pruning_once_remembers():
     tickets = [[4.0, 3.0, 0.0, 0.0], [4.0, 0.0, 2.0, 0.0], [4.0, 0.0, 2.0, 0.0]]
     assert weights(tickets, density=0.5, prune="each") == [4.0, 1.0, 0.0, 0.0]
