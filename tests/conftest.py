@@ -22,6 +22,13 @@ os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_collection_modifyitems(items):
+    """Whoever uses the session's Ray needs no mark of its own."""
+    for item in items:
+        if "ray_address" in item.fixturenames:
+            item.add_marker(pytest.mark.ray)
+
+
 @pytest.fixture(scope="session")
 def ray_address():
     """The address of a Ray with 4 logical CPUs, shared by all tests of the session."""

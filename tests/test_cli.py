@@ -126,6 +126,7 @@ def processes_marked(mark):
     return found
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_a_local_run_with_130_and_leaves_no_process(tmp_path, number):
     mark = uuid.uuid4().hex

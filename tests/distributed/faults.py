@@ -3,7 +3,6 @@
 Prints one line of JSON per scenario: its name, the digest of the sup-ticket, and what was seen on the way.
 """
 
-import contextlib
 import json
 import logging
 import os
@@ -192,45 +191,44 @@ def driver_killed_and_started_on_another_machines_view(faults):
     return {"digest": result["superposed"]["digest"], "resumed": resumed}
 
 
-@contextlib.contextmanager
-def silent_object_store():
-    """Yields a storage, and what makes it silent for a while."""
+def object_store_out_of_reach(faults):
+    """Twice: while phase one stores a checkpoint, which Ray Train tries three times, and while cycles run."""
     import boto3
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    servers, silences, seen = [ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)], [], []
+    servers[0].start()
+    host, port = servers[0].get_host_and_port()
     client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
     client.create_bucket(Bucket="faults")
-    again = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    back = threading.Timer(S3_SILENCE_SECONDS, again.start)
 
     def go_silent():
-        server.stop()
-        back.start()
+        servers[-1].stop()
+        servers.append(ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False))
+        silences.append(threading.Timer(S3_SILENCE_SECONDS, servers[-1].start))
+        silences[-1].start()
 
-    yield f"s3://faults/runs?endpoint_override={host}:{port}&scheme=http&region=us-east-1", go_silent
-    back.join()
-    again.stop()
+    def watch(event):
+        seen.append(event)
+        is_due = [event["kind"] == "epoch" and event["epoch"] >= 15, event["kind"] == "ticket", False]
+        if is_due[len(silences)]:
+            go_silent()
 
-
-def object_store_out_of_reach(faults):
-    with silent_object_store() as (storage, go_silent):
-        began = time.monotonic()
-        superposed, _ = run_with_fault(faults.fork("silent", storage), go_silent, "ticket")
-        return {"digest": superposed["digest"], "seconds": time.monotonic() - began}
-
-
-def object_store_out_of_reach_in_phase_one(faults):
-    """While a checkpoint is due, which Ray Train tries to store three times within seconds."""
-    with silent_object_store() as (storage, go_silent):
-        began = time.monotonic()
-        superposed, seen = run_with_fault(faults.config("silent-phase-one", storage), go_silent, "epoch", 15)
-        lost = [event["text"] for event in seen if event["kind"] == "waiting"]
-        return {"digest": superposed["digest"], "seconds": time.monotonic() - began, "lost": lost}
+    storage = f"s3://faults/runs?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    began = time.monotonic()
+    superposed = train(faults.config("silent", storage), watch).result["superposed"]
+    for silence in silences:
+        silence.join()
+    servers[-1].stop()
+    lost = [event["text"] for event in seen if event["kind"] == "waiting"]
+    return {
+        "digest": superposed["digest"],
+        "silences": len(silences),
+        "seconds": time.monotonic() - began,
+        "lost": lost,
+    }
 
 
 def machine_with_a_folder_of_its_own(faults):
@@ -387,7 +385,6 @@ SCENARIOS = [
     preemption_with_notice,
     driver_killed_and_started_on_another_machines_view,
     object_store_out_of_reach,
-    object_store_out_of_reach_in_phase_one,
     machine_with_a_folder_of_its_own,
     full_disk,
     node_lost_in_phase_one,

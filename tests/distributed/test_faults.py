@@ -60,7 +60,6 @@ def of(name):
         "preemption_with_notice",
         "driver_killed_and_started_on_another_machines_view",
         "object_store_out_of_reach",
-        "object_store_out_of_reach_in_phase_one",
         "full_disk",
         "explorers_spread",
     ],
@@ -98,11 +97,10 @@ def test_another_machine_takes_the_tickets_over(scenario):
     assert scenario["resumed"] >= 1
 
 
-@pytest.mark.parametrize(
-    "scenario", ["object_store_out_of_reach", "object_store_out_of_reach_in_phase_one"], indirect=True
-)
-def test_the_storage_was_silent_for_20_seconds(scenario):
-    assert scenario["seconds"] >= 20
+@of("object_store_out_of_reach")
+def test_the_storage_was_silent_for_20_seconds_in_phase_one_and_in_exploration(scenario):
+    assert scenario["silences"] == 2
+    assert scenario["seconds"] >= 40
 
 
 @of("machine_with_a_folder_of_its_own")

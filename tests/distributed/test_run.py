@@ -5,7 +5,6 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from suptickets_ray import Ticket, load_config, train
+from suptickets_ray.reporting.superpose import fold_runs, judge_runs, open_runs
 from suptickets_ray.sparse.masks import num_active, unpack
 from suptickets_ray.tickets.superposition import superpose
 from suptickets_ray.training.state import read_state
@@ -295,25 +295,13 @@ def test_every_rule_of_superposition_ends_at_the_density_and_matters(finished_ru
         assert result["superposed"]["digest"] != read(done)["superposed"]["digest"]
 
 
-# All methods are trained, explored and superposed without Ray in tests/training/test_loop.py.
-def test_another_method_completes_at_its_density_exactly(ray_address, tmp_path):
-    overrides = ["train.epochs=20", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=1", "tickets.chains=2"]
-    alone = ["cluster.num_workers=1", "cluster.num_explorers=1"]
-    config = load_config(None, [*overrides, *alone, "method.name=granet", f"storage={tmp_path}", "name=a"])
-    result = train(config).result
-    assert [round(row["density"] * 25_856) for row in result["tickets"]] == [TARGET] * 4
-    assert num_active(Ticket.load(tmp_path / "a/superposed.arrow").masks) == TARGET
-
-
-def test_layers_folded_by_several_processes_are_the_bits_of_one_superposer(finished_run, forked_run, tmp_path):
-    rule = ["superposition.prune=last", "superposition.gate_tolerance=none"]
-    recipe = Path(finished_run.path) / "config.yaml"
+def test_layers_folded_by_several_processes_are_the_bits_of_one_superposer(finished_run, forked_run):
+    rule = ["superposition.prune=last", "superposition.gate_tolerance=none", "cluster.fold_shares=3"]
     (forked_run / "config.yaml").unlink()  # another rule on the phase one of the finished run
-    shutil.copytree(forked_run, tmp_path / "apart")
-    alone = train(load_config(recipe, [f"storage={tmp_path}", "name=forked", *rule])).result
-    events = []
-    own = [f"storage={tmp_path}", "name=apart", "cluster.fold_shares=3"]
-    apart = train(load_config(recipe, [*own, *rule]), events.append).result
+    own, events = [f"storage={forked_run.parent}", "name=forked"], []
+    apart = train(load_config(Path(finished_run.path) / "config.yaml", [*own, *rule]), events.append).result
+    runs = open_runs([str(forked_run)])
+    alone = judge_runs(runs, *fold_runs(runs))
     assert apart["superposed"] == alone["superposed"]
     assert apart["tickets"] == alone["tickets"]
     assert sum(event["kind"] == "fold" for event in events) == 6
@@ -376,12 +364,26 @@ def test_diverged_chains_are_left_out_and_the_run_completes(finished_run, forked
     json.loads((forked_run / "result.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
 
 
-def test_layers_kept_from_being_emptied_are_said_in_the_result(ray_address, tmp_path):
-    overrides = ["train.epochs=20", "tickets.cycle_epochs=2", "tickets.chains=1", "model.options.widths=[900, 4]"]
-    density = ["method.density=0.0003", "model.initialization=default", "method.distribution=uniform"]
-    where = [f"storage={tmp_path}", "cluster.num_workers=1"]
-    result = train(load_config(None, [*overrides, *density, *where])).result
-    assert any("would leave 7.weight empty" in warning for warning in result["warnings"])
+@pytest.fixture(scope="module")
+def odd_run(ray_address, tmp_path_factory):
+    """A wide layer before a narrow one, at a density that leaves the narrow one nothing of its own."""
+    storage = tmp_path_factory.mktemp("odd")
+    network = ["model.options.widths=[900, 4]", "model.initialization=default"]
+    method = ["method.distribution=uniform", "method.density=0.0003"]
+    short = ["train.epochs=20", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=1", "tickets.chains=2"]
+    alone = ["cluster.num_workers=1", "cluster.num_explorers=1", f"storage={storage}", "name=odd"]
+    return train(load_config(None, [*network, *method, *short, *alone]))
+
+
+# All methods are trained, explored and superposed without Ray, in tests/training/test_loop.py.
+def test_another_network_completes_at_its_density_exactly(odd_run):
+    size = 64 * 900 + 900 * 4 + 4 * 10
+    assert [round(row["density"] * size) for row in odd_run.result["tickets"]] == [int(0.0003 * size)] * 4
+    assert num_active(Ticket.load(Path(odd_run.path) / "superposed.arrow").masks) == int(0.0003 * size)
+
+
+def test_layers_kept_from_being_emptied_are_said_in_the_result(odd_run):
+    assert any("would leave 7.weight empty" in warning for warning in odd_run.result["warnings"])
 
 
 # With three ranks, on whose number the order of sums depends: test_faults.py.

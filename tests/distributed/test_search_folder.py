@@ -97,6 +97,7 @@ def test_where_all_have_diverged_the_error_says_so(config):
     assert finished_search(files, config) is None
 
 
+@pytest.mark.ray
 def test_a_cluster_with_too_little_room_is_refused_before_anything_is_trained(config, tmp_path):
     """On a Ray of its own with one CPU: one explorer of one CPU has room, two trials at once have not."""
     code = f"""
