@@ -135,8 +135,10 @@ def _print_translated(options: argparse.Namespace) -> int:
 
 
 def _superpose(options: argparse.Namespace, console: Console) -> int:
+    from suptickets_ray.reporting.stored_ticket import check_output
     from suptickets_ray.reporting.superpose import fold_runs, judge_runs, open_runs, sweep, sweep_table
     from suptickets_ray.reporting.table import closing_table
+    from suptickets_ray.tickets.store import RunStore, split_path
 
     paths = [text for text in options.settings if "=" not in text or "://" in text or Path(text).is_dir()]
     overrides = [text for text in options.settings if text not in paths]
@@ -144,8 +146,8 @@ def _superpose(options: argparse.Namespace, console: Console) -> int:
         raise ValueError("superpose must be given the folder of a run, e.g. runs/digits; got settings only.")
     if options.sweep and options.output:
         raise ValueError("--output has no effect with --sweep, which compares rules. Leave one of them out.")
-    if options.output and not Path(options.output).absolute().parent.is_dir():
-        raise ValueError(f"--output must lie in a folder that is there; got {options.output!r}. Create it first.")
+    if options.output:
+        check_output(options.output)
     swept = [text for text in overrides if text.removeprefix("superposition.").startswith(("method=", "cima_factor="))]
     if options.sweep and swept:
         raise ValueError(f"{swept[0]} has no effect with --sweep, which compares methods and factors. Leave it out.")
@@ -163,7 +165,8 @@ def _superpose(options: argparse.Namespace, console: Console) -> int:
         console.print(f"Left out by the gate: {left_out}", soft_wrap=True)
     console.print(f"Digest: {result['superposed']['digest']}", markup=False, soft_wrap=True)
     if options.output:
-        superposing.superposed.save(options.output)
+        folder, name = split_path(options.output)
+        RunStore(folder).write(name, superposing.superposed.to_bytes())
         console.print(f"File: {options.output}", markup=False, soft_wrap=True)
     return EXIT_DONE
 

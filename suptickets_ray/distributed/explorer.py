@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from suptickets_ray import __version__
 from suptickets_ray.config_io import config_digest
+from suptickets_ray.distributed.result import versions
 from suptickets_ray.distributed.worker import start_worker
 from suptickets_ray.tickets.store import TicketStore
 from suptickets_ray.training.cycle import cycle_rate, run_cycle
@@ -83,7 +83,7 @@ class Explorer:
                 "lr_high": tickets.lr_high,
                 "config_digest": self._digest,
                 "parent": parent,
-                "version": __version__,
+                "versions": versions(),
             }
         )
         state = self._learner.to_bytes(cycle=cycle)

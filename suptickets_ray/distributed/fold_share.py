@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from suptickets_ray.distributed.worker import extend_path
+from suptickets_ray.distributed.worker import follow
 from suptickets_ray.tickets.accumulator import Accumulator
 from suptickets_ray.tickets.superposition import Rule, fold
 from suptickets_ray.tickets.ticket import Ticket
@@ -27,7 +27,7 @@ class FoldShare:
             rule: How tickets are superposed; prune last.
             first: The fold before any ticket.
         """
-        extend_path(settings)
+        follow(settings)
         self._names, self._rule, self._seen = frozenset(names), rule, set[tuple[int, int]]()
         self._accumulator = first and first.only(self._names)
 

@@ -51,8 +51,13 @@ def _in_folder(path: str) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise _busy(path, {}) from error
+        except OSError as error:
+            raise ValueError(
+                f"storage must be on a file system that knows locks, which keep a second process out of {path}; it "
+                f"failed: {error}. Mount it with locks (e.g. -o flock), or choose another storage=."
+            ) from error
         yield
 
 

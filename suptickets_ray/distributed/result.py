@@ -16,6 +16,8 @@ from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest, differing_keys, from_yaml, to_dict
 from suptickets_ray.reporting.verdict import verdict
 from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.training.data import load_source
+from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def stored_result(
         also: Gives what else differs, from the folder's recipe.
 
     Raises:
-        ValueError: If the folder holds something else; the sentence names the keys that differ.
+        ValueError: If the folder holds something else; the sentence names the keys that differ. Also if the work is
+            done, and was done on other data than those at another `data.root`.
     """
     store = RunStore(path)
     if not store.exists("config.yaml"):
@@ -77,6 +80,8 @@ def stored_result(
     if not store.exists("result.json"):
         return None
     result: dict[str, Any] = json.loads(store.read("result.json"))
+    if old.data.root != config.data.root:
+        check_data(store, fingerprint(load_source(config.data)))
     return result
 
 

@@ -25,7 +25,13 @@ from suptickets_ray.distributed.monitor import (
     reported_warnings,
     show_events,
 )
-from suptickets_ray.distributed.result import Clock, RunResult, assemble_result, stored_result, without_nan
+from suptickets_ray.distributed.result import (
+    Clock,
+    RunResult,
+    assemble_result,
+    stored_result,
+    without_nan,
+)
 from suptickets_ray.distributed.session import check_address, ray_session
 from suptickets_ray.distributed.sharing import checked_storage
 from suptickets_ray.distributed.worker import worker_settings
@@ -36,12 +42,17 @@ from suptickets_ray.search.files import holds_search
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, child
 from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.training.data.fingerprint import DATA_FILE, check_data, fingerprint
 from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.rehearsal import rehearse
 from suptickets_ray.training.state import is_whole
 from suptickets_ray.training.tensorboard import write_summary
 
 RAY_TRAIN_FOLDER = "ray_train"
+_SLOW_SUPERPOSER = (
+    "the superposer recalibrates and judges every network on one thread of a CPU, which may take longer than all cycles. "
+    "cluster.superposer_gpus=0.1 gives it a share of a GPU, beside e.g. cluster.gpus_per_worker=0.9."
+)
 
 
 def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bool = False) -> RunResult:
@@ -78,6 +89,10 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     watch = collecting_warnings(warnings, noted)
     with reported_warnings(watch):
         loaded = rehearse(config)
+    data = fingerprint(loaded)
+    check_data(store, data)
+    if config.cluster.gpus_per_worker and not config.cluster.superposer_gpus:
+        watch({"kind": "warning", "text": _SLOW_SUPERPOSER})
     check_address(config.cluster)
     with (
         only_process(path),
@@ -87,8 +102,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         as_run_failure(),
         ExitStack() as stack,
     ):
-        store.remove_temporaries()
-        store.write("config.yaml", to_yaml(config).encode())
+        begin_folder(store, config, data)
         timeline = stack.enter_context(closing(Timeline(store)))
         settings = worker_settings(config, path, monitor, loaded)
         del loaded  # from here on it lies in the object store
@@ -124,6 +138,13 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     _picture(config, path, result)
     store.write("result.json", json.dumps(result, indent=2).encode())
     return RunResult(path, result, resumed=False)
+
+
+def begin_folder(store: RunStore, config: Config, data: str) -> None:
+    """Writes into the folder of a run or search what it is, so that nothing else is ever done in it."""
+    store.remove_temporaries()
+    store.write("config.yaml", to_yaml(config).encode())
+    store.write(DATA_FILE, data.encode())
 
 
 def _picture(config: Config, path: str, result: dict[str, Any]) -> None:
@@ -163,8 +184,8 @@ def finished_result(config: Config) -> dict[str, Any] | None:
     """Returns the result of this very recipe if its run is done, None if it was interrupted or never started.
 
     Raises:
-        ValueError: If the folder holds a search, finished or not, or the run of another recipe; the sentence names the
-            keys that differ.
+        ValueError: If the folder holds a search, finished or not, or the run of another recipe or on other data; the
+            sentence names the keys that differ.
     """
     path = run_path(config)
     if holds_search(RunStore(path)):

@@ -11,9 +11,9 @@ import pyarrow as pa
 import ray
 import torch
 
-from suptickets_ray import __version__
 from suptickets_ray.config_io import config_digest
 from suptickets_ray.distributed.monitor import reported_warnings
+from suptickets_ray.distributed.result import versions
 from suptickets_ray.distributed.worker import start_worker
 from suptickets_ray.tickets.accumulator import Accumulator, joined
 from suptickets_ray.tickets.store import TicketStore
@@ -22,6 +22,9 @@ from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.loop import build_learner
 from suptickets_ray.training.superposing import Superposing
 from suptickets_ray.training.tensorboard import Scalars
+
+_LONGEST_LOOK_SECONDS = 60.0
+"""What a look may take that only serves the curves."""
 
 
 @ray.remote(num_cpus=0)
@@ -40,8 +43,11 @@ class Superposer:
         config, splits = self._worker.config, self._worker.splits
         learner = build_learner(config, splits, device, restores=True)
         learner.load_bytes(pretrained)
-        net = learner.ticket({"run": config.name, "config_digest": config_digest(config), "version": __version__})
-        self._superposing = Superposing(config, splits, net, device)
+        net = learner.ticket({"run": config.name, "config_digest": config_digest(config), "versions": versions()})
+        began = time.monotonic()
+        self._superposing = Superposing(config, splits, net, device)  # looks at phase one's network on validation
+        seconds = (time.monotonic() - began) * self._superposing.look_examples / len(splits.validation)
+        self._looks_when_free = seconds <= _LONGEST_LOOK_SECONDS
         self._folded: dict[tuple[int, int], dict[str, Any]] = {}
         self._standing: tuple[float, float] | None = None
         """Validation accuracy and loss of the network as it stands, once a ticket was accepted and looked at."""
@@ -54,7 +60,8 @@ class Superposer:
             table: The ticket's Arrow form.
             chain: Its chain.
             cycle: Its cycle.
-            look: Whether the merged network is evaluated even where nothing depends on that: not while others wait.
+            look: Whether the merged network is evaluated even where nothing depends on that: not while others wait. Nor
+                is it where that takes minutes: a large network on one thread of a CPU.
 
         Returns:
             chain, cycle, accepted, and, if looked at, the merged network's validation accuracy (a share of 1).
@@ -63,7 +70,8 @@ class Superposer:
             return self._folded[chain, cycle]
         began = time.time()
         with reported_warnings(self._worker.send):
-            report = self._superposing.fold(Ticket.from_arrow(table), chain, cycle, look=look)
+            ticket = Ticket.from_arrow(table)
+            report = self._superposing.fold(ticket, chain, cycle, look=look and self._looks_when_free)
         self._folded[chain, cycle] = report
         scalars = {"superposition__accepted": float(report["accepted"])}
         if "density" in report:

@@ -12,13 +12,12 @@ import ray
 import torch
 from ray import tune
 
-from suptickets_ray import __version__
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest, from_dict, to_dict
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.ledger import leased
-from suptickets_ray.distributed.result import without_nan
-from suptickets_ray.distributed.worker import extend_path, start_worker
+from suptickets_ray.distributed.result import versions, without_nan
+from suptickets_ray.distributed.worker import follow, start_worker
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.search.space import config_of, point_key, settle
@@ -42,7 +41,7 @@ def run_trial(values: dict[str, Any], search: dict[str, Any]) -> None:
         values: The point, as Tune gives it: under "point", or key by key.
         search: The recipe, where the search's files lie, and what `worker_settings` gave.
     """
-    extend_path(search["worker"])
+    follow(search["worker"])
     suggested = values.get("point", values)
     point = settle(suggested)
     base = from_dict(search["recipe"])
@@ -120,7 +119,7 @@ class _Seed:
         self._state = files.phase_one(config)
         learner = build_learner(config, self._worker.splits, device, restores=True)
         learner.load_bytes(self._state)
-        net = learner.ticket({"run": config.name, "config_digest": config_digest(config), "version": __version__})
+        net = learner.ticket({"run": config.name, "config_digest": config_digest(config), "versions": versions()})
         self._superposing = Superposing(config, self._worker.splits, net, device)
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune as ray_tune
 
 from suptickets_ray.config import Config
-from suptickets_ray.config_io import all_keys, to_dict, to_yaml
+from suptickets_ray.config_io import all_keys, to_dict
 from suptickets_ray.config_resolution import resolve
 from suptickets_ray.distributed.ledger import Ledger
 from suptickets_ray.distributed.lock import only_process
@@ -28,7 +28,7 @@ from suptickets_ray.distributed.monitor import (
 from suptickets_ray.distributed.places import divide_places, find_machines, head_bundle, sized_trial
 from suptickets_ray.distributed.result import Clock, RunResult
 from suptickets_ray.distributed.room import explorer_bundle, wait_for_machines
-from suptickets_ray.distributed.run import as_run_failure, phase_one, run_path
+from suptickets_ray.distributed.run import as_run_failure, begin_folder, phase_one, run_path
 from suptickets_ray.distributed.search_result import conclude, finished_search, num_failed, trial_rows
 from suptickets_ray.distributed.searcher import early_stopping, optuna_searcher, tune_space
 from suptickets_ray.distributed.session import check_address, ray_session
@@ -41,6 +41,7 @@ from suptickets_ray.search.keys import phase_one_key
 from suptickets_ray.search.plan import SearchPlan
 from suptickets_ray.search.space import default_space, parse_space
 from suptickets_ray.tickets.store import RunStore, child
+from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.rehearsal import rehearse
 
@@ -85,6 +86,8 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
         watch({"kind": "warning", "text": text})
     with reported_warnings(watch):
         loaded = rehearse(plan.config_of(plan.known[0]))
+    data = fingerprint(loaded)
+    check_data(files.store, data)
     check_address(config.cluster)
     _give_back(files.path)
     with (
@@ -94,9 +97,8 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
     ):
         concurrency, explorers = _places(plan, lambda text: watch({"kind": "waiting", "text": text}))
         with monitoring() as monitor, as_run_failure():
-            files.store.remove_temporaries()
             files.begin()
-            files.store.write("config.yaml", to_yaml(config).encode())
+            begin_folder(files.store, config, data)
             settings = worker_settings(config, files.path, monitor, loaded)
             del loaded
             _pretrain_all(plan, files, settings, watch, verbose)
@@ -123,10 +125,12 @@ def trainable(config: Config) -> Any:
     plan, files = SearchPlan(config, own_tuner=True), SearchFiles(run_path(config), config)
     finished_search(files, config)  # refuses a folder that holds something else
     loaded = rehearse(plan.config_of(plan.known[0]))
+    data = fingerprint(loaded)
+    check_data(files.store, data)
     _, explorers = _places(plan, lambda text: None)
     _keep(files.path)
     files.begin()
-    files.store.write("config.yaml", to_yaml(config).encode())
+    begin_folder(files.store, config, data)
     monitor = start_here(Monitor)
     settings = worker_settings(config, files.path, monitor, loaded)
     _pretrain_all(plan, files, settings, lambda event: None, verbose=False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +35,7 @@ def worker_settings(config: Config, run_path: str, monitor: Any, loaded: Mapping
         "run_path": run_path,
         # The user's own modules lie where the command was given, which a worker's path does not hold.
         "import_paths": [path for path in sys.path if path],
+        "folder": str(Path.cwd()),
         "monitor": monitor,
         "tensorboard": child(run_path, "tensorboard"),
         "data": share_data(loaded),
@@ -60,9 +64,11 @@ class Worker:
         self.monitor.report.remote(event)
 
 
-def extend_path(settings: dict[str, Any]) -> None:
-    """Lets this process import what the process that gave the command can."""
+def follow(settings: dict[str, Any]) -> None:
+    """Lets this process import what the process that gave the command can, and read by the same relative paths."""
     sys.path.extend(path for path in settings["import_paths"] if path not in sys.path)
+    with suppress(OSError):  # another machine need not have that folder
+        os.chdir(settings["folder"])  # Ray Train and Ray Tune go to folders of their own
 
 
 def start_worker(settings: dict[str, Any], device: torch.device | None = None) -> Worker:
@@ -72,7 +78,7 @@ def start_worker(settings: dict[str, Any], device: torch.device | None = None) -
         settings: The settings.
         device: Where to compute; by default a GPU if the recipe asks for them, and the CPU if not.
     """
-    extend_path(settings)
+    follow(settings)
     config = from_dict(settings["config"])
     set_arithmetic(config)
     if device is None:

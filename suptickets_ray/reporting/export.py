@@ -7,14 +7,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
 from suptickets_ray.lookup import choose
 from suptickets_ray.reporting.csr import to_csr_file
 from suptickets_ray.reporting.onnx_form import to_onnx_file
-from suptickets_ray.reporting.stored_ticket import StoredTicket, build_network, read_ticket, recipe_of
+from suptickets_ray.reporting.stored_ticket import StoredTicket, build_network, check_output, read_ticket, recipe_of
 from suptickets_ray.tickets.store import RunStore, child, split_path
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import load_data
@@ -158,13 +157,13 @@ def export_stored(
     unread = [] if chosen.reads_recipe else [*(["--recipe"] if recipe is not None else []), *overrides]
     if unread:
         raise ValueError(f"{unread[0]} has no effect with --format {form}, which reads no recipe. Leave it out.")
-    if output is not None and "://" not in output and not Path(output).expanduser().absolute().parent.is_dir():
-        raise ValueError(f"--output must lie in a folder that is there; got {output!r}. Create it first.")
+    if output is not None:
+        check_output(output)
     stored = read_ticket(path)
-    folder, name = split_path(f"{stored.stem}{chosen.suffix}" if output is None else output)
+    output = output or f"{stored.stem}{chosen.suffix}"
+    check_output(output)
+    folder, name = split_path(output)
     whole = child(folder, name)
-    if not name or ("://" not in whole and Path(whole).is_dir()):
-        raise ValueError(f"--output must be a file; {output!r} is a folder. Name a file in it.")
     if whole == stored.path and form != "arrow":
         raise ValueError(f"--output must be another file than the ticket itself; got {output!r}.")
     content = chosen.make(Order(stored, recipe, overrides))

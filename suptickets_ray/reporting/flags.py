@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -170,6 +171,8 @@ def _value(name: str, kind: Callable[[str], Any], text: str) -> Any:
     if kind not in (int, float):
         return kind(text)
     try:
-        return kind(text)
+        if not math.isfinite(number := kind(text)):
+            raise ValueError
+        return number
     except ValueError:
         raise ValueError(f"{name} must be a {'whole ' if kind is int else ''}number; got {text!r}.") from None

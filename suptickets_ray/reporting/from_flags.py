@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import Any
 
+import torch
+
+from suptickets_ray.config import ModelConfig
 from suptickets_ray.config_io import load_config, read_settings
 from suptickets_ray.config_resolution import WINDOW_KEYS
 from suptickets_ray.lookup import choose
@@ -15,6 +18,8 @@ from suptickets_ray.recipes import dump_yaml, in_order, shipped_recipes
 from suptickets_ray.reporting.flags import FLAGS, flags_of, parse_flags
 from suptickets_ray.sparse.methods import METHODS
 from suptickets_ray.tickets.cycles import plan_budget
+from suptickets_ray.training.evaluation import batch_norms
+from suptickets_ray.training.models import build_model
 
 METHOD_NAMES = {"GraNet": "granet", "GraNet_uniform": "granet_uniform", "GMP": "gmp", "GMP_uniform": "gmp_uniform"}
 """Values of --method but DST, which --growth tells apart."""
@@ -66,6 +71,8 @@ def recipe_from_flags(command: str) -> Translation:
         section, _, key = setting.rpartition(".")
         if section != "method" or key in _reads(method):
             _put(settings, section, key, value)
+    if not _has_batch_norm(settings["model"]):
+        _put(settings, "superposition", "batchnorm", None)
     pretrain_epochs = plan_budget(
         settings["train"]["epochs"], settings["tickets"]["cycle_epochs"], settings["tickets"]["cycle_rate"]
     ).pretrain_epochs
@@ -75,6 +82,11 @@ def recipe_from_flags(command: str) -> Translation:
     settings["name"] = f"{data}-{model}-{method}".replace("_", "-")
     load_config(settings)
     return Translation(settings, _warnings(flags, settings, pretrain_epochs), _left_out(flags, settings))
+
+
+def _has_batch_norm(model: Mapping[str, Any]) -> bool:
+    with torch.device("meta"):  # no weights are drawn, and none take memory
+        return bool(batch_norms(build_model(ModelConfig(**model), (3, 32, 32), 10)))
 
 
 def _put(settings: dict[str, Any], section: str, key: str, value: Any) -> None:
@@ -145,7 +157,10 @@ def _indirect(flags: Mapping[str, Any], start: Mapping[str, Any]) -> dict[str, A
     if "--batch-size" in flags:
         decided["data.batch_size"] = flags["--batch-size"] * flags.get("--nproc_per_node", 1)
     if "--cyclic_epochs" in flags:
-        share = flags["--cyclic_epochs"] / flags.get("--epochs", start["train"]["epochs"])
+        epochs = flags.get("--epochs", start["train"]["epochs"])
+        if epochs < 1:
+            raise ValueError(f"--epochs must be at least 1; got {epochs}.")
+        share = flags["--cyclic_epochs"] / epochs
         decided["tickets.cycle_rate"] = math.ceil(share * 1e6) / 1e6  # up, so that the last cycle still fits
     given = [flags.get(name) for name in ("--first_m", "--second_m", "--third_m")]
     if any(epoch is not None for epoch in given):

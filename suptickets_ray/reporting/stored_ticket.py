@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch.nn import Module
@@ -65,6 +65,19 @@ def read_ticket(path: str) -> StoredTicket:
         return StoredTicket(whole, content, Ticket.from_bytes(content))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def check_output(path: str) -> None:
+    """Finds out whether a new file can lie there: a local path, or one on any file system that pyarrow.fs knows.
+
+    Raises:
+        ValueError: If its folder is not there, or it is a folder.
+    """
+    folder, name = split_path(path)
+    if "://" not in path and not Path(folder).is_dir():
+        raise ValueError(f"--output must lie in a folder that is there; got {path!r}. Create it first.")
+    if not name or ("://" not in path and Path(child(folder, name)).is_dir()):
+        raise ValueError(f"--output must be a file; {path!r} is a folder. Name a file in it.")
 
 
 def recipe_of(path: str, recipe: str | None = None, overrides: Sequence[str] = ()) -> Config:

@@ -12,12 +12,14 @@ from rich.table import Table
 
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest, from_yaml, load_config, to_dict
+from suptickets_ray.reporting.stored_ticket import device_of
 from suptickets_ray.reporting.verdict import verdict
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, TicketStore
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.arithmetic import arithmetic_of
-from suptickets_ray.training.data import Splits, load_data
+from suptickets_ray.training.data import Splits, load_source, make_splits
+from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 from suptickets_ray.training.loop import budget_of, build_learner
 from suptickets_ray.training.superposing import Superposing
 
@@ -33,6 +35,8 @@ class StoredRun:
     config: Config
     pretrained: Ticket
     splits: Splits
+    data: str
+    """The data's fingerprint."""
     keys: list[tuple[int, int]]
     """(chain, cycle) of every ticket that is there, in canonical order."""
 
@@ -49,10 +53,10 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
 
     Args:
         path: The run's folder, local or any that pyarrow.fs knows.
-        overrides: Settings of `superposition`, as "method=cima" or "superposition.method=cima".
+        overrides: Settings of `superposition`, as "method=cima" or "superposition.method=cima", and data.root.
 
     Raises:
-        ValueError: If there is no run, it has no ticket yet, or a setting is wrong.
+        ValueError: If there is no run, it has no ticket yet, a setting is wrong, or the data are not the run's.
     """
     path = path if "://" in path else str(Path(path).expanduser().absolute())
     store = RunStore(path)
@@ -60,7 +64,9 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
         if not store.exists(name):
             raise ValueError(f"{path} must be the folder of a run whose phase one is finished; it has no {name}.")
     config = folding_recipe(from_yaml(store.read("config.yaml").decode()), overrides)
-    splits = load_data(config.data)
+    loaded = load_source(config.data)
+    splits, data = make_splits(loaded, config.data), fingerprint(loaded)
+    check_data(store, data)
     learner = build_learner(config, splits, torch.device("cpu"), restores=True)
     try:
         learner.load_bytes(store.read(PRETRAINED_FILE))
@@ -71,7 +77,7 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
     if not keys:
         raise ValueError(f"{path} must hold tickets; it has none yet. Start the run again; it goes on.")
     pretrained = learner.ticket({"run": config.name, "config_digest": config_digest(config)})
-    return StoredRun(path, config, pretrained, splits, keys)
+    return StoredRun(path, config, pretrained, splits, data, keys)
 
 
 def folding_recipe(config: Config, overrides: Sequence[str]) -> Config:
@@ -81,23 +87,24 @@ def folding_recipe(config: Config, overrides: Sequence[str]) -> Config:
 
     Args:
         config: The run's own.
-        overrides: Settings of `superposition`, as "method=cima" or "superposition.method=cima".
+        overrides: Settings of `superposition`, as "method=cima" or "superposition.method=cima", and data.root.
 
     Raises:
-        ValueError: If a setting is wrong, or none of `superposition`.
+        ValueError: If a setting is wrong, or another one.
     """
     alone = replace(config, cluster=replace(config.cluster, fold_shares=1))
     return load_config(to_dict(alone), [_of_superposition(text) for text in overrides])
 
 
 def open_runs(paths: Sequence[str], overrides: Sequence[str] = ()) -> list[StoredRun]:
-    """Reads runs of one model on one data set; the overrides are the first one's, whose rule counts.
+    """Reads runs of one model on one data set; the rule is the first one's, under the overrides.
 
     Raises:
         ValueError: As `open_run`, and if a run is named twice, or the runs differ in model, examples, masked layers or
             density.
     """
-    runs = [open_run(path, () if index else overrides) for index, path in enumerate(paths)]
+    of_all = [text for text in overrides if text.startswith("data.")]
+    runs = [open_run(path, of_all if index else overrides) for index, path in enumerate(paths)]
     for index, run in enumerate(runs):
         if run.path in {other.path for other in runs[:index]}:
             raise ValueError(f"each run must be named once; {run.path} is named twice. Leave one out.")
@@ -113,7 +120,9 @@ def _what_must_agree(run: StoredRun) -> dict[str, Any]:
     model, data = run.config.model, run.config.data
     return {
         "model": (model.name, model.options),
-        "data set": (data.name, data.options, data.train_size, data.label_noise, data.split_seed),
+        "data set": (data.name, data.options, run.data),
+        # What validates one would otherwise have trained the other.
+        "cut of the data": (data.train_size, data.label_noise, data.split_seed, data.validation_share),
         "set of masked layers": sorted(run.pretrained.masks),
         "density": run.pretrained.num_active,
     }
@@ -132,11 +141,11 @@ def fold_runs(runs: Sequence[StoredRun], config: Config | None = None) -> tuple[
     """
     first = runs[0]
     with arithmetic_of(first.config):
-        superposing = Superposing(config or first.config, first.splits, first.pretrained, torch.device("cpu"))
+        superposing = Superposing(config or first.config, first.splits, first.pretrained, device_of(first.config))
         keys = _keys(runs)
         if superposing.takes_best_first:
             keys.sort(key=lambda key: -superposing.score(key.ticket(), "validation")["accuracy"])
-        reports = [superposing.fold(key.ticket(), key.chain, key.cycle) | {"key": key} for key in keys]
+        reports = [superposing.fold(key.ticket(), key.chain, key.cycle, look=False) | {"key": key} for key in keys]
     return superposing, reports
 
 
@@ -224,6 +233,8 @@ def _keys(runs: Sequence[StoredRun]) -> list[_Key]:
 
 def _of_superposition(override: str) -> str:
     key = override.partition("=")[0]
-    if "." in key and not key.startswith("superposition."):
-        raise ValueError(f"an override must be a setting of superposition, since nothing is trained here; got {key!r}.")
-    return override if key.startswith("superposition.") else f"superposition.{override}"
+    if "." in key and key != "data.root" and not key.startswith("superposition."):
+        raise ValueError(
+            f"an override must be a setting of superposition, since nothing is trained here, or data.root; got {key!r}."
+        )
+    return override if "." in key else f"superposition.{override}"

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,7 +88,8 @@ class Ticket:
             provenance: Where the ticket comes from, as JSON values: run, chain, cycle, seed, digests.
 
         Raises:
-            ValueError: If a mask belongs to no tensor, has another shape, or a weight is not 0 off its mask.
+            ValueError: If a mask belongs to no tensor, has another shape, a weight is not 0 off its mask, or the
+                provenance is no JSON.
         """
         for name, mask in masks.items():
             if name not in state or state[name].shape != mask.shape:
@@ -97,7 +99,11 @@ class Ticket:
             name: _gathered(name, tensor, masks[name]) if name in masks else _owned(tensor)
             for name, tensor in state.items()
         }
-        self._provenance = dict(provenance)
+        try:
+            # As it is read again: JSON knows no tuples, and no names but texts.
+            self._provenance: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"provenance must be JSON values; {error}.") from error
 
     @classmethod
     def of_parts(cls, parts: Mapping[str, Part], provenance: Mapping[str, Any]) -> Ticket:
@@ -224,8 +230,15 @@ class Ticket:
         return Ticket.from_arrow(table)
 
     def save(self, path: str | Path) -> None:
-        """Writes the ticket to a local file."""
-        Path(path).write_bytes(self.to_bytes())
+        """Writes the ticket to a local file, which is then the old one or the new one, whole."""
+        target = Path(path).absolute()
+        temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            temporary.write_bytes(self.to_bytes())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     @staticmethod
     def load(path: str | Path) -> Ticket:

@@ -55,6 +55,10 @@ def _check_modules(model: Module, config: Config) -> None:
     """Settings that act on what the network does not have."""
     if config.train.channels_last and not any(parameter.ndim == 4 for parameter in model.parameters()):
         raise ValueError("train.channels_last has no effect on a network without convolutions. Leave it out.")
+    if config.superposition.batchnorm == "average" and not batch_norms(model):
+        raise ValueError(
+            "superposition.batchnorm 'average' has no effect on a network without BatchNorm. Leave it out."
+        )
     examples = config.superposition.recalibration_examples
     if examples is not None and not batch_norms(model):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,7 +18,14 @@ from suptickets_ray.tickets.superposition import Rule, finish, finish_unpruned, 
 from suptickets_ray.tickets.ticket import SparseTensor, Ticket, overlap
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
-from suptickets_ray.training.evaluation import evaluate, predict, recalibrate, score, score_probabilities
+from suptickets_ray.training.evaluation import (
+    batch_norms,
+    evaluate,
+    predict,
+    recalibrate,
+    score,
+    score_probabilities,
+)
 from suptickets_ray.training.gate import Gate
 from suptickets_ray.training.loop import seed_torch
 from suptickets_ray.training.models import build_model
@@ -80,17 +88,24 @@ class Superposing:
         Raises:
             RuntimeError: If a look is needed at every merged network.
         """
-        if self.needs_every_look:
+        if self.needs_every_look or self._rule.prune == "each":
             raise RuntimeError("adopt() must come with prune last and without a gate. Fold the tickets here.")
-        accepted = [list(key) for key in keys]
-        self._accepted = accepted[:-1]
-        self._due = self._provenance(accumulator.num_tickets)
-        self._accumulator, self._accepted = accumulator, accepted
+        self._accepted = [list(key) for key in keys]
+        self._accumulator, self._due = accumulator, self._provenance(accumulator.num_tickets, self._accepted)
 
     @property
     def needs_every_look(self) -> bool:
-        """Whether what comes next depends on a look at every merged network: at the gate, or pruned each time."""
-        return not self._gate.admits_all or self._rule.prune == "each"
+        """Whether what comes next depends on a look at every merged network: the gate's."""
+        return not self._gate.admits_all
+
+    @property
+    def look_examples(self) -> int:
+        """How many examples the network computes for one look: those of validation, and of the recalibration."""
+        section, count = self._config.superposition, len(self._splits.validation)
+        if section.batchnorm == "recalibrate" and batch_norms(self._model):
+            most = section.recalibration_examples or len(self._splits.train)
+            count += min(most, len(self._splits.train))
+        return count
 
     def fold(self, ticket: Ticket, chain: int, cycle: int, *, look: bool = True) -> dict[str, Any]:
         """Folds one ticket, unless merged with the others it costs too much validation accuracy.
@@ -112,17 +127,17 @@ class Superposing:
         if self._judged_already:
             raise RuntimeError("fold() must come before judge(). Make a new Superposing to fold more tickets.")
         folded = fold(self._accumulator, ticket, self._rule)
-        provenance = self._provenance(folded.num_tickets)
+        accepted_with = [*self._accepted, [chain, cycle]]
+        provenance = self._provenance(folded.num_tickets, accepted_with)
         if not look and not self.needs_every_look:
-            self._accumulator, self._due = folded, provenance
-            self._accepted.append([chain, cycle])
+            self._accumulator, self._due, self._accepted = folded, provenance, accepted_with
             return {"chain": chain, "cycle": cycle, "accepted": True}
         before, merged = self.superposed, self._settle(finish(folded, self._rule, provenance))
         validation = self._score(merged, self._splits.validation)
         accepted = self._gate.admit(validation["accuracy"])
         if accepted:
             self._accumulator, self._superposed, self._due = folded, merged, None
-            self._accepted.append([chain, cycle])
+            self._accepted = accepted_with
         return {
             "chain": chain,
             "cycle": cycle,
@@ -186,13 +201,14 @@ class Superposing:
             "num_diverged": len(rows) - num_finite,
         }
 
-    def _provenance(self, num_tickets: int) -> dict[str, Any]:
+    def _provenance(self, num_tickets: int, accepted: list[list[int]]) -> dict[str, Any]:
         return {
             **self._pretrained.provenance,
-            "method": self._config.superposition.method,
+            "seed": self._config.seed,
+            "parent": self._pretrained.digest,
+            "superposition": asdict(self._config.superposition),
             "num_tickets": num_tickets,
-            "accepted_before": list(self._accepted),
-            "include_pretrained": self._config.superposition.include_pretrained,
+            "accepted": accepted,
         }
 
     def _settle(self, ticket: Ticket) -> Ticket:

@@ -105,7 +105,8 @@ def test_ray_data_reads_the_jobs_in_order_while_all_cpus_are_taken(ray_address, 
         assert np.array_equal(images, expected.numpy())
 
 
-def test_a_folder_converted_to_parquet_trains_to_the_same_digest(ray_address, folder, tmp_path):
+def test_a_folder_converted_to_parquet_trains_to_the_same_digest(ray_address, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)  # ranks and explorers run in folders of their own
     # Blocks this small, so that Ray Data has something to do; a few images are read by the worker itself.
     common = [
         *FEW,
@@ -115,7 +116,7 @@ def test_a_folder_converted_to_parquet_trains_to_the_same_digest(ray_address, fo
     ]
     common += ["train.epochs=2", "tickets.cycle_rate=0.5", "tickets.chains=1", "method.update_interval_steps=1"]
     common += ["model.name=resnet20", "model.options.width=4", "model.initialization=default", f"storage={tmp_path}"]
-    plain = load_config(None, [*common, "name=folder", "data.name=image_folder", f"data.root={folder}"])
+    plain = load_config(None, [*common, "name=folder", "data.name=image_folder", f"data.root={folder.name}"])
     convert(load_source(plain.data), str(tmp_path / "parquet"), rows_per_file=20)
     stored = load_config(None, [*common, "name=parquet", "data.name=parquet", f"data.root={tmp_path}/parquet"])
     assert digests(train(plain)) == digests(train(stored))

@@ -75,6 +75,18 @@ def test_a_sign_that_cannot_be_read_is_that_of_somebody(broken):
         wait(Storage(sign(1), broken))
 
 
+def test_a_file_system_without_locks_is_no_busy_run(tmp_path, monkeypatch):
+    def no_locks(file, operation):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    with (
+        pytest.raises(ValueError, match="must be on a file system that knows locks, .* Function not implemented"),
+        lock.only_process(str(tmp_path / "run")),
+    ):
+        pass
+
+
 def claims(store, rival=None):
     lock.claim(store, "run", OWN, pause=lambda seconds: rival and lock.give_sign(store, rival, 0))
 

@@ -330,14 +330,16 @@ def test_a_request_that_never_fits_is_refused_with_the_numbers(ray_address, tmp_
 
 def test_a_failing_model_fails_the_run_with_its_own_message(ray_address, tmp_path, monkeypatch, tiny):
     (tmp_path / "failing_models.py").write_text(
-        "from torch import nn\n"
+        "from pathlib import Path\nfrom torch import nn\n"
         "class Failing(nn.Module):\n"
         "    def __init__(self):\n        super().__init__()\n        self.layer, self.calls = nn.Linear(64, 10), 0\n"
         "    def forward(self, x):\n"
         "        self.calls += 1\n        if self.calls > 9:\n            raise ArithmeticError('the planted fault')\n"
         "        return self.layer(x.flatten(1))\n"
-        "def build():\n    return Failing()\n"
+        "def build():\n    assert Path('beside').exists(), 'not where the command was given'\n    return Failing()\n"
     )
+    (tmp_path / "beside").touch()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     overrides = ["model.name=failing_models:build", "model.initialization=default", "cluster.num_workers=1"]
     with pytest.raises(RuntimeError, match="phase one failed: ArithmeticError: the planted fault"):

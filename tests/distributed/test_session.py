@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from suptickets_ray import load_config, train
 from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed.room import places_for_workers, worker_labels
 from suptickets_ray.distributed.session import (
@@ -84,6 +85,15 @@ def test_another_cluster_than_the_one_this_process_is_connected_to_is_refused(ra
         pass
     with ray_session(ClusterConfig(address=ray_address)):
         pass
+
+
+@pytest.mark.parametrize(("more", "warned"), [([], True), (["cluster.superposer_gpus=0.1"], False)])
+def test_a_superposer_that_is_left_on_a_cpu_by_a_recipe_for_gpus_is_warned_about(tmp_path, more, warned):
+    nobody = ["cluster.address=127.0.0.1:1", f"storage={tmp_path}", "cluster.gpus_per_worker=0.9"]
+    events = []
+    with pytest.raises(ValueError, match="must be a Ray cluster that answers"):
+        train(load_config(None, [*nobody, *more]), events.append)
+    assert any("on one thread of a CPU" in event["text"] for event in events if event["kind"] == "warning") == warned
 
 
 def test_a_ray_without_a_token_is_recognised(monkeypatch, tmp_path):

@@ -45,7 +45,7 @@ def test_the_command_folds_under_another_rule_and_keeps_the_ticket(finished_run,
     assert main(["superpose", finished_run.path, "method=cima", "cima_factor=0.2", "--output", str(file)]) == 0
     ticket = Ticket.load(file)
     assert num_active(ticket.masks) == TARGET
-    assert ticket.provenance["method"] == "cima"
+    assert ticket.provenance["superposition"]["method"] == "cima"
     assert ticket.digest in capsys.readouterr().out
     assert ticket.digest != json.loads((Path(finished_run.path) / "result.json").read_text())["superposed"]["digest"]
 
@@ -115,15 +115,29 @@ def test_what_cannot_be_folded_is_one_sentence_with_exit_code_2(finished_run, co
     assert "--output must lie in a folder that is there" in refused(finished_run.path, "--output", "no/such/a.arrow")
     assert "cima_factor=0.3 has no effect with --sweep" in refused(finished_run.path, "--sweep", "cima_factor=0.3")
     assert "is named twice" in refused(finished_run.path, finished_run.path + "/")
-    assert "has another data set than" in refused(finished_run.path, str(copied_run))
+    assert "has another cut of the data than" in refused(finished_run.path, str(copied_run))
+    (copied_run / "data.sha256").write_text("another")
+    assert "the data must be those that the work in" in refused(str(copied_run))
+    (copied_run / "data.sha256").unlink()
     shutil.rmtree(copied_run / "tickets")
     assert "must hold tickets; it has none yet" in refused(str(copied_run))
+
+
+def test_runs_that_validate_on_different_examples_are_not_folded_together(tmp_path):
+    from suptickets_ray.reporting.superpose import StoredRun, _what_must_agree
+
+    def agreed(*overrides):
+        config = load_config(None, ["data.name=synthetic", "model.initialization=default", *overrides])
+        return _what_must_agree(StoredRun("", config, Ticket({}, {}, {}), None, "d", []))
+
+    assert agreed("data.validation_share=0.5") != agreed("data.validation_share=0.1")
+    assert agreed("tickets.chains=3") == agreed()
 
 
 def test_settings_may_follow_options_and_a_folder_may_hold_an_equals_sign(copied_run, tmp_path, capsys):
     odd = copied_run.rename(copied_run.with_name("lr=0.1"))
     assert main(["superpose", str(odd), "--output", str(tmp_path / "a.arrow"), "prune=last", "method=caa"]) == 0
-    assert Ticket.load(tmp_path / "a.arrow").provenance["method"] == "caa"
+    assert Ticket.load(tmp_path / "a.arrow").provenance["superposition"]["method"] == "caa"
 
 
 def test_a_change_of_the_rule_from_and_to_greedy_takes_the_gate_along(finished_run, copied_run):

@@ -120,6 +120,7 @@ def test_what_has_no_counterpart_is_named_in_a_comment():
         ("--CIMA_factor 0.8", "superposition.method", "cia"),
         ("--update_bn", "superposition.batchnorm", "recalibrate"),
         ("", "superposition.batchnorm", "average"),
+        ("--model lenet5", "superposition.batchnorm", "recalibrate"),  # it has none, so that nothing else has an effect
         ("-b 64", "data.batch_size", 64),
         ("-b64", "data.batch_size", 64),
         ("--batch-size=64", "data.batch_size", 64),
@@ -171,6 +172,9 @@ def test_what_a_command_leaves_open_is_as_in_the_paper():
         (SMALL + "--sparse-init GMP", "--sparse-init GMP, a dense start, must come with --method GMP or GraNet"),
         (SMALL + "-z 3", "unknown flag '-z' of the public code"),
         (SMALL + "--lr fast", "--lr must be a number; got 'fast'"),
+        (SMALL + "--lr nan", "--lr must be a number; got 'nan'"),
+        (SMALL + "--l2 inf", "--l2 must be a number; got 'inf'"),
+        (SMALL + "--epochs 0 --cyclic_epochs 24", "--epochs must be at least 1; got 0"),
         (SMALL + "--epochs 2.5", "--epochs must be a whole number; got '2.5'"),
         (SMALL + "--epochs", "--epochs must be followed by a value; got 'nothing'"),
         (SMALL + "--epochs --lr 0.1", "--epochs must be followed by a value; got '--lr'"),

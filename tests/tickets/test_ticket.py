@@ -1,6 +1,8 @@
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -122,6 +124,31 @@ def test_pandas_opens_a_ticket(tmp_path):
         frame = reader.read_pandas()
     assert frame["name"].tolist() == ["weight", "bias", "num_batches_tracked", "empty"]
     assert frame["mask"].notna().tolist() == [True, False, False, False]
+
+
+def test_provenance_is_as_it_is_read_again():
+    ticket = Ticket({"w": torch.ones(2)}, {}, {"pair": (1, 2), "h": {9: 0.5, 10: 0.6}})
+    assert ticket.provenance == {"pair": [1, 2], "h": {"9": 0.5, "10": 0.6}}
+    assert Ticket.from_bytes(ticket.to_bytes()).provenance == ticket.provenance
+    with pytest.raises(ValueError, match="provenance must be JSON values; .*float32"):
+        Ticket({"w": torch.ones(2)}, {}, {"accuracy": np.float32(0.5)})
+
+
+def test_a_ticket_that_cannot_be_written_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.arrow"
+    old = Ticket({"w": torch.ones(2)}, {}, {})
+    old.save(path)
+
+    def full(self, content):
+        with self.open("wb") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        Ticket({"w": torch.zeros(2)}, {}, {}).save(path)
+    assert Ticket.load(path).digest == old.digest
+    assert [file.name for file in tmp_path.iterdir()] == ["a.arrow"]
 
 
 def test_the_digest_is_the_same_in_another_process():

@@ -56,6 +56,8 @@ def load(kind="good"):
         parts["test"] = (torch.zeros(30, 63), labels)
     if kind == "labels":
         parts["validation"] = (torch.zeros(30, 64), labels + 1)
+    if kind == "negative":
+        return {name: (inputs, labels - 5) for name, (inputs, labels) in parts.items()}
     if kind == "short":
         parts = {name: (inputs, labels.int()) for name, (inputs, labels) in parts.items()}
     return {**parts, "num_classes": 10 if kind != "labels" else 3}
@@ -78,6 +80,11 @@ def load(kind="good"):
             ["data.batch_size=1", "cluster.num_workers=1"],
             "must build a network for train inputs of shape .*more than 1 value",
         ),
+        (
+            ["model.name=lenet_300_100", "superposition.batchnorm=average", "model.initialization=default"],
+            "superposition.batchnorm 'average' has no effect on a network without BatchNorm",
+        ),
+        (["data.name=faulty:load", "data.options.kind=negative"], "labels must be classes 0 to 0"),
         (["method.density=0.0001"], "density must leave a connection for each of the 3 layers"),
         (["method.update_interval_steps=100000"], "update_interval_steps must leave room for an update"),
     ],

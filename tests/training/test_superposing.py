@@ -15,7 +15,7 @@ def superposing_of(overrides, looks):
     config = load_config(None, [*SMALL, *overrides])
     splits = load_data(config.data)
     nets = []
-    for seed in range(4):
+    for seed in range(len(looks) + 1):
         own = load_config(None, [*SMALL, *overrides, f"seed={seed}"])
         nets.append(build_learner(own, splits, CPU).ticket({"seed": seed}))
     superposing = Superposing(config, splits, nets[0], CPU)
@@ -27,8 +27,9 @@ def superposing_of(overrides, looks):
 
 
 @pytest.mark.parametrize("method", ["cia", "caa", "cima"])
-def test_merges_that_nobody_looks_at_change_no_bit(method):
-    rule = [f"superposition.method={method}", "superposition.prune=last", "superposition.gate_tolerance=none"]
+@pytest.mark.parametrize("prune", ["each", "last"])
+def test_merges_that_nobody_looks_at_change_no_bit(method, prune):
+    rule = [f"superposition.method={method}", f"superposition.prune={prune}", "superposition.gate_tolerance=none"]
     looked, rows = superposing_of(rule, [True, True, True])
     unseen, bare = superposing_of(rule, [False, True, False])
     assert unseen.superposed.digest == looked.superposed.digest
@@ -38,9 +39,31 @@ def test_merges_that_nobody_looks_at_change_no_bit(method):
     assert unseen.judge([])["superposed"] == looked.judge([])["superposed"]
 
 
-@pytest.mark.parametrize("rule", [["superposition.prune=each"], ["superposition.prune=last"]])
-def test_a_merge_on_which_the_next_depends_is_looked_at_whoever_asks(rule):
-    gate = "superposition.gate_tolerance=" + ("none" if rule == ["superposition.prune=each"] else "0.5")
-    superposing, rows = superposing_of([*rule, gate], [False, False, False])
+@pytest.mark.parametrize("prune", ["each", "last"])
+def test_a_merge_on_which_the_next_depends_is_looked_at_whoever_asks(prune):
+    rule = [f"superposition.prune={prune}", "superposition.gate_tolerance=0.5"]
+    superposing, rows = superposing_of(rule, [False, False, False])
     assert superposing.needs_every_look
     assert all("validation_accuracy" in row for row in rows)
+
+
+def test_a_look_reads_validation_and_what_the_recalibration_reads():
+    digits = load_config(None)
+    assert [superposing_of(rule, [])[0].look_examples - 297 for rule in ([], ["superposition.batchnorm=average"])] == [
+        60,
+        0,
+    ]
+    assert superposing_of(["superposition.recalibration_examples=20"], [])[0].look_examples == 297 + 20
+    assert digits.superposition.recalibration_examples is None
+
+
+def test_the_sup_ticket_says_what_it_is_made_of():
+    superposing, rows = superposing_of(["superposition.gate_tolerance=none", "seed=5"], [True, True, True])
+    provenance = superposing.superposed.provenance
+    assert provenance["accepted"] == [[0, 0], [1, 0], [2, 0]]
+    assert (provenance["num_tickets"], provenance["seed"]) == (4, 5)
+    assert provenance["superposition"]["method"] == "cia"
+    assert provenance["parent"] == superposing.judge([])["pretrained"]["digest"]
+    gated, rows = superposing_of(["superposition.gate_tolerance=0"], [True, True, True])
+    accepted = [[row["chain"], row["cycle"]] for row in rows if row["accepted"]]
+    assert gated.superposed.provenance.get("accepted", []) == accepted

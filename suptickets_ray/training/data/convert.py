@@ -214,7 +214,9 @@ def _table(split: str, source: Any, rows: range, *, check: bool) -> pa.Table:
         else:
             inputs, labels = collate([_example(split, source, index) for index in rows])
         images = _tensors(split, inputs)
-    return pa.table({IMAGE_COLUMN: images, LABEL_COLUMN: pa.array(labels.tolist(), pa.int64())})
+    if labels.ndim != 1:
+        raise ValueError(f"the {split} labels must be one class each, of shape (n,); got {tuple(labels.shape)}.")
+    return pa.table({IMAGE_COLUMN: images, LABEL_COLUMN: pa.array(labels.long().tolist(), pa.int64())})
 
 
 def _example(split: str, source: Any, index: int) -> Any:

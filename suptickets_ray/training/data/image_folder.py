@@ -123,11 +123,11 @@ def image_folder(
     Raises:
         ValueError: If a folder is missing or holds no images, or a size is out of range.
     """
-    base = Path(root).expanduser()
+    base = Path(root).expanduser().absolute()  # workers run elsewhere
     for name in ("train", "val"):
         if not (base / name).is_dir():
             raise ValueError(
-                f"data.root must hold images in train/<class>/ and val/<class>/; there is no {base.absolute() / name}."
+                f"data.root must hold images in train/<class>/ and val/<class>/; there is no {base / name}."
             )
     decoder = make_decoder(image_size, resize_size, in_memory)
     classes = _subfolders(base / "train")
@@ -135,8 +135,8 @@ def image_folder(
     folders |= {"validation": "val", "test": "test"} if (base / "test").is_dir() else {"test": "val"}
     loaded: dict[str, Any] = {"num_classes": len(classes), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     for split, folder in folders.items():
-        mixed = split == "train" and not in_memory
-        source = FolderSource(base / folder, classes, decoder, crops=not in_memory, mixed=mixed)
+        # Also in memory: what is converted has this order, and is to give the same bits however it is read.
+        source = FolderSource(base / folder, classes, decoder, crops=not in_memory, mixed=split == "train")
         source.set_block_size(block_size, in_memory)
         loaded[split] = source.read_all() if in_memory else source
     return loaded | {"augmentation": {"flip": True}}

@@ -16,8 +16,8 @@ from suptickets_ray.training.data.augmentation import Augmentation, Scaling
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.data.streaming import BlockSource, StreamedExamples
 
-_SPLITS = ("train", "validation", "test")
-_KEYS = (*_SPLITS, "num_classes", "mean", "std", "augmentation")
+SPLITS = ("train", "validation", "test")
+_KEYS = (*SPLITS, "num_classes", "mean", "std", "augmentation")
 _DEFAULT_VALIDATION_SHARE = 0.1
 
 
@@ -34,7 +34,7 @@ class Splits:
 
     def __post_init__(self) -> None:
         """Raises ValueError if a set is empty."""
-        for name in _SPLITS:
+        for name in SPLITS:
             if not len(getattr(self, name)):
                 raise ValueError(f"the {name} set must hold at least one example; it is empty.")
 
@@ -56,7 +56,7 @@ def make_splits(loaded: Mapping[str, Any], config: DataConfig) -> Splits:
     train, validation_indices = _cut(loaded, config)
     num_classes = loaded.get("num_classes")
     if num_classes is None:
-        num_classes = int(_examples(loaded["train"]).all_labels().max()) + 1
+        num_classes = max(int(_examples(loaded["train"]).all_labels().max()) + 1, 1)
     _check_labels(loaded, num_classes)
     labels = None
     if config.label_noise:
@@ -153,7 +153,7 @@ def check_loaded(loaded: Mapping[str, Any]) -> None:
             raise ValueError(f"data.name must return a {name!r} set{suggestion(name, loaded)}")
     if unknown := [key for key in loaded if key not in _KEYS]:
         raise ValueError(f"data.name returned {unknown[0]!r}, which nobody reads{suggestion(unknown[0], _KEYS)}")
-    for name in _SPLITS:
+    for name in SPLITS:
         if name not in loaded:
             continue  # a validation set is then cut out of the training set
         source = loaded[name]
@@ -176,7 +176,7 @@ def check_loaded(loaded: Mapping[str, Any]) -> None:
 
 def _check_labels(loaded: Mapping[str, Any], num_classes: int) -> None:
     """Checks those of streamed sets, which are at hand; the rehearsal looks at the others."""
-    for name in _SPLITS:
+    for name in SPLITS:
         if not isinstance(source := loaded.get(name), BlockSource):
             continue
         lowest, highest = int(source.labels.min()), int(source.labels.max())

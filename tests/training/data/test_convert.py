@@ -132,6 +132,19 @@ def test_a_folder_in_memory_becomes_tensors(tmp_path):
     assert_equal_epochs(loaded, back)
 
 
+def test_a_folder_gives_the_same_epochs_as_its_parquet_also_where_both_are_held_in_memory(tmp_path):
+    source = write_folder(tmp_path / "images")
+    convert(image_folder(str(source), 8), str(tmp_path / "out"))
+    options = {"image_size": 8, "in_memory": True}
+    assert_equal_epochs(image_folder(str(source), **options), parquet(str(tmp_path / "out"), **options))
+
+
+def test_labels_of_two_kinds_are_classes_too(tmp_path):
+    train = torch.zeros(4, 2), torch.tensor([True, False, True, True])
+    convert({"train": train, "test": train}, str(tmp_path))
+    assert parquet(str(tmp_path))["train"][1].tolist() == [1, 0, 1, 1]
+
+
 def test_parquet_becomes_the_same_parquet(tmp_path):
     convert(image_folder(str(write_folder(tmp_path / "images")), 8), str(tmp_path / "one"))
     convert(parquet(str(tmp_path / "one"), 8), str(tmp_path / "two"), rows_per_file=7)
@@ -353,6 +366,10 @@ def test_examples_of_different_shapes_are_refused(tmp_path, limit, message):
         ((torch.zeros(4), torch.zeros(4).long()), "train set's examples must be tensors .*at least one dimension"),
         ((torch.zeros(0, 2), torch.zeros(0).long()), "the train set must hold at least one example; it is empty"),
         ((torch.zeros(4, 2), torch.zeros(4)), "the train labels must be whole numbers"),
+        (
+            (torch.zeros(4, 2), torch.zeros(4, 1).long()),
+            r"labels must be one class each, of shape \(n,\); got \(4, 1\)",
+        ),
         (iter([]), "the train set must be a pair of tensors or a map-style Dataset"),
     ],
 )

@@ -1,0 +1,90 @@
+"""What tells two data sets apart, and that a run does not go on with another one."""
+
+import itertools
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from suptickets_ray import load_config
+from suptickets_ray.config_io import to_yaml
+from suptickets_ray.distributed.result import stored_result
+from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.training.data.convert import convert
+from suptickets_ray.training.data.fingerprint import DATA_FILE, check_data, fingerprint
+from suptickets_ray.training.data.parquet import parquet
+
+
+def pairs(first=0.0, label=0, count=9):
+    inputs, labels = torch.zeros(count, 3), torch.arange(count) % 2
+    inputs[0, 0], labels[-1] = first, label
+    return {"train": (inputs, labels), "test": (torch.ones(2, 3), torch.zeros(2).long())}
+
+
+class Own(Dataset):
+    """Examples of the user's own; `changes` gives others at every look."""
+
+    def __init__(self, value=0.0, changes=False, fails=False):
+        self.value, self.looks, self.changes, self.fails = value, itertools.count(), changes, fails
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        if self.fails:
+            raise OSError("damaged")
+        return torch.tensor([self.value + self.changes * next(self.looks)]), 0
+
+
+def of(dataset):
+    return fingerprint({"train": dataset, "test": dataset})
+
+
+def test_equal_data_are_told_apart_from_all_others():
+    assert fingerprint(pairs()) == fingerprint(pairs())
+    others = [pairs(first=1.0), pairs(label=1), pairs(count=8), {**pairs(), "validation": pairs()["test"]}]
+    assert len({fingerprint(loaded) for loaded in [pairs(), *others]}) == 5
+    half = {name: (inputs.half(), labels) for name, (inputs, labels) in pairs().items()}
+    assert fingerprint(half) != fingerprint(pairs())
+
+
+def test_a_dataset_of_ones_own_counts_by_its_first_example_where_that_stays_the_same():
+    assert of(Own()) == of(Own()) != of(Own(1.0))
+    assert of(Own(changes=True)) == of(Own(1.0, changes=True))
+    assert of(Own(fails=True)) == of(Own(fails=True))
+
+
+def test_streamed_data_count_by_their_labels_and_first_images(tmp_path):
+    found = set()
+    for number, first in enumerate((0.0, 1.0)):
+        convert(pairs(first), str(tmp_path / str(number)))
+        found |= {fingerprint(parquet(str(tmp_path / str(number)), in_memory=held)) for held in (False, True)}
+    assert len(found) == 2
+
+
+def test_work_that_was_begun_on_other_data_is_refused(tmp_path):
+    store = RunStore(str(tmp_path))
+    check_data(store, "a")  # an earlier version kept none
+    store.write(DATA_FILE, b"a")
+    check_data(store, "a")
+    with pytest.raises(ValueError, match="the data must be those that the work in .* was begun with"):
+        check_data(store, "b")
+
+
+def test_a_finished_run_is_no_answer_to_a_question_about_other_data(tmp_path):
+    for number in (0, 1):
+        convert(pairs(float(number)), str(tmp_path / str(number)))
+    kind = ["data.name=parquet", "model.initialization=default", "data.batch_size=4"]
+
+    def asked(number):
+        return load_config(None, [*kind, f"data.root={tmp_path / str(number)}"])
+
+    store = RunStore(str(tmp_path / "run"))
+    store.write("config.yaml", to_yaml(asked(0)).encode())
+    store.write("result.json", b'{"state": "complete"}')
+    store.write(DATA_FILE, fingerprint(parquet(str(tmp_path / "0"))).encode())
+    assert stored_result(str(tmp_path / "run"), asked(0), "run") == {"state": "complete"}
+    (tmp_path / "0").rename(tmp_path / "2")
+    assert stored_result(str(tmp_path / "run"), asked(2), "run") == {"state": "complete"}
+    with pytest.raises(ValueError, match="the data must be those that the work in"):
+        stored_result(str(tmp_path / "run"), asked(1), "run")
