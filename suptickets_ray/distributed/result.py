@@ -33,9 +33,11 @@ class RunResult:
 
 
 class Clock:
-    """Seconds of each phase of this start of the run."""
+    """Seconds of each phase of this start of the run, the first of which is "start": until Ray runs."""
 
     def __init__(self) -> None:
+        self.began = time.time()
+        """When this start began, in seconds since 1970."""
         self._start = self._last = time.monotonic()
         self._seconds: dict[str, float] = {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ from suptickets_ray.training.tensorboard import write_summary
 
 RAY_TRAIN_FOLDER = "ray_train"
 _SLOW_SUPERPOSER = (
-    "the superposer recalibrates and judges every network on one thread of a CPU, which may take longer than all cycles. "
-    "cluster.superposer_gpus=0.1 gives it a share of a GPU, beside e.g. cluster.gpus_per_worker=0.9."
+    "the superposer recalibrates and judges every network on one thread of a CPU, which may take longer than all "
+    "cycles. cluster.superposer_gpus=0.1 gives it a share of a GPU, beside e.g. cluster.gpus_per_worker=0.9."
 )
 
 
@@ -87,13 +87,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         on_event(event)
 
     watch = collecting_warnings(warnings, noted)
-    with reported_warnings(watch):
-        loaded = rehearse(config)
-    data = fingerprint(loaded)
-    check_data(store, data)
-    if config.cluster.gpus_per_worker and not config.cluster.superposer_gpus:
-        watch({"kind": "warning", "text": _SLOW_SUPERPOSER})
-    check_address(config.cluster)
+    loaded, data = _prepare(config, store, watch)
     with (
         only_process(path),
         ray_session(config.cluster, watch, verbose=verbose),
@@ -103,10 +97,11 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         ExitStack() as stack,
     ):
         begin_folder(store, config, data)
-        timeline = stack.enter_context(closing(Timeline(store)))
+        timeline = stack.enter_context(closing(Timeline(store, clock.began)))
         settings = worker_settings(config, path, monitor, loaded)
         del loaded  # from here on it lies in the object store
         budget = budget_of(config)
+        clock.lap("start")
 
         watch({"kind": "phase", "name": "pretrain", "epochs": budget.pretrain_epochs})
         state = phase_one(config, settings, store, watch, verbose)
@@ -138,6 +133,18 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     _picture(config, path, result)
     store.write("result.json", json.dumps(result, indent=2).encode())
     return RunResult(path, result, resumed=False)
+
+
+def _prepare(config: Config, store: RunStore, on_event: OnEvent) -> tuple[Mapping[str, Any], str]:
+    """Finds what cannot work before anything is started; returns what the data function gave, and its fingerprint."""
+    with reported_warnings(on_event):
+        loaded = rehearse(config)
+    data = fingerprint(loaded)
+    check_data(store, data)
+    if config.cluster.gpus_per_worker and not config.cluster.superposer_gpus:
+        on_event({"kind": "warning", "text": _SLOW_SUPERPOSER})
+    check_address(config.cluster)
+    return loaded, data
 
 
 def begin_folder(store: RunStore, config: Config, data: str) -> None:

@@ -101,6 +101,7 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
             begin_folder(files.store, config, data)
             settings = worker_settings(config, files.path, monitor, loaded)
             del loaded
+            clock.lap("start")
             _pretrain_all(plan, files, settings, watch, verbose)
             clock.lap("pretrain")
             watch({"kind": "phase", "name": "search", "trials": plan.num_trials})

@@ -53,7 +53,7 @@ class Lanes:
 
 
 def lanes_of(timeline: Mapping[str, Any]) -> Lanes:
-    """Returns the lanes of what `timeline.json` holds: phase one, each explorer by its process, the superposer.
+    """Returns the lanes of what `timeline.json` holds: starting, phase one, each explorer's process, the superposer.
 
     Args:
         timeline: `starts`, each with `began` and `ended`, and `spans` with `kind`, `began`, `ended`, `start`, and for
@@ -85,6 +85,7 @@ def lanes_of(timeline: Mapping[str, Any]) -> Lanes:
     for span in cycles:
         explorers.setdefault((span.get("node"), span.get("process")), []).append(bar(span))
     lanes = [
+        Lane("starting", [bar(span) for span in _starting(spans)]),
         Lane("phase one", [bar(span) for span in spans if span["kind"] == "pretrain"]),
         *(Lane(_explorer(index, *key), bars) for index, (key, bars) in enumerate(explorers.items())),
         Lane("superposer", [bar(span) for span in spans if span["kind"] in ("fold", "superpose")]),
@@ -103,6 +104,16 @@ def lanes_of(timeline: Mapping[str, Any]) -> Lanes:
     )
 
 
+def _starting(spans: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """When Ray was started, and after phase one the explorers: until in that start the first cycle or fold began."""
+    waits = [span for span in spans if span["kind"] == "starting"]
+    for span in spans:
+        if span["kind"] == "explore":
+            work = [other for other in spans if other["start"] == span["start"] and other["kind"] in ("cycle", "fold")]
+            waits.append({**span, "ended": min([float(span["ended"]), *(float(other["began"]) for other in work)])})
+    return waits
+
+
 def _explorer(index: int, node: Any, process: Any) -> str:
     where = "" if process is None else f" ({str(node or '')[:6]}:{process})"
     return f"explorer {index + 1}{where}"
@@ -111,9 +122,9 @@ def _explorer(index: int, node: Any, process: Any) -> str:
 def _shown(lanes: list[Lane]) -> list[Lane]:
     """The first lanes and the superposer's, and of their bars the longest: what is short would hardly be seen."""
     few = lanes if len(lanes) <= _MAX_LANES else [*lanes[: _MAX_LANES - 1], lanes[-1]]
-    lengths = sorted((bar.seconds for lane in few for bar in lane.bars), reverse=True)
-    shortest = lengths[_MAX_BARS] if len(lengths) > _MAX_BARS else -1.0
-    return [Lane(lane.name, [bar for bar in lane.bars if bar.seconds > shortest]) for lane in few]
+    bars = sorted((bar for lane in few for bar in lane.bars), key=lambda bar: -bar.seconds)
+    kept = {id(bar) for bar in bars[:_MAX_BARS]}
+    return [Lane(lane.name, [bar for bar in lane.bars if id(bar) in kept]) for lane in few]
 
 
 def _at_once(cycles: Sequence[Mapping[str, Any]]) -> tuple[int, float]:

@@ -215,8 +215,11 @@ def _basin(findings: Findings) -> str:
 def _time(result: Mapping[str, Any] | None, timeline: Mapping[str, Any] | None) -> str:
     parts = []
     if result is not None:
-        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in result["seconds"].items())
-        parts.append(f"<p>Of the last start: {escape(seconds)}.</p>")
+        laps = {name: value for name, value in result["seconds"].items() if name != "total"}
+        total = result["seconds"].get("total", sum(laps.values()))
+        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in laps.items())
+        rest = f"; Ray's end took the other {max(total - sum(laps.values()), 0.0):.1f} s"
+        parts.append(f"<p>The last start took {total:.1f} s: {escape(seconds)}{escape(rest)}.</p>")
     if timeline is None:
         return "".join([*parts, note("The run has no timeline.json: an earlier version made it, or it was removed.")])
     try:

@@ -15,19 +15,18 @@ _SAVE_SECONDS = 10.0
 _KEPT = ("chain", "cycle", "node", "process", "began", "ended")
 _SPANS = {"ticket": "cycle", "fold": "fold"}
 """Kinds of events that end a span of their own, with its name."""
-_PHASES = ("pretrain", "superpose")
-"""Phases that are spans; exploring shows in its cycles."""
 
 
 class Timeline:
     """Gathers spans from a run's events. What a killed start had not saved yet is lost: some seconds of a picture."""
 
-    def __init__(self, store: RunStore, now: Callable[[], float] = time.time) -> None:
-        """Takes over what earlier starts of the run have left.
+    def __init__(self, store: RunStore, began: float | None = None, now: Callable[[], float] = time.time) -> None:
+        """Takes over what earlier starts of the run have left. Until its first phase a start is "starting".
 
         Args:
             store: The run's files.
-            now: Gives the time, in seconds since 1970.
+            began: When this start began, in seconds since 1970; now when left out.
+            now: Gives the time.
         """
         self._store, self._now = store, now
         self._starts: list[dict[str, float]] = []
@@ -36,25 +35,25 @@ class Timeline:
             with suppress(ValueError, KeyError, TypeError):  # damaged; it only shows
                 earlier = json.loads(store.read(TIMELINE_FILE))
                 self._starts, self._spans = list(earlier["starts"]), list(earlier["spans"])
-        self._phase: dict[str, Any] | None = None
+        began = now() if began is None else began
+        self._phase: dict[str, Any] | None = {"kind": "starting", "began": began}
         self._saved = now()
-        self._starts.append({"began": now(), "ended": now()})
+        self._starts.append({"began": began, "ended": now()})
 
     def note(self, event: dict[str, Any]) -> None:
         """Takes note of an event of `train`, and saves from time to time."""
         if (kind := _SPANS.get(event["kind"])) and "ended" in event:
-            self._add(kind, {key: event[key] for key in _KEPT if key in event})
+            self._spans.append(self._span(kind=kind, **{key: event[key] for key in _KEPT if key in event}))
         elif event["kind"] == "phase":
             self._end_phase()
-            if event["name"] in _PHASES:
-                self._phase = {"kind": event["name"], "began": self._now()}
+            self._phase = {"kind": event["name"], "began": self._now()}
         if self._now() - self._saved >= _SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
         """Writes the file. A storage that cannot be written is passed over: the run itself will say so."""
         self._saved = self._starts[-1]["ended"] = self._now()
-        content = {"starts": self._starts, "spans": self._spans}
+        content = {"starts": self._starts, "spans": [*self._spans, *self._open_phase()]}
         with suppress(OSError):
             self._store.write(TIMELINE_FILE, json.dumps(content).encode())
 
@@ -64,10 +63,12 @@ class Timeline:
         self.save()
 
     def _end_phase(self) -> None:
-        if self._phase is not None:
-            began, kind = self._phase["began"], self._phase["kind"]
-            self._add(kind, {"began": began, "ended": self._now()})
-            self._phase = None
+        self._spans += self._open_phase()
+        self._phase = None
 
-    def _add(self, kind: str, values: dict[str, Any]) -> None:
-        self._spans.append({"kind": kind, **values, "start": len(self._starts) - 1})
+    def _open_phase(self) -> list[dict[str, Any]]:
+        """The phase that is under way, as if it ended now: that is what a killed start leaves of it."""
+        return [] if self._phase is None else [self._span(**self._phase, ended=self._now())]
+
+    def _span(self, **values: Any) -> dict[str, Any]:
+        return {**values, "start": len(self._starts) - 1}

@@ -56,7 +56,7 @@ def test_the_result_agrees_with_the_tickets_on_disk(finished_run):
         assert (ticket.provenance["chain"], ticket.provenance["cycle"]) == (row["chain"], row["cycle"])
     for network in (result["superposed"], result["pretrained"], *result["tickets"]):
         assert {"accuracy", "loss", "validation_accuracy", "validation_loss", "density", "digest"} <= set(network)
-    assert set(result["seconds"]) == {"pretrain", "explore", "superpose", "total"}
+    assert set(result["seconds"]) == {"start", "pretrain", "explore", "superpose", "total"}
 
 
 def test_chains_start_from_phase_one_and_go_on_from_their_own_cycles(finished_run):
@@ -157,7 +157,8 @@ def test_the_timeline_has_every_cycle_and_fold_with_its_time(finished_run):
     timeline = json.loads((Path(finished_run.path) / "timeline.json").read_text())
     (start,) = timeline["starts"]
     kinds = [span["kind"] for span in timeline["spans"]]
-    assert [kinds.count(kind) for kind in ("pretrain", "cycle", "fold", "superpose")] == [1, 6, 6, 1]
+    named = ("starting", "pretrain", "explore", "cycle", "fold", "superpose")
+    assert [kinds.count(kind) for kind in named] == [1, 1, 1, 6, 6, 1]
     assert all(start["began"] <= span["began"] <= span["ended"] <= start["ended"] for span in timeline["spans"])
 
 

@@ -173,6 +173,18 @@ def test_every_process_has_a_lane_and_cycles_at_once_are_counted():
     assert (found.num_cycles, found.most_at_once, found.mean_at_once, found.seconds) == (3, 2, 2.0, 22.0)
 
 
+def test_waiting_for_ray_and_for_the_explorers_has_its_own_lane():
+    spans = [
+        {"kind": "starting", "began": 0.0, "ended": 4.0, "start": 0},
+        {"kind": "pretrain", "began": 4.0, "ended": 10.0, "start": 0},
+        {"kind": "explore", "began": 10.0, "ended": 30.0, "start": 0},
+        cycle(0, 7, 13.0, 30.0),
+    ]
+    found = lanes_of({"starts": [start(0.0, 31.0)], "spans": spans})
+    assert found.lanes[0].name == "starting"
+    assert [(bar.began, bar.seconds) for bar in found.lanes[0].bars] == [(0.0, 4.0), (10.0, 3.0)]
+
+
 def test_pauses_between_starts_are_cut_out_and_restarts_are_marked():
     spans = [cycle(0, 7, 0.0, 10.0), cycle(1, 9, 1001.0, 1005.0, start=1)]
     found = lanes_of({"starts": [start(0.0, 8.0), start(1000.0, 1006.0)], "spans": spans})

@@ -25,7 +25,7 @@ def stored(store):
 
 def test_phases_cycles_and_folds_become_spans(store):
     clock = Clock(100.0)
-    timeline = Timeline(store, clock)
+    timeline = Timeline(store, 90.0, now=clock)
     timeline.note({"kind": "phase", "name": "pretrain", "epochs": 3})
     clock.now = 130.0
     timeline.note({"kind": "phase", "name": "explore"})
@@ -37,11 +37,13 @@ def test_phases_cycles_and_folds_become_spans(store):
     clock.now = 150.0
     timeline.close()
     assert stored(store) == {
-        "starts": [{"began": 100.0, "ended": 150.0}],
+        "starts": [{"began": 90.0, "ended": 150.0}],
         "spans": [
+            {"kind": "starting", "began": 90.0, "ended": 100.0, "start": 0},
             {"kind": "pretrain", "began": 100.0, "ended": 130.0, "start": 0},
             {"kind": "cycle", **ticket, "start": 0},
             {"kind": "fold", "chain": 1, "cycle": 0, "began": 140.0, "ended": 141.0, "start": 0},
+            {"kind": "explore", "began": 130.0, "ended": 141.0, "start": 0},
             {"kind": "superpose", "began": 141.0, "ended": 150.0, "start": 0},
         ],
     }
@@ -49,18 +51,31 @@ def test_phases_cycles_and_folds_become_spans(store):
 
 def test_a_later_start_adds_to_the_earlier_ones(store):
     clock = Clock(1.0)
-    Timeline(store, clock).close()
+    Timeline(store, now=clock).close()
     clock.now = 50.0
-    again = Timeline(store, clock)
+    again = Timeline(store, now=clock)
     again.note({"kind": "ticket", "chain": 0, "cycle": 0, "began": 51.0, "ended": 52.0})
     again.close()
     assert [start["began"] for start in stored(store)["starts"]] == [1.0, 50.0]
-    assert [span["start"] for span in stored(store)["spans"]] == [1]
+    assert [(span["kind"], span["start"]) for span in stored(store)["spans"]] == [
+        ("starting", 0),
+        ("cycle", 1),
+        ("starting", 1),
+    ]
+
+
+def test_a_killed_start_leaves_the_phase_it_was_in(store):
+    clock = Clock(1.0)
+    killed = Timeline(store, now=clock)
+    killed.note({"kind": "phase", "name": "pretrain", "epochs": 3})
+    clock.now = 30.0
+    killed.note({"kind": "epoch"})
+    assert {"kind": "pretrain", "began": 1.0, "ended": 30.0, "start": 0} in stored(store)["spans"]
 
 
 def test_it_is_saved_while_the_run_goes_on(store):
     clock = Clock(1.0)
-    timeline = Timeline(store, clock)
+    timeline = Timeline(store, now=clock)
     timeline.note({"kind": "epoch"})
     assert not store.exists(TIMELINE_FILE)
     clock.now = 12.0
@@ -70,5 +85,5 @@ def test_it_is_saved_while_the_run_goes_on(store):
 
 def test_a_damaged_file_is_begun_anew(store):
     store.write(TIMELINE_FILE, b'{"starts": 3')
-    Timeline(store, Clock(5.0)).close()
+    Timeline(store, now=Clock(5.0)).close()
     assert len(stored(store)["starts"]) == 1
