@@ -14,6 +14,7 @@ from suptickets_ray.config_io import changes_results, differing_keys, flatten, t
 from suptickets_ray.reporting.figures import Series, series_figure
 from suptickets_ray.reporting.report import note, page, table
 from suptickets_ray.reporting.table import ROWS
+from suptickets_ray.reporting.worth import Gain, Outcome, answer
 
 _RIVALS = ("pretrained", "mean_ticket", "best_ticket", "ensemble")
 """Networks that the sup-ticket is compared with, run by run."""
@@ -125,14 +126,15 @@ def render_comparison(runs: Sequence[ComparedRun], notes: Sequence[str] = ()) ->
     ]
     return page(
         f"{len(runs)} runs side by side",
-        "".join(f'<p class="verdict">{escape(words)}</p>' for words in verdicts)
+        "".join(f'<p class="verdict {outcome}">{escape(words)}</p>' for words, outcome in verdicts)
         + "".join(map(note, notes))
         + "<h2>Was superposing worth it?</h2>"
         + _figure("Test accuracy", "test accuracy (%)", names, accuracies)
         + _figure("Gain of the sup-ticket over the other networks", "points of test accuracy", names, gains)
         + "<h2>Numbers</h2><p>Test accuracies in %, gains in points, each the mean over runs that differ only in their "
-        "seed, with the standard error of that mean. A gain is taken within a run. The overlap of the masks is that of "
-        f"two tickets of one run. The seconds are those of a run's last start.</p>{table(heads, rows)}"
+        "seed, ± the standard error of that mean. A gain is taken within a run; where the middle 95 % of Student's t "
+        "around it hold nothing, it may be chance. The overlap of the masks is that of two tickets of one run. "
+        f"The seconds are those of a run's last start.</p>{table(heads, rows)}"
         f"<h2>Runs</h2>{table(('name', 'of', 'seed', *ROWS.values(), 'digest'), singles)}",
     )
 
@@ -171,22 +173,14 @@ def _figure(title: str, ylabel: str, names: Sequence[str], found: Mapping[str, S
     return series_figure(title, ylabel, names, series)
 
 
-def _verdict(name: str, group: Sequence[ComparedRun], gains: Mapping[str, Estimate]) -> str:
-    """One sentence on a group; with an error known, a gain within two of it may be chance."""
-    mean, error = gains["pretrained"]
-    if error is None:
-        answer = "superposing was worth it" if mean > 0 else "superposing was not worth it"
-        number = "in one run, which says little about chance,"
-    else:
-        within = abs(mean) <= 2 * error
-        answer = (
-            "superposing changed nothing beyond two standard errors"
-            if within
-            else ("superposing was worth it" if mean > 0 else "superposing was not worth it")
-        )
-        number = f"over {len(group)} seeds"
-    best = _shown(gains["best_ticket"], "", "+")
+def _verdict(name: str, group: Sequence[ComparedRun], gains: Mapping[str, Estimate]) -> tuple[str, Outcome]:
+    """One sentence on a group; with an error known, a gain within its 95 % interval may be chance."""
+    over = {key: Gain(*gains[key], num_runs=len(group)) for key in ("pretrained", "best_ticket")}
+    if len(group) == 1:  # which knows at least what the choice of the test set's examples may change
+        over = {key: gain._replace(error=group[0].result[key].get("gain_error")) for key, gain in over.items()}
+    words, outcome = answer(over["pretrained"], over["best_ticket"])
+    number = f"over {len(group)} seeds" if len(group) > 1 else "in one run, which says little about chance,"
     return (
-        f"{name}: {answer}; {number} the sup-ticket gains {_shown(gains['pretrained'], '', '+')} points of test "
-        f"accuracy on the phase-one net and {best} on the best ticket."
-    )
+        f"{name}: {words}; {number} the sup-ticket gains {_shown(gains['pretrained'], '', '+')} points of test "
+        f"accuracy on the phase-one net and {_shown(gains['best_ticket'], '', '+')} on the best ticket."
+    ), outcome

@@ -11,8 +11,12 @@ from typing import Any
 from suptickets_ray.reporting.analysis import ONE_BASIN, PHASE_ONE, SUP_TICKET, Findings
 from suptickets_ray.reporting.figures import Series, dot_figure, heat_map, lanes_figure, line_figure
 from suptickets_ray.reporting.lanes import Lanes, lanes_of
-from suptickets_ray.reporting.table import ROWS, result_rows
+from suptickets_ray.reporting.table import ROWS, ensemble_size, result_rows
+from suptickets_ray.reporting.worth import WORTH_IT, Gain, Outcome, answer
+from suptickets_ray.tickets.store import child
 
+_OPEN_ROWS = 20
+"""Longer lists of tickets are folded."""
 _STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --text: #1b1b1f; --line: #8886; }
 @media (prefers-color-scheme: dark) { :root { --page: #16181d; --text: #e6e6ea; } }
@@ -24,12 +28,25 @@ th, td { border-bottom: 1px solid var(--line); padding: .3rem .5rem; text-align:
 th:first-child, td:first-child { text-align: left; }
 td:not(:first-child) { white-space: nowrap; }
 pre { overflow-x: auto; border: 1px solid var(--line); padding: 1rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; background:  /* shadows at the edges behind which there is more */
+  linear-gradient(to right, var(--page) 40%, transparent) 0 0 / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--page) 40%, transparent) 100% 0 / 3rem 100% no-repeat local,
+  radial-gradient(farthest-side at 0 50%, #888a, transparent) 0 0 / .8rem 100% no-repeat scroll,
+  radial-gradient(farthest-side at 100% 50%, #888a, transparent) 100% 0 / .8rem 100% no-repeat scroll; }
+.phone { display: none !important; }
+@media (max-width: 600px) {
+  .desk { display: none !important; }
+  .phone { display: block !important; }
+  table { font-size: .85rem; }
+  th, td { padding: .25rem .3rem; }
+}
 figure { margin: 1.5rem 0; }
 figcaption { font-weight: 600; }
 figure svg { display: block; height: auto; }
 figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
-.verdict { font-size: 1.2rem; border-left: .3rem solid #1b9e77; padding-left: 1rem; }
+.verdict { font-size: 1.2rem; border-left: .3rem solid #8888; padding-left: 1rem; }
+.verdict.gain { border-color: #1b9e77; }
+.verdict.loss { border-color: #d95f02; }
 .warning { border-left: .3rem solid #d33; padding-left: 1rem; }
 .note { border-left: .3rem solid #c90; padding-left: 1rem; }
 """
@@ -58,7 +75,8 @@ def render_report(
     if result is None:
         body = '<p class="verdict">This run is not finished; the same command again goes on with it.</p>'
     else:
-        body = f'<p class="verdict">{escape(was_it_worth_it(result))}</p>'
+        said, outcome = was_it_worth_it(result)
+        body = f'<p class="verdict {outcome}">{escape(said)}</p>'
         body += "".join(f'<p class="warning">{escape(warning)}</p>' for warning in result["warnings"])
         sections.append(("Was superposing worth it?", lambda: _worth(result)))
     if findings is not None:
@@ -99,46 +117,52 @@ def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def points(share: float) -> str:
-    """Returns a difference of accuracies in words."""
-    return f"{abs(100 * share):.2f} points {'above' if share >= 0 else 'below'}"
+def was_it_worth_it(result: Mapping[str, Any]) -> tuple[str, Outcome]:
+    """Returns the answer in one sentence with its numbers, and which one it is.
 
-
-def was_it_worth_it(result: Mapping[str, Any]) -> str:
-    """Returns the answer in one sentence with its numbers: test accuracies, and whether validation says the same."""
-    accuracy = result["superposed"]["accuracy"]
-    gains = {key: accuracy - result[key]["accuracy"] for key in ROWS if key != "superposed"}
+    The numbers are test accuracies; the errors, where a run knows them, are over the examples of the test set.
+    """
+    gains = {key: _gain(result, key) for key in ROWS if key != "superposed"}
     validation = result["superposed"]["validation_accuracy"]
-    rivals = ("pretrained", "best_ticket")
-    holds_on_validation = all(validation >= result[key]["validation_accuracy"] for key in rivals)
+    holds_on_validation = all(validation >= result[key]["validation_accuracy"] for key in ("pretrained", "best_ticket"))
+    words, outcome = answer(gains["pretrained"], gains["best_ticket"])
     if not any(ticket["accepted"] for ticket in result["tickets"]):
-        answer = "Superposing changed nothing, because the gate admitted no ticket"
-    elif gains["pretrained"] <= 0:
-        answer = "Superposing was not worth it"
-    elif gains["best_ticket"] < 0:
-        answer = "Superposing beat phase one, but not the best single ticket"
-    else:
-        answer = "Superposing was worth it" + ("" if holds_on_validation else " on test, though not on validation")
+        words, outcome = "superposing changed nothing, because the gate admitted no ticket", "open"
+    elif words == WORTH_IT and not holds_on_validation:
+        words, outcome = f"{WORTH_IT} on test, though not on validation", "open"
+    size = ensemble_size(result)
+    ensemble = f"which computes with {size} networks"
+    if size < 2:
+        ensemble = "which is one ticket" if size else "which is the phase-one net, because every ticket has diverged"
     return (
-        f"{answer}: the sup-ticket's test accuracy is {accuracy:.2%}, {points(gains['pretrained'])} the phase-one net, "
-        f"{points(gains['mean_ticket'])} the mean ticket, {points(gains['best_ticket'])} the best ticket and "
-        f"{points(gains['ensemble'])} the ensemble, which computes with {len(result['tickets'])} networks."
-    )
+        f"{words[0].upper()}{words[1:]}: the sup-ticket's test accuracy is {result['superposed']['accuracy']:.2%}, "
+        f"{gains['pretrained'].points()} the phase-one net, {gains['mean_ticket'].points()} the mean ticket, "
+        f"{gains['best_ticket'].points()} the best ticket and {gains['ensemble'].points()} the ensemble, {ensemble}."
+    ), outcome
+
+
+def _gain(result: Mapping[str, Any], key: str) -> Gain:
+    return Gain(result["superposed"]["accuracy"] - result[key]["accuracy"], result[key].get("gain_error"))
+
+
+def _signed(gain: Gain) -> str:
+    error = "" if gain.error is None else f" ± {100 * gain.error:.2f}"
+    return f"{100 * gain.mean:+.2f}{error}"
 
 
 def _worth(result: Mapping[str, Any]) -> str:
-    accuracy = result["superposed"]["accuracy"]
     rows = []
     for (words, validation, test, density), key in zip(result_rows(dict(result)), ROWS, strict=True):
-        gain = "" if key == "superposed" else f"{100 * (accuracy - result[key]['accuracy']):+.2f}"
-        rows.append((words, validation, test, gain, density))
+        gain = "" if key == "superposed" else _signed(_gain(result, key))
+        rows.append((words, test, gain, validation, density))
     dots = [Series(words, [100 * result[key]["accuracy"]], (), key == "superposed") for key, words in ROWS.items()]
     dots.insert(1, Series("single tickets", [100 * ticket["accuracy"] for ticket in result["tickets"]]))
     return (
-        f"{table(('network', 'validation', 'test', 'gain (points)', 'density'), rows)}"
+        f"{table(('network', 'test', 'gain (points)', 'validation', 'density'), rows)}"
         f"{dot_figure('Test accuracy of every network', 'test accuracy (%)', dots)}"
-        "<p>The gain is the sup-ticket's test accuracy less that of the network. The best ticket is the best on "
-        "validation. One run says little about chance: name the folders of several seeds to see the error.</p>"
+        "<p>The gain is the sup-ticket's test accuracy less that of the network, ± its standard error over the "
+        "examples of the test set. The best ticket is the best on validation. Another seed would give another gain: "
+        "name the folders of several seeds to see by how much.</p>"
     )
 
 
@@ -192,10 +216,10 @@ def _basin(findings: Findings) -> str:
         rows = [
             (
                 f"{curve.first} to {curve.second}",
-                f"{curve.losses[0]:.4f}",
-                f"{curve.losses[-1]:.4f}",
-                f"{curve.barrier:.4f}",
-                f"{100 * curve.accuracy_lost:.2f}",
+                _finite(curve.losses[0], 4),
+                _finite(curve.losses[-1], 4),
+                _finite(curve.barrier, 4),
+                _finite(100 * curve.accuracy_lost, 2),
             )
             for curve in curves
         ]
@@ -206,10 +230,14 @@ def _basin(findings: Findings) -> str:
             line_figure(title, "share of the second network", "loss (nats)", curves[0].shares, lines),
             table(heads, rows),
             f"<p>Weights are interpolated and not pruned; {findings.num_examples} validation examples count. BatchNorm "
-            "statistics are made as for the sup-ticket, here at the ends too. The barrier is the most by which "
-            "the loss lies above the straight line between its ends.</p>",
+            "statistics, where there are any, are made as for the sup-ticket, here at the ends too. The barrier is the "
+            "most by which the loss lies above the straight line between its ends.</p>",
         ]
     return "".join([*parts, *map(note, findings.curve_notes)])
+
+
+def _finite(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
 def _time(result: Mapping[str, Any] | None, timeline: Mapping[str, Any] | None) -> str:
@@ -248,19 +276,22 @@ def _said(lanes: Lanes) -> str:
 def _tickets(result: Mapping[str, Any]) -> str:
     rows = [
         (
-            f"chain {ticket['chain']}, cycle {ticket['cycle']}" + ("" if ticket["accepted"] else " (left out)"),
+            f"{ticket['chain']}.{ticket['cycle']}" + ("" if ticket["accepted"] else " (left out)"),
             f"{ticket['validation_accuracy']:.2%}",
             f"{ticket['accuracy']:.2%}",
             f"{ticket['density']:.4f}",
         )
         for ticket in result["tickets"]
     ]
-    return table(("ticket", "validation", "test", "density"), rows)
+    numbers = table(("ticket", "validation", "test", "density"), rows)
+    if len(rows) > _OPEN_ROWS:
+        numbers = f"<details><summary>All {len(rows)} tickets</summary>{numbers}</details>"
+    return f"<p>A ticket is named chain.cycle.</p>{numbers}"
 
 
 def _reproduction(result: Mapping[str, Any] | None, recipe: str, path: str) -> str:
-    source = f"{path.rstrip('/')}/config.yaml" if path and "://" not in path else "config.yaml"
-    facts = [f"Command: <code>suptickets train {escape(shlex.quote(source))} name=again</code>"]
+    source = shlex.quote(child(path, "config.yaml") if path else "config.yaml")
+    facts = [f"Command: <code>suptickets train {escape(source)} name=again</code>"]
     if result is not None:
         facts.append(f"Digest of the sup-ticket: <code>{escape(result['superposed']['digest'])}</code>")
         if digest := result.get("config_digest"):

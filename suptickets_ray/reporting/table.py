@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -24,9 +25,15 @@ def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         network = result[key]
         density = f"{network['density']:.4f}" if "density" in network else ""
         if key == "ensemble":
-            density = f"{len(result['tickets'])} nets"
+            size = ensemble_size(result)
+            density = "phase one" if not size else f"{size} {'net' if size == 1 else 'nets'}"
         rows.append((words, f"{network['validation_accuracy']:.2%}", f"{network['accuracy']:.2%}", density))
     return rows
+
+
+def ensemble_size(result: Mapping[str, Any]) -> int:
+    """Returns how many tickets the ensemble is of: those that have diverged are left out."""
+    return len(result["tickets"]) - int(result.get("num_diverged", 0))
 
 
 def closing_table(result: dict[str, Any]) -> Table:

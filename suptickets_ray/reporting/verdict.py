@@ -33,7 +33,8 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
             f"{report['num_diverged']} tickets have diverged; the unpruned mean and the ensemble are without them."
         )
     return {
-        "mean_ticket": {key: sum(ticket[key] for ticket in tickets) / len(tickets) for key in keys},
+        "mean_ticket": {key: sum(ticket[key] for ticket in tickets) / len(tickets) for key in keys}
+        | report.get("mean_ticket", {}),
         "best_ticket": best,
         "rejected": rejected,
         "warnings": warnings,

@@ -163,11 +163,18 @@ class Superposing:
         Args:
             tickets: What `fold` returned for each ticket, with the ticket; one is held at a time. Those that have
                 diverged are left out of the unpruned mean and of the ensemble, and counted.
+
+        Returns:
+            `superposed`, `pretrained`, `tickets`, `unpruned_mean` and `ensemble`, with accuracies (shares of 1) and
+            losses (nats). Each but the first has a `gain_error`: the standard error, over the examples of the test
+            set, of the sup-ticket's accuracy less its own; `mean_ticket` holds that of their mean. `num_diverged`
+            counts tickets.
         """
         rows: list[dict[str, Any]] = []
         probabilities: dict[str, Tensor] = {}
         num_finite = 0
-        superposed = self.superposed
+        superposed, right = self._judged(self.superposed)
+        total_right = torch.zeros(())
         self._accumulator, self._judged_already = None, True  # one accumulator is held at a time
         mean = start(self._pretrained) if self._config.superposition.include_pretrained else None
         mean_rule = Rule("cia", 1.0, prune="last")
@@ -178,26 +185,33 @@ class Superposing:
                 examples = getattr(self._splits, split)
                 logits = predict(model, examples)
                 row |= _prefixed(score(logits, examples.all_labels()), split)
+                if split == "test":
+                    own_right = _right(logits, examples)
+                    row["gain_error"] = _error(right - own_right)
+                    total_right = total_right + own_right
                 if is_finite:
                     probabilities[split] = probabilities.get(split, torch.zeros(())) + logits.softmax(1)
             if is_finite:
                 num_finite += 1
                 mean = fold(mean, ticket, mean_rule)
             rows.append(row | {"density": ticket.density, "digest": ticket.digest})
-        pretrained = self._judged(self._pretrained)
+        pretrained = self._rival(self._pretrained, right)
         ensemble: Scores = {}
         for split, total in probabilities.items():
-            labels = getattr(self._splits, split).all_labels()
-            ensemble |= _prefixed(score_probabilities(total / num_finite, labels), split)
+            examples = getattr(self._splits, split)
+            ensemble |= _prefixed(score_probabilities(total / num_finite, examples.all_labels()), split)
+            if split == "test":
+                ensemble["gain_error"] = _error(right - _right(total, examples))
         unpruned = self._settle(finish_unpruned(mean, {})) if mean is not None else self._pretrained
         return {
-            "superposed": self._judged(superposed),
+            "superposed": superposed,
             "pretrained": pretrained,
             "tickets": rows,
-            "unpruned_mean": self._judged(unpruned),
+            "unpruned_mean": self._rival(unpruned, right),
             # Where every ticket has diverged, what is left is the network of phase one.
             "ensemble": ensemble
             or {key: value for key, value in pretrained.items() if key not in ("density", "digest")},
+            "mean_ticket": {"gain_error": _error(right - total_right / len(rows))} if rows else {},
             "num_diverged": len(rows) - num_finite,
         }
 
@@ -229,11 +243,29 @@ class Superposing:
     def _score(self, ticket: Ticket, examples: Examples) -> Scores:
         return evaluate(self._load(ticket), examples)
 
-    def _judged(self, ticket: Ticket) -> dict[str, Any]:
+    def _judged(self, ticket: Ticket) -> tuple[dict[str, Any], Tensor]:
+        """Scores on both splits, and for each example of the test set whether it is right, as 0 or 1."""
         scores: dict[str, Any] = {}
+        model, right = self._load(ticket), torch.zeros(())
         for split in ("validation", "test"):
-            scores |= _prefixed(self._score(ticket, getattr(self._splits, split)), split)
-        return scores | {"density": ticket.density, "digest": ticket.digest}
+            examples = getattr(self._splits, split)
+            logits = predict(model, examples)
+            scores |= _prefixed(score(logits, examples.all_labels()), split)
+            right = _right(logits, examples)
+        return scores | {"density": ticket.density, "digest": ticket.digest}, right
+
+    def _rival(self, ticket: Ticket, right: Tensor) -> dict[str, Any]:
+        scores, own_right = self._judged(ticket)
+        return scores | {"gain_error": _error(right - own_right)}
+
+
+def _right(scores: Tensor, examples: Examples) -> Tensor:
+    return scores.argmax(1).eq(examples.all_labels()).double()
+
+
+def _error(differences: Tensor) -> float:
+    """Standard error of the mean, which a single example does not have."""
+    return float(differences.std() / math.sqrt(len(differences))) if len(differences) > 1 else math.nan
 
 
 def _is_finite(ticket: Ticket) -> bool:

@@ -62,17 +62,50 @@ def cycle(chain, process, began, ended, start=0):
     ],
 )
 def test_the_verdict_names_what_the_sup_ticket_beat(superposed, rivals, words):
-    assert words in was_it_worth_it(result_of(superposed, **rivals))
+    assert words in was_it_worth_it(result_of(superposed, **rivals))[0]
 
 
 def test_the_verdict_compares_with_mean_best_and_ensemble():
-    said = was_it_worth_it(result_of(network(0.85)))
+    said, _ = was_it_worth_it(result_of(network(0.85)))
     for words in (
         "3.00 points above the mean ticket",
         "2.00 points above the best ticket",
         "1.00 points below the ens",
     ):
         assert words in said
+
+
+@pytest.mark.parametrize(
+    ("error", "best_error", "words", "outcome"),
+    [
+        (0.02, 0.001, "Superposing was worth it: the", "gain"),
+        (0.03, 0.001, "Superposing changed nothing beyond chance: the", "open"),
+        (0.02, 0.02, "nothing beyond chance parts it from the best single ticket: the", "gain"),
+    ],
+)
+def test_the_verdict_weighs_a_gain_against_the_chance_of_the_test_set(error, best_error, words, outcome):
+    result = result_of(network(0.85))
+    result["pretrained"]["gain_error"], result["best_ticket"]["gain_error"] = error, best_error
+    said, found = was_it_worth_it(result)
+    assert words in said
+    assert f"5.00 ± {100 * error:.2f} points above the phase-one net" in said
+    assert found == outcome
+    assert f'class="verdict {outcome}"' in render_report(result, "")
+
+
+@pytest.mark.parametrize(
+    ("num_diverged", "words", "cell"),
+    [
+        (0, "which computes with 2 networks.", "<td>2 nets</td>"),
+        (1, "the ensemble, which is one ticket.", "<td>1 net</td>"),
+        (2, "which is the phase-one net, because every ticket has diverged.", "<td>phase one</td>"),
+    ],
+)
+def test_what_has_diverged_is_no_member_of_the_ensemble(num_diverged, words, cell):
+    result = result_of(network(0.85), num_diverged=num_diverged)
+    result["tickets"] *= 2
+    assert words in was_it_worth_it(result)[0]
+    assert cell in render_report(result, "")
 
 
 # The page
@@ -185,6 +218,8 @@ def test_a_diverged_network_is_no_basin():
     findings = Findings(curves=[Curve("a", "b", [0.0, 1.0], [1.0, math.nan], [0.8, 0.1])])
     page = render_report(result_of(network(0.85)), "", findings)
     assert "At least one of these networks has diverged" in page
+    assert "<td>1.0000</td><td>-</td><td>-</td>" in page
+    assert "nan" not in page
 
 
 def test_a_page_of_a_large_network_and_a_long_run_stays_small():
@@ -194,6 +229,29 @@ def test_a_page_of_a_large_network_and_a_long_run_stays_small():
     spans = [cycle(chain, chain % 40, float(chain), chain + 9.0) for chain in range(5_000)]
     page = render_report(result_of(network(0.85)), "", findings, {"starts": [start(0.0, 5e3)], "spans": spans})
     assert len(page.encode()) < 3e6
+    # Of cycles that last equally long as many are drawn as there is room for, once for a desk and once for a phone.
+    assert page.count("#8888") > 2 * 2_900
+    assert "2000 bars are not shown" in page
+
+
+def test_many_tickets_are_listed_on_demand():
+    result = result_of(network(0.85))
+    result["tickets"] *= 21
+    assert "<details><summary>All 21 tickets</summary>" in render_report(result, "")
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("/runs/a b", "&#x27;/runs/a b/config.yaml&#x27;"),
+        ("s3://bucket/runs/a", "s3://bucket/runs/a/config.yaml"),
+        ("s3://b/a?endpoint_override=h:1", "&#x27;s3://b/a/config.yaml?endpoint_override=h:1&#x27;"),
+        ("", "config.yaml"),
+    ],
+)
+def test_the_command_that_reproduces_a_run_names_its_recipe_wherever_it_lies(path, source):
+    page = render_report(result_of(network(0.85)), "", path=path)
+    assert f"<code>suptickets train {source} name=again</code>" in page
 
 
 # The command

@@ -3,7 +3,10 @@ import torch
 
 from suptickets_ray import load_config
 from suptickets_ray.training.data import load_data
+from suptickets_ray.training.evaluation import predict
 from suptickets_ray.training.loop import build_learner
+from suptickets_ray.training.models import build_model
+from suptickets_ray.training.state import restore
 from suptickets_ray.training.superposing import Superposing
 
 CPU = torch.device("cpu")
@@ -55,6 +58,28 @@ def test_a_look_reads_validation_and_what_the_recalibration_reads():
     ]
     assert superposing_of(["superposition.recalibration_examples=20"], [])[0].look_examples == 297 + 20
     assert digits.superposition.recalibration_examples is None
+
+
+def test_a_gain_comes_with_its_error_over_the_examples_of_the_test_set():
+    superposing, _ = superposing_of(["superposition.gate_tolerance=none"], [])
+    config = load_config(None, SMALL)
+    splits = load_data(config.data)
+    tickets = [build_learner(load_config(None, [*SMALL, f"seed={s}"]), splits, CPU).ticket({}) for s in (1, 2)]
+    rows = [superposing.fold(ticket, chain, 0) for chain, ticket in enumerate(tickets)]
+    found, final = superposing.judge(zip(rows, tickets, strict=True)), superposing.superposed
+
+    def right(ticket):
+        model = build_model(config.model, splits.sample_shape, splits.num_classes)
+        restore(model, ticket.state_dict())
+        return (predict(model, splits.test).argmax(1) == splits.test.all_labels()).numpy() * 1.0
+
+    differences = [right(final) - right(ticket) for ticket in tickets]
+    mean = (differences[0] + differences[1]) / 2
+    errors = [row["gain_error"] for row in found["tickets"]]
+    assert errors == pytest.approx([values.std(ddof=1) / len(values) ** 0.5 for values in differences])
+    assert found["mean_ticket"]["gain_error"] == pytest.approx(mean.std(ddof=1) / len(mean) ** 0.5)
+    assert min(found[name]["gain_error"] for name in ("pretrained", "unpruned_mean", "ensemble")) >= 0
+    assert "gain_error" not in found["superposed"]
 
 
 def test_the_sup_ticket_says_what_it_is_made_of():
