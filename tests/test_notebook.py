@@ -3,6 +3,7 @@
 import ast
 import re
 import shutil
+from html import unescape
 from pathlib import Path
 
 import nbformat
@@ -24,7 +25,8 @@ def test_the_notebook_runs_shows_progress_and_ends_with_the_figures(tmp_path):
     pages = ["".join(output.get("data", {}).get("text/html", "")) for output in outputs]
     live = next(page for page in pages if "tickets" in page)
     assert re.search("6 of 6, 6 folded", live)
-    assert "<svg" in pages[-1]
+    (framed,) = re.findall('srcdoc="([^"]*)"', pages[-1])
+    assert "<svg" in unescape(framed)
     texts = [str(output.get("data", {}).get("text/plain")) for output in outputs]
     accuracies = ast.literal_eval(next(text for text in texts if "'superposed'" in text))
     assert accuracies["superposed"] > 0.7

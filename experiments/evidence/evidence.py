@@ -80,6 +80,9 @@ VARIANTS = (
     Variant("prune_each", (*UNGATED, "superposition.prune=each")),
 )
 COLLAPSES = (Variant("superposed", most_chains=4), Variant("superposed_gated", (), most_chains=4))
+R1_CUT = ("data.train_size=500", "data.label_noise=0.2")
+"""What a recipe of another data set forgets of R1's."""
+STANDARDISED = ("data.name=standardised:per_pixel", *R1_CUT)
 SETTINGS: dict[str, Setting] = {
     "r1": Setting("r1.yaml", 16, (1, 4, 8, 16)),
     "r2": Setting("r2.yaml", 8, (1, 4, 8, 16)),
@@ -101,11 +104,20 @@ SETTINGS: dict[str, Setting] = {
     },
     "r1_default_init": Setting("r1.yaml", 8, (1, 4), VARIANTS[:1], ("model.initialization=default",)),
     "r1_multistep": Setting("r1.yaml", 8, (1, 4), VARIANTS[:1], ("train.lr_schedule=multistep",)),
+    "r1_standardised": Setting("r1.yaml", 16, (1, 4, 8, 16), VARIANTS[:1], STANDARDISED),
+    **{
+        f"r1_standardised_split_{split}": Setting(
+            "r1.yaml", 3, (1, 4, 8, 16), VARIANTS[:1], (*STANDARDISED, f"data.split_seed={split}")
+        )
+        for split in range(1, 9)
+    },
+    "r1_centred": Setting("r1.yaml", 8, (1, 4), VARIANTS[:1], ("data.name=standardised:whole", *R1_CUT)),
     "r2_default_init": Setting("r2.yaml", 8, (1, 4), VARIANTS[:1], ("model.initialization=default",)),
     "r2_cosine": Setting("r2.yaml", 8, (1, 4), VARIANTS[:1], ("train.lr_schedule=cosine",)),
 }
 """The later ones look for what moves a gain: other splits of the data and draws of label noise, other first weights
-(the builder's own instead of normal ones scaled by density), the other schedule of phase one, and one that is cut off.
+(the builder's own instead of normal ones scaled by density), the other schedule of phase one, one that is cut off, and
+inputs of mean 0 and variance 1 instead of shares of the deepest ink.
 """
 FIRST_SEED = 100
 """Those below were looked at while the product was made."""

@@ -15,7 +15,8 @@ from torch.nn import Module
 
 from suptickets_ray.config import Config
 from suptickets_ray.seeding import derive_seed
-from suptickets_ray.tickets.ticket import SparseTensor, Ticket
+from suptickets_ray.tickets.arrow import SparseTensor
+from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.evaluation import batch_norms, evaluate, recalibrate

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
-from suptickets_ray.tickets.ticket import SparseTensor, Ticket
+from suptickets_ray.tickets.arrow import SparseTensor
+from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.state import restore
 
 

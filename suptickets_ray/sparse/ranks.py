@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
+from suptickets_ray.sparse.connections import Connections
 from suptickets_ray.sparse.masks import Tensors, layer_digests
-from suptickets_ray.sparse.stepping import Connections
 
 
 def assert_equal_masks(masks: Tensors, group: Any, when: str) -> None:

@@ -12,11 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from suptickets_ray.sparse import masks as mask_arithmetic
+from suptickets_ray.sparse.connections import Connections
 from suptickets_ray.sparse.first_masks import NEED_GRADIENT, Start, first_masks, uniform_counts
 from suptickets_ray.sparse.maskable import find_ddp, last_linear, maskable_parameters, output_dimensions
 from suptickets_ray.sparse.plan import Plan
 from suptickets_ray.sparse.ranks import ActiveGradientReduction, assert_equal_masks
-from suptickets_ray.sparse.stepping import Connections, MaskedStep
+from suptickets_ray.sparse.stepping import MaskedStep
 from suptickets_ray.sparse.topology import drop_and_grow, prune_layers, prune_to_density
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from suptickets_ray.sparse.masks import num_true, true_positions
-from suptickets_ray.tickets.ticket import Part, SparseTensor, Ticket
+from suptickets_ray.tickets.arrow import Part, SparseTensor
+from suptickets_ray.tickets.ticket import Ticket
 
 Value = TypeVar("Value")
 

@@ -26,7 +26,8 @@ from suptickets_ray.tickets.accumulator import (
     start,
     widened,
 )
-from suptickets_ray.tickets.ticket import Part, SparseTensor, Ticket
+from suptickets_ray.tickets.arrow import Part, SparseTensor
+from suptickets_ray.tickets.ticket import Ticket
 
 FILLED_SHARE = 0.25
 """Averages that are not pruned in between hold all entries of a tensor of which more than this share is active."""

@@ -1,14 +1,12 @@
-"""A ticket as a value, and its Arrow form: one row per tensor, active values only, no pickle."""
+"""A ticket as a value, and as a table of one row per tensor."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,57 +18,10 @@ import torch
 from torch import Tensor
 
 from suptickets_ray.sparse.masks import true_positions
+from suptickets_ray.tickets.arrow import SCHEMA, Part, SparseTensor, decode, digest_of_rows, encode, seal
 
 FORMAT_VERSION = 1
 _METADATA_KEY = b"suptickets_ray.ticket"
-_DTYPES: dict[str, torch.dtype] = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-    )
-}
-SCHEMA = pa.schema(
-    [
-        pa.field("name", pa.string(), nullable=False),
-        pa.field("shape", pa.list_(pa.int64()), nullable=False),
-        pa.field("dtype", pa.string(), nullable=False),
-        pa.field("mask", pa.binary()),  # bits, lowest first; null when the tensor is dense
-        pa.field("values", pa.binary(), nullable=False),  # little-endian, in flat order, active positions only
-    ]
-)
-
-
-@dataclass(frozen=True)
-class SparseTensor:
-    """A masked tensor by its active entries alone."""
-
-    shape: tuple[int, ...]
-    positions: Tensor
-    """Flat indices of the active entries, int64 (count,), ascending."""
-    values: Tensor
-    """The active entries, (count,)."""
-
-    def dense(self) -> Tensor:
-        """Returns the tensor, of `shape`, 0 where nothing is active."""
-        flat = torch.zeros(math.prod(self.shape), dtype=self.values.dtype)
-        return flat.index_copy_(0, self.positions, self.values).view(self.shape)
-
-    def mask(self) -> Tensor:
-        """Returns the bool mask, of `shape`."""
-        flat = torch.zeros(math.prod(self.shape), dtype=torch.bool)
-        return flat.index_fill_(0, self.positions, True).view(self.shape)
-
-
-Part = Tensor | SparseTensor
 
 
 class Ticket:
@@ -151,12 +102,12 @@ class Ticket:
     @cached_property
     def digest(self) -> str:
         """The sha256 of names, shapes, types, masks and active values: equal for equal content, whatever its origin."""
-        return _digest(self._rows())
+        return digest_of_rows(self._rows())
 
     def to_arrow(self) -> pa.Table:
         """Returns the ticket as a table of `SCHEMA`, with version, digest and provenance as schema metadata."""
         metadata = {"version": FORMAT_VERSION, "digest": self.digest, "provenance": self._provenance}
-        metadata["seal"] = _seal(metadata)
+        metadata["seal"] = seal(metadata)
         schema = SCHEMA.with_metadata({_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
         return pa.Table.from_pylist(list(self._rows()), schema=schema)
 
@@ -175,21 +126,21 @@ class Ticket:
         try:
             metadata = json.loads(raw)
             version, digest, provenance = metadata["version"], metadata["digest"], dict(metadata["provenance"])
-            seal = metadata.pop("seal", None)
+            sealed = metadata.pop("seal", None)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"the ticket's metadata must be readable; it is damaged: {error!r}.") from error
         if version != FORMAT_VERSION:
             raise ValueError(f"the ticket's version must be {FORMAT_VERSION}; got {version}. Update suptickets_ray.")
-        if seal != _seal(metadata):
+        if sealed != seal(metadata):
             raise ValueError("the ticket's metadata must be as it was written; it is damaged.")
         rows = table.to_pylist()
         try:
-            parts = {row["name"]: _decode(row) for row in rows}
+            parts = {row["name"]: decode(row) for row in rows}
         except (TypeError, OverflowError) as error:  # nothing where there must be something
             raise ValueError(f"the ticket's rows must be whole; they are damaged: {error}.") from error
         if len(parts) != len(rows):
             raise ValueError("the ticket must hold each tensor once; it is damaged.")
-        if (found := _digest(rows)) != digest:
+        if (found := digest_of_rows(rows)) != digest:
             raise ValueError(f"the ticket's content must have the digest {digest}; got {found}: it is damaged.")
         ticket = Ticket.of_parts(parts, provenance)
         ticket.digest = digest
@@ -204,7 +155,7 @@ class Ticket:
             names: The tensors to take; the time that it takes goes with their size, not with that of the ticket.
         """
         rows = table.filter(pc.is_in(table["name"], value_set=pa.array(sorted(names)))).to_pylist()
-        return Ticket.of_parts({row["name"]: _decode(row) for row in rows}, {})
+        return Ticket.of_parts({row["name"]: decode(row) for row in rows}, {})
 
     def to_bytes(self) -> bytes:
         """Returns the table as an Arrow IPC file."""
@@ -250,7 +201,7 @@ class Ticket:
         return Ticket.from_bytes(Path(path).read_bytes())
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        return (_encode(name, part) for name, part in self._parts.items())
+        return (encode(name, part) for name, part in self._parts.items())
 
 
 def overlap(first: Ticket, second: Ticket) -> float:
@@ -281,57 +232,3 @@ def _gathered(name: str, tensor: Tensor, mask: Tensor) -> SparseTensor:
     if surplus:
         raise ValueError(f"{name!r} must be 0 off its mask; got {surplus} other values there.")
     return SparseTensor(tuple(tensor.shape), positions, values)
-
-
-def _seal(metadata: Mapping[str, Any]) -> str:
-    """The sha256 of version, digest and provenance."""
-    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(rows: Iterable[Mapping[str, Any]]) -> str:
-    summary = hashlib.sha256()
-    for row in rows:
-        header = [row["name"], row["shape"], row["dtype"], row["mask"] is not None]
-        for part in (json.dumps(header).encode(), row["mask"] or b"", row["values"]):
-            summary.update(len(part).to_bytes(8, "little"))
-            summary.update(part)
-    return summary.hexdigest()
-
-
-def _encode(name: str, part: Part) -> dict[str, Any]:
-    values = part.values if isinstance(part, SparseTensor) else part.reshape(-1)
-    dtype = str(values.dtype).removeprefix("torch.")
-    if dtype not in _DTYPES:
-        raise ValueError(f"the type of {name!r} must be one of {', '.join(_DTYPES)}; got {dtype}.")
-    mask = None
-    if isinstance(part, SparseTensor):
-        mask = np.packbits(part.mask().view(-1).numpy(), bitorder="little").tobytes()
-    return {
-        "name": name,
-        "shape": list(part.shape),
-        "dtype": dtype,
-        "mask": mask,
-        "values": values.contiguous().view(torch.uint8).numpy().tobytes(),
-    }
-
-
-def _decode(row: Mapping[str, Any]) -> Part:
-    name, shape = row["name"], row["shape"]
-    if row["dtype"] not in _DTYPES or any(size < 0 for size in shape):
-        raise ValueError(f"tensor {name!r} must have a known type and shape; got {row['dtype']} and {shape}.")
-    dtype, num_positions = _DTYPES[row["dtype"]], math.prod(shape)
-    positions = None
-    num_values = num_positions
-    if row["mask"] is not None:
-        if len(row["mask"]) != (num_positions + 7) // 8:
-            raise ValueError(f"the mask of {name!r} must hold {num_positions} bits; got {len(row['mask'])} bytes.")
-        bits = np.unpackbits(np.frombuffer(row["mask"], np.uint8), bitorder="little")
-        if bits[num_positions:].any():
-            raise ValueError(f"the mask of {name!r} must end with its last weight; there are bits behind it.")
-        positions = torch.from_numpy(np.flatnonzero(bits[:num_positions].view(np.bool_)))
-        num_values = len(positions)
-    if len(row["values"]) != num_values * dtype.itemsize:
-        raise ValueError(f"{name!r} must hold {num_values} values of {row['dtype']}; got {len(row['values'])} bytes.")
-    values = torch.empty(num_values, dtype=dtype)
-    values.view(torch.uint8).copy_(torch.from_numpy(np.frombuffer(row["values"], np.uint8).copy()))
-    return values.view(shape) if positions is None else SparseTensor(tuple(shape), positions, values)

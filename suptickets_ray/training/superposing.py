@@ -14,8 +14,9 @@ from torch.nn import Module
 from suptickets_ray.config import Config
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.tickets.accumulator import Accumulator, start
+from suptickets_ray.tickets.arrow import SparseTensor
 from suptickets_ray.tickets.superposition import Rule, finish, finish_unpruned, fold
-from suptickets_ray.tickets.ticket import SparseTensor, Ticket, overlap
+from suptickets_ray.tickets.ticket import Ticket, overlap
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.evaluation import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from suptickets_ray.sparse import Sparsifier, cosine_fraction, drop_and_grow, stepping
+from suptickets_ray.sparse import Sparsifier, connections, cosine_fraction, drop_and_grow
 from suptickets_ray.sparse.criteria import DROP_SCORES, GROW_SCORES, REDISTRIBUTIONS
 from suptickets_ray.sparse.first_masks import FIRST_MASKS, STRUCTURED
 from suptickets_ray.sparse.masks import digest, num_active
@@ -136,14 +136,14 @@ def test_no_optimizer_revives_a_pruned_weight(optimizer, width):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_gathered_layers_are_stepped_by_the_same_arithmetic(optimizer, monkeypatch):
     gathered = build("rigl", 0.05, optimizer, width=WIDE)
-    monkeypatch.setattr(stepping, "GATHERED_DENSITY", 0.0)
+    monkeypatch.setattr(connections, "GATHERED_DENSITY", 0.0)
     masked = build("rigl", 0.05, optimizer, width=WIDE)
     assert gathered[2].connections["0.weight"].positions is not None
     assert masked[2].connections["0.weight"].positions is None
     monkeypatch.undo()
     for step in range(5):
         train_step(*gathered, step)
-        monkeypatch.setattr(stepping, "GATHERED_DENSITY", 0.0)
+        monkeypatch.setattr(connections, "GATHERED_DENSITY", 0.0)
         train_step(*masked, step)
         monkeypatch.undo()
     for name, mask in gathered[2].masks.items():
