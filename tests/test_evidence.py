@@ -2,9 +2,10 @@
 
 import importlib
 import math
+import re
 import sys
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 
@@ -93,6 +94,18 @@ def test_the_readmes_sentences_hold_the_numbers_of_the_committed_results():
     ]:
         found = statistics.paired(*(page.accuracies(cells, setting, *key) for key in (first, second)))
         assert f"{found.mean:+.2f} +- {found.standard_error:.2f}" in readme
+    for setting in ("r1", "r1_standardised"):
+        names = [setting, *(f"{setting}_split_{split}" for split in range(1, 9))]
+        gains = [
+            statistics.paired(page.accuracies(cells, name, "superposed", 4), page.accuracies(cells, name, "plain", 0))
+            for name in names
+        ]
+        assert re.search(
+            re.escape(f"{fmean(gain.mean for gain in gains):+.2f}")
+            + r"[^+]*"
+            + re.escape(f"(s.d. {stdev(gain.mean for gain in gains):.2f})"),
+            readme,
+        )
 
 
 def test_the_committed_results_hold_every_setting_with_its_seeds():

@@ -106,6 +106,9 @@ def test_tensorboard_has_phase_one_every_chain_and_the_fold(finished_run):
     phase_one = scalars(finished_run.path, "phase-one")
     assert [step for step, _ in phase_one["validation/accuracy"]] == [20 * epoch for epoch in range(1, 37)]
     assert {"train/loss", "train/density", "train/drop_fraction", "validation/loss"} <= set(phase_one)
+    explored = [value for _, value in phase_one["train/explored"]]
+    assert 0.99 * TARGET / 25_856 <= explored[0] <= explored[-1] <= 1
+    assert explored == sorted(explored)
     assert min(value for _, value in phase_one["train/examples_per_second"]) > 0
     # the rate of each epoch's last step: half a cosine over 36 epochs of 20 steps
     expected = [0.1 * (1 + math.cos(math.pi * (20 * epoch - 1) / 720)) / 2 for epoch in range(1, 37)]
@@ -125,6 +128,8 @@ def test_tensorboard_has_phase_one_every_chain_and_the_fold(finished_run):
     assert [one for one in standing if one[0] in accepted] == [one for one in candidates if one[0] in accepted]
     assert {step for step, _ in standing} == set(range(min(accepted), 7))
     assert all(0 < value <= 1 for _, value in fold["superposition/overlap"])
+    assert [step for step, _ in fold["superposition/candidate_loss"]] == [1, 2, 3, 4, 5, 6]
+    assert {step for step, _ in fold["superposition/loss"]} == {step for step, _ in standing}
     before = [value for _, value in fold["superposition/density_before_pruning"]]
     assert min(before) > TARGET / 25_856  # tickets have other masks than the network that they join
     assert fold["test/superposed"][-1][1] == pytest.approx(read(finished_run.path)["superposed"]["accuracy"])
@@ -194,12 +199,13 @@ def test_one_explorer_gives_the_same_digests_as_three(finished_run, forked_run):
 
 
 def actors(name):
-    """The processes of an actor class, by the name that a person sees in `ps`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    """This session's processes of an actor class, by the name that a person sees in `ps`."""
+    found, own = [], f"HOME={os.environ['HOME']}".encode()
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            if path.read_bytes().startswith(f"ray::{name}".encode()):
-                found.append(int(path.parent.name))
+            is_own = own in (path / "environ").read_bytes().split(b"\0")  # other sessions may run beside this one
+            if is_own and (path / "cmdline").read_bytes().startswith(f"ray::{name}".encode()):
+                found.append(int(path.name))
         except OSError:
             continue
     return found
@@ -207,9 +213,10 @@ def actors(name):
 
 @pytest.mark.parametrize(("actor", "moment"), [("Explorer", "cycle_epoch"), ("Superposer", "fold")])
 def test_a_killed_actor_costs_time_but_no_bit(finished_run, forked_run, actor, moment):
-    killed = []
+    killed, ended = [], []
 
     def kill_once(event):
+        ended.extend([(event["chain"], event["cycle"])] if event["kind"] == "ticket" else [])
         if event["kind"] == moment and not killed:
             killed.extend(actors(actor))
             for pid in killed:
@@ -217,13 +224,15 @@ def test_a_killed_actor_costs_time_but_no_bit(finished_run, forked_run, actor, m
 
     result = continued(forked_run, on_event=kill_once)
     assert killed
+    assert len(ended) == len(set(ended)) == 6  # what was finished is not run again
     assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
 
 
 def test_explorers_killed_at_random_moments_cost_time_but_no_bit(finished_run, forked_run):
-    moments, killed = random.Random(0), []
+    moments, killed, ended = random.Random(0), [], []
 
     def kill_at_random(event):
+        ended.extend([(event["chain"], event["cycle"])] if event["kind"] == "ticket" else [])
         if event["kind"] in ("cycle_epoch", "ticket", "fold") and len(killed) < 4 and moments.random() < 0.4:
             victims = actors("Explorer")
             if victims:
@@ -232,6 +241,8 @@ def test_explorers_killed_at_random_moments_cost_time_but_no_bit(finished_run, f
 
     result = continued(forked_run, on_event=kill_at_random)
     assert len(killed) >= 2
+    assert len(set(ended)) == 6
+    assert len(ended) - 6 <= len(killed)  # each death costs the cycle that was running at most
     assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
     assert [row["digest"] for row in result["tickets"]] == [row["digest"] for row in read(finished_run.path)["tickets"]]
 

@@ -171,11 +171,14 @@ def test_folding_gives_the_recorded_networks(file, tag, method, factor, toleranc
     assert count >= 2
 
 
-def test_a_long_running_mean_stays_the_mean():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_long_running_mean_stays_the_mean(dtype):
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(200, 4, generator=generator, dtype=torch.float64) + 0.1
-    merged = superpose([ticket(row.tolist()) for row in values], density=1.0, prune="last")
-    assert torch.allclose(merged.state_dict()["w"], values.mean(0), atol=1e-6)
+    tickets = [Ticket({"w": row.to(dtype)}, {"w": torch.ones(4, dtype=torch.bool)}, {}) for row in values]
+    merged = superpose(tickets, density=1.0, prune="last").state_dict()["w"]
+    assert merged.dtype == dtype
+    assert torch.allclose(merged.double(), values.mean(0), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
