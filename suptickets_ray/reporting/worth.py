@@ -49,7 +49,7 @@ def answer(over_phase_one: Gain, over_best_ticket: Gain) -> tuple[str, Outcome]:
     if over_phase_one.mean <= 0:
         return "superposing was not worth it", "loss"
     if over_best_ticket.may_be_chance:
-        return "superposing beat phase one, and nothing beyond chance parts it from the best single ticket", "gain"
+        return "superposing beat phase one; from the best single ticket it differs by no more than chance", "gain"
     if over_best_ticket.mean < 0:
         return "superposing beat phase one, but not the best single ticket", "open"
     return WORTH_IT, "gain"
