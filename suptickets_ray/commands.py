@@ -140,7 +140,13 @@ def _superpose(options: argparse.Namespace, console: Console) -> int:
     from suptickets_ray.reporting.table import closing_table
     from suptickets_ray.tickets.store import RunStore, split_path
 
-    paths = [text for text in options.settings if "=" not in text or "://" in text or Path(text).is_dir()]
+    paths = [
+        text
+        for text in options.settings
+        if "=" not in text
+        or "://" in text.partition("=")[0]
+        or Path(text).is_dir()  # a URI's question mark may hold one
+    ]
     overrides = [text for text in options.settings if text not in paths]
     if not paths:
         raise ValueError("superpose must be given the folder of a run, e.g. runs/digits; got settings only.")

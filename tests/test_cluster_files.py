@@ -9,6 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from ray.autoscaler._private.aws.config import _create_default_inbound_rules
 
 from suptickets_ray import load_config
 from suptickets_ray.config_resolution import resolve
@@ -50,9 +51,10 @@ def test_nobody_gets_in_without_the_token_or_but_by_ssh():
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         assert all("RAY_AUTH_MODE=token" in command for command in CLUSTER[key])
     assert "--dashboard-host=127.0.0.1" in text_of(CLUSTER["head_start_ray_commands"])
-    rules = CLUSTER["provider"]["security_group"]["IpPermissions"]
-    assert [(rule["FromPort"], rule["ToPort"]) for rule in rules] == [(22, 22)]
-    assert "0.0.0.0/0" not in text_of(CLUSTER)
+    # The rules that Ray really makes, of its own and of the file.
+    rules = _create_default_inbound_rules({"sg"}, CLUSTER["provider"]["security_group"].get("IpPermissions"))
+    assert [(rule["FromPort"], rule["ToPort"]) for rule in rules if rule.get("IpRanges")] == [(22, 22)]
+    assert all(rule["UserIdGroupPairs"] == [{"GroupId": "sg"}] for rule in rules if not rule.get("IpRanges"))
     assert "chmod 600 ~/.ray/auth_token" in CLUSTER["setup_commands"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from suptickets_ray.training.data.digits import digits
@@ -12,7 +13,7 @@ from suptickets_ray.training.data.digits import digits
 def per_pixel(split_seed: int) -> dict[str, Any]:
     """Returns the product's digits, every pixel shifted and scaled to mean 0 and variance 1 over the training set.
 
-    A pixel that is always the same in the training set becomes 0 there. Images stay (1, 8, 8).
+    A pixel that is always the same in the training set is shifted only. Images stay (1, 8, 8).
     """
     found = digits(split_seed)
     images, _ = found["train"]
@@ -28,7 +29,7 @@ def whole(split_seed: int) -> dict[str, Any]:
 
 def _scaled(found: dict[str, Any], mean: Tensor, deviation: Tensor) -> dict[str, Any]:
     sets = {name: found[name] for name in ("train", "validation", "test")}
-    scale = deviation.clamp_min(1e-3)
+    scale = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
     return {
         "num_classes": found["num_classes"],
         **{name: ((inputs - mean) / scale, labels) for name, (inputs, labels) in sets.items()},

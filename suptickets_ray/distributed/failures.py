@@ -41,10 +41,20 @@ def lost_elsewhere(error: BaseException | None, *, in_object_store: bool) -> boo
     return all(_misses_another(cause) for cause in causes)
 
 
+def found_no_room(error: BaseException | None) -> bool:
+    """Returns whether a Ray Train job ended because its ranks could not be placed for a minute."""
+    return any(_is_of(cause, {"WorkerGroupStartupTimeoutError"}) for cause in _causes(error))
+
+
+def _is_of(cause: BaseException | None, names: set[str]) -> bool:
+    """By name: torch's and Ray Train's kinds take seconds to import."""
+    return not names.isdisjoint(kind.__name__ for kind in type(cause).__mro__)
+
+
 def _misses_another(cause: BaseException | None) -> bool:
     """Whether a rank only failed because another one hung up, which was lost, and Ray has not noticed that yet."""
-    kinds = {kind.__name__ for kind in type(cause).__mro__}  # torch's and Ray Train's, which take seconds to import
-    return bool(kinds & {"DistError", "WorkerHealthCheckTimeoutError"}) or any(text in str(cause) for text in _HUNG_UP)
+    is_hung_up = _is_of(cause, {"DistError", "WorkerHealthCheckTimeoutError", "WorkerGroupStartupFailedError"})
+    return is_hung_up or any(text in str(cause) for text in _HUNG_UP)
 
 
 def _causes(error: BaseException | None) -> list[BaseException | None]:

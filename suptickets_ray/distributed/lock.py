@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -22,8 +23,8 @@ BEAT_SECONDS = 10.0
 """How often a holder gives a sign of life."""
 LOOK_SECONDS = 1.0
 """How often somebody who waits for the run looks for one."""
-SILENT_LOOKS = 45
-"""A holder that gave none in so many looks is dead."""
+SILENT_LOOKS = 105
+"""A holder that gave none in so many looks is dead: longer than a run waits for a storage that is out of reach."""
 
 Sign = dict[str, Any]
 """Who holds a run, as its lock's file says."""
@@ -31,13 +32,18 @@ Pause = Callable[[float], None]
 
 
 @contextmanager
-def only_process(path: str) -> Iterator[None]:
+def only_process(path: str, on_wait: Callable[[str], None] = lambda text: None) -> Iterator[None]:
     """Keeps a second process out of a run's folder; the lock goes with its holder, however that ends.
+
+    Args:
+        path: The run's folder, or a URI.
+        on_wait: Is told, in a sentence, if it must be waited for.
 
     Raises:
         ValueError: If another process works there, or the folder cannot be written.
+        RuntimeError: In an object store, if another process has taken the run over in the meantime.
     """
-    with _in_object_store(path) if "://" in path else _in_folder(path):
+    with _in_object_store(path, on_wait) if "://" in path else _in_folder(path):
         yield
 
 
@@ -62,37 +68,70 @@ def _in_folder(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _in_object_store(path: str) -> Iterator[None]:
+def _in_object_store(path: str, on_wait: Callable[[str], None]) -> Iterator[None]:
     """A file that its holder writes anew all the time."""
     store, own = RunStore(path), own_sign()
-    wait_until_free(store, path)
+    wait_until_free(store, path, on_wait=on_wait)
     try:
         claim(store, path, own)
     except OSError as error:
         raise ValueError(f"storage must be an object store that can be written; got: {error}.") from error
-    stop = threading.Event()
+    holder = threading.current_thread()
+    stop, is_lost = threading.Event(), threading.Event()
 
     def beat() -> None:
         for count in itertools.count(1):
             if stop.wait(BEAT_SECONDS):
                 return
             with suppress(OSError):  # out of reach for a while; it is tried again
-                give_sign(store, own, count)
+                if not keep(store, own, count):
+                    is_lost.set()
+                    if holder is threading.main_thread():  # whatever it waits for
+                        signal.pthread_kill(holder.ident or 0, signal.SIGINT)
+                    return
 
     thread = threading.Thread(target=beat, name="sign-of-life", daemon=True)
     thread.start()
     try:
         yield
+    except KeyboardInterrupt:
+        if is_lost.is_set():
+            raise RuntimeError(_lost(store, path)) from None
+        raise
     finally:
         stop.set()
         thread.join()
         with suppress(OSError):
-            store.delete(LOCK_FILE)
+            if _is_own(_read(store), own):
+                store.delete(LOCK_FILE)
+    if is_lost.is_set():
+        raise RuntimeError(_lost(store, path))
 
 
 def own_sign() -> Sign:
-    """Returns what tells this holder from all others."""
-    return {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+    """Returns what tells this holder from all others, and its process from those of other machines and containers."""
+    return {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
+
+
+def _machine() -> str:
+    """This boot of the machine, and within it the space that process numbers belong to; empty if nobody knows."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def keep(store: RunStore, own: Sign, count: int) -> bool:
+    """Gives the next sign of life, unless another process has taken the run over; returns whether it is still held."""
+    if not _is_own(_read(store), own):
+        return False
+    give_sign(store, own, count)
+    return True
+
+
+def _is_own(found: Sign | None, own: Sign) -> bool:
+    """Whether nobody else's sign lies there. None at all does not: somebody has removed the file by hand."""
+    return found is None or found.get("holder") == own["holder"]
 
 
 def give_sign(store: RunStore, own: Sign, count: int) -> None:
@@ -100,7 +139,14 @@ def give_sign(store: RunStore, own: Sign, count: int) -> None:
     store.write(LOCK_FILE, json.dumps({**own, "beat": count}).encode())
 
 
-def wait_until_free(store: RunStore, path: str, *, looks: int = SILENT_LOOKS, pause: Pause = time.sleep) -> None:
+def wait_until_free(
+    store: RunStore,
+    path: str,
+    *,
+    looks: int = SILENT_LOOKS,
+    pause: Pause = time.sleep,
+    on_wait: Callable[[str], None] = lambda text: None,
+) -> None:
     """Returns once nobody holds the run; a holder that gives no sign in so many looks is dead.
 
     Its clock is not looked at, and looks are counted, not seconds: the time in which this process itself stood still
@@ -111,6 +157,7 @@ def wait_until_free(store: RunStore, path: str, *, looks: int = SILENT_LOOKS, pa
         path: The run's folder, for the sentence.
         looks: How often to look.
         pause: Waits so many seconds.
+        on_wait: Is told that the holder is waited for.
 
     Raises:
         ValueError: If the holder gives a sign.
@@ -118,6 +165,7 @@ def wait_until_free(store: RunStore, path: str, *, looks: int = SILENT_LOOKS, pa
     first = _read(store)
     if first is None or _is_dead_here(first):
         return
+    on_wait(f"waiting up to {looks * LOOK_SECONDS:.0f} s for a sign of life: {_who(first)} held this run")
     for _ in range(looks):
         pause(LOOK_SECONDS)
         now = _read(store)
@@ -131,7 +179,7 @@ def claim(store: RunStore, path: str, own: Sign, *, pause: Pause = time.sleep) -
     """Takes a free run; of several that do so at once the last to write has it.
 
     An object store has no lock that pyarrow knows of, so one whose writing takes longer than a look may still be
-    overlooked. Then two do the same work, and end in the same bits.
+    overlooked: until the next sign of life, when all but the last to write find that out and stop.
 
     Args:
         store: The run's files.
@@ -166,7 +214,7 @@ def _read(store: RunStore) -> Sign | None:
 
 def _is_dead_here(holder: Sign) -> bool:
     """Whether the holder ran on this machine and has ended: then nobody needs to wait for it."""
-    if holder.get("host") != socket.gethostname():
+    if holder.get("host") != socket.gethostname() or not _machine() or holder.get("machine") != _machine():
         return False
     try:
         os.kill(int(holder["pid"]), 0)
@@ -177,7 +225,22 @@ def _is_dead_here(holder: Sign) -> bool:
     return False
 
 
-def _busy(path: str, holder: Sign) -> ValueError:
+def _who(holder: Sign) -> str:
     known = {"pid", "host"} <= set(holder)
-    who = f"process {holder['pid']} on {holder['host']}" if known else "another process"
-    return ValueError(f"the run in {path} must be free; {who} works on it. Wait for it, or choose another name=.")
+    return f"process {holder['pid']} on {holder['host']}" if known else "another process"
+
+
+def _busy(path: str, holder: Sign) -> ValueError:
+    return ValueError(
+        f"the run in {path} must be free; {_who(holder)} works on it. Wait for it, or choose another name=."
+    )
+
+
+def _lost(store: RunStore, path: str) -> str:
+    found: Sign | None = None
+    with suppress(OSError):
+        found = _read(store)
+    return (
+        f"{_who(found or {})} has taken the run in {path} over, since this one gave no sign of life for longer than "
+        f"{SILENT_LOOKS * LOOK_SECONDS:.0f} s. This one stops; what is finished stays."
+    )

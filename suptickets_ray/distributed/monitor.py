@@ -63,10 +63,19 @@ def show_events(monitor: Any, on_event: OnEvent) -> None:
         on_event(event)
 
 
-def watched(work: Callable[[], Any], monitor: Any, on_event: OnEvent, what: str) -> Any:
+def watched(
+    work: Callable[[], Any], monitor: Any, on_event: OnEvent, what: str, on_poll: Callable[[], None] = lambda: None
+) -> Any:
     """Returns what `work` returns, and passes events on while it runs.
 
     It runs in a thread of its own: in the main one Ray Train and Ray Tune take Ctrl-C over and leave with exit code 0.
+
+    Args:
+        work: What to do.
+        monitor: Handle of the `Monitor`.
+        on_event: Is told what workers report to it.
+        what: The work, in words.
+        on_poll: Called a few times a second; what it raises ends the watch, though not the work.
 
     Raises:
         RuntimeError: If it raises; the sentence begins with `what` and ends in the cause.
@@ -84,6 +93,7 @@ def watched(work: Callable[[], Any], monitor: Any, on_event: OnEvent, what: str)
     while thread.is_alive():
         thread.join(_POLL_SECONDS)
         show_events(monitor, on_event)
+        on_poll()
     if "error" in outcome:
         raise RuntimeError(f"{what} failed: {root_cause(outcome['error'])}") from outcome["error"]
     return outcome["result"]

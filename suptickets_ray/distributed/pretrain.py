@@ -19,10 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest
-from suptickets_ray.distributed.failures import lost_elsewhere
+from suptickets_ray.distributed.failures import found_no_room, lost_elsewhere
 from suptickets_ray.distributed.monitor import Event, OnEvent, reported_warnings, watched
-from suptickets_ray.distributed.room import worker_bundle, worker_labels
+from suptickets_ray.distributed.room import lack_of_room, worker_bundle, worker_labels
 from suptickets_ray.distributed.schedule import Setbacks
+from suptickets_ray.distributed.standstill import Standstill
 from suptickets_ray.distributed.worker import Worker, start_worker
 from suptickets_ray.sparse.statistics import explored_fraction
 from suptickets_ray.tickets.store import RunStore, patiently
@@ -40,8 +41,8 @@ from suptickets_ray.training.optimization import phase_one_rate
 from suptickets_ray.training.tensorboard import Scalars
 
 STATE_FILE = "state.pt"
-_MAX_JOBS = 3
-"""Jobs in a row that failed and came no further than those before."""
+_MAX_JOBS = 10
+"""Jobs in a row that were lost and came no further than those before."""
 
 
 def pretrain(
@@ -50,7 +51,8 @@ def pretrain(
     """Returns the state that phase one ends in. A killed phase one goes on from its last checkpoint.
 
     So does a failed one: if a machine, a process or the storage was lost, or if it has come further since its start. A
-    fault in the code itself strikes again at the same point, and is not waited for.
+    fault in the code itself strikes again at the same point, and is not waited for. Machines are: as long as the recipe
+    says, and where others hold them for as long as that takes.
 
     Args:
         config: The recipe.
@@ -60,7 +62,7 @@ def pretrain(
         verbose: Whether Ray Train's own messages are shown.
 
     Raises:
-        RuntimeError: If training fails for good; the message is the worker's.
+        RuntimeError: If training fails for good; the message is the worker's. Or if there is no room for it any more.
     """
     cluster = config.cluster
     least, most = cluster.min_workers, cluster.max_workers
@@ -80,17 +82,19 @@ def pretrain(
             name=f"phase-one-{config_digest(config)[:16]}",
             storage_path=f"{location}/{folder}",
             storage_filesystem=filesystem,
-            # Whether to try again is decided below: Ray Train would repeat a fault of the code as well.
-            failure_config=FailureConfig(max_failures=0),
+            # Whether to try again is decided below: Ray Train would repeat a fault of the code as well, and wait for
+            # machines without a word or an end.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose else "CRITICAL"),
         ),
     )
-    setbacks = Setbacks(_MAX_JOBS)
+    setbacks, standstill = Setbacks(_MAX_JOBS), Standstill(cluster, settings["monitor"], "phase one")
 
     def noted(event: Event) -> None:
         if event["kind"] == "epoch":
             setbacks.reached(event["epoch"])
+            standstill.look(False, None)
         on_event(event)
 
     while True:
@@ -99,6 +103,9 @@ def pretrain(
             result = watched(trainer.fit, settings["monitor"], noted, "phase one")
             break
         except RuntimeError as error:
+            if found_no_room(error.__cause__):
+                standstill.look(True, lack_of_room(cluster))
+                continue
             lost = lost_elsewhere(error.__cause__, in_object_store="://" in settings["run_path"])
             if not setbacks.died() or not (lost or setbacks.furthest > furthest):
                 raise

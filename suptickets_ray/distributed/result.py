@@ -17,7 +17,7 @@ from suptickets_ray.config_io import config_digest, differing_keys, from_yaml, t
 from suptickets_ray.reporting.verdict import verdict
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.training.data import load_source
-from suptickets_ray.training.data.fingerprint import check_data, fingerprint
+from suptickets_ray.training.data.fingerprint import DATA_FILE, check_data, fingerprint
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def stored_result(
     if not store.exists("result.json"):
         return None
     result: dict[str, Any] = json.loads(store.read("result.json"))
-    if old.data.root != config.data.root:
+    if old.data.root != config.data.root and store.exists(DATA_FILE):
         check_data(store, fingerprint(load_source(config.data)))
     return result
 

@@ -89,7 +89,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     watch = collecting_warnings(warnings, noted)
     loaded, data = _prepare(config, store, watch)
     with (
-        only_process(path),
+        _alone(config, watch),
         ray_session(config.cluster, watch, verbose=verbose),
         monitoring() as monitor,
         checked_storage(path),
@@ -133,6 +133,14 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     _picture(config, path, result)
     store.write("result.json", json.dumps(result, indent=2).encode())
     return RunResult(path, result, resumed=False)
+
+
+@contextlib.contextmanager
+def _alone(config: Config, on_event: OnEvent) -> Iterator[None]:
+    """Keeps others out of the run's folder, in which another recipe's may have been begun and ended since the start."""
+    with only_process(run_path(config), lambda text: on_event({"kind": "waiting", "text": text})):
+        finished_result(config)
+        yield
 
 
 def _prepare(config: Config, store: RunStore, on_event: OnEvent) -> tuple[Mapping[str, Any], str]:

@@ -22,12 +22,15 @@ from suptickets_ray.training.data import load_data
 from suptickets_ray.training.evaluation import evaluate_ticket
 from suptickets_ray.training.tensorboard import write_hparams
 
+_FREE = ("max_concurrent_trials",)
+"""Settings of a search that may change while it goes on."""
+
 
 def trial_rows(plan: SearchPlan, files: SearchFiles, grid: Any) -> list[dict[str, Any]]:
     """A line for every trial, in the order of the points."""
     errors, points = {}, {point_key(point): point for point in plan.points}
     for result in grid:
-        point = settle(result.config.get("point", result.config))
+        point = settle(result.config.get("point", result.config), plan.config.superposition.method)
         points.setdefault(point_key(point), point)
         errors[point_key(point)] = result.error
     for point, _ in files.points():  # of earlier starts, where Optuna chose them
@@ -127,7 +130,13 @@ def finished_search(files: SearchFiles, config: Config) -> dict[str, Any] | None
         raise ValueError(
             f"the folder of a search must hold no run; {files.path} does. Give the search a name= of its own."
         )
-    return stored_result(files.path, config, "search", lambda old: ["search"] if old.search != config.search else [])
+    return stored_result(files.path, config, "search", lambda old: _other_search_keys(old, config))
+
+
+def _other_search_keys(old: Config, config: Config) -> list[str]:
+    """What makes it another search: how many trials run at once does not."""
+    first, second = (to_dict(one)["search"] for one in (old, config))
+    return [f"search.{key}" for key in first | second if key not in _FREE and first.get(key) != second.get(key)]
 
 
 def num_failed(result: Mapping[str, Any]) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from suptickets_ray.config import ClusterConfig
-from suptickets_ray.distributed.room import Lack
+from suptickets_ray.distributed.room import Lack, lack_of_explorers
 from suptickets_ray.distributed.schedule import Drought, drought_seconds
 
+_LOOK_SECONDS = 3.0
 _SLOW_SECONDS = 60.0
 """Longer than an actor takes to start: then a person is told that none does."""
 
@@ -57,3 +59,19 @@ class Standstill:
 
     def _say(self, text: str) -> None:
         self._monitor.report.remote({"kind": "waiting", "text": text})
+
+
+def room_watch(config: ClusterConfig, monitor: Any, who: str) -> Callable[[], None]:
+    """Returns what to call again and again while somebody else waits for machines: Ray Tune would do so for ever.
+
+    It raises RuntimeError once nothing has fitted any machine for too long; see `Standstill`.
+    """
+    standstill, looked = Standstill(config, monitor, who), time.monotonic()
+
+    def look() -> None:
+        nonlocal looked
+        if time.monotonic() - looked >= _LOOK_SECONDS:
+            looked, lack = time.monotonic(), lack_of_explorers(config)
+            standstill.look(lack is not None, lack)
+
+    return look

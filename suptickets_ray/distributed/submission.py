@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from suptickets_ray.config_io import to_dict, to_yaml
 from suptickets_ray.distributed.session import TOKEN_PATH, asks_for_token, close_token_file
 
 RECIPE_FILE = "recipe.yaml"
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_MOST_FAILURES, _RETRY_SECONDS = 10, 3.0
+"""How often in a row a cluster may not answer somebody who watches a job, and how long to wait in between."""
 
 
 def submit(
@@ -55,6 +59,11 @@ def submit(
             f"storage must be an absolute path that all machines share, or a URI, for a job; got {config.storage!r}. "
             "The job runs in a folder that goes with it."
         )
+    if config.cluster.address not in (None, "auto"):
+        raise ValueError(
+            f"cluster.address has no effect with --submit, whose job joins the cluster that it runs on; got "
+            f"{config.cluster.address!r}. Leave it out."
+        )
     close_token_file()
     # Ray's own clients take no notice of a token otherwise.
     if asks_for_token():
@@ -75,15 +84,52 @@ def submit(
     on_start(job_id)
     if not wait:
         return job_id, None
-    asyncio.run(_tail(client, job_id, write))
-    info = client.get_job_info(job_id)
-    code = info.driver_exit_code
-    return job_id, int(code) if code is not None else int(info.status != "SUCCEEDED")
+    return job_id, watch_job(client, job_id, write)
 
 
-async def _tail(client: Any, job_id: str, write: Callable[[str], None]) -> None:
-    async for piece in client.tail_job_logs(job_id):
-        write(piece)
+def watch_job(
+    client: Any, job_id: str, write: Callable[[str], None], *, pause: Callable[[float], None] = time.sleep
+) -> int:
+    """Returns a job's exit code once it has ended. The stream of its output may break off: the job goes on.
+
+    Args:
+        client: Ray's `JobSubmissionClient`.
+        job_id: The job.
+        write: Shows a piece of the output, each piece once.
+        pause: Waits so many seconds.
+
+    Raises:
+        RuntimeError: If the cluster does not answer any more; the job may go on.
+    """
+    shown = failures = 0
+
+    async def tail() -> None:
+        """Shows what comes after what was shown: a new stream begins at the beginning."""
+        nonlocal shown
+        received = 0
+        async for piece in client.tail_job_logs(job_id):
+            received += len(piece)
+            if received > shown:
+                write(piece[shown - received :])
+                shown = received
+
+    while True:
+        try:
+            asyncio.run(tail())
+            info = client.get_job_info(job_id)
+            failures = 0
+        except Exception as error:
+            failures += 1
+            if failures >= _MOST_FAILURES:
+                raise RuntimeError(
+                    f"job {job_id} may go on, but the cluster has not answered {failures} times: {error}. See how it "
+                    f"is with: ray job logs --follow {job_id}"
+                ) from error
+        else:
+            if info.status in _ENDED:
+                code = info.driver_exit_code
+                return int(code) if code is not None else int(info.status != "SUCCEEDED")
+        pause(_RETRY_SECONDS)
 
 
 def _pack(config: Config, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ from suptickets_ray.distributed.result import versions, without_nan
 from suptickets_ray.distributed.worker import follow, start_worker
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
-from suptickets_ray.search.space import config_of, point_key, settle
+from suptickets_ray.search.space import METRICS, config_of, point_key, settle
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.tickets.store import TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
@@ -41,10 +43,13 @@ def run_trial(values: dict[str, Any], search: dict[str, Any]) -> None:
         values: The point, as Tune gives it: under "point", or key by key.
         search: The recipe, where the search's files lie, and what `worker_settings` gave.
     """
+    # How long Tune waits for a stopped trial to end before the next one may have its process: explorers are ended, and
+    # curves written to a storage that may be out of reach. By default 2 s, and then the next one fails.
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "120"
     follow(search["worker"])
     suggested = values.get("point", values)
-    point = settle(suggested)
     base = from_dict(search["recipe"])
+    point = settle(suggested, base.superposition.method)
     files = SearchFiles(search["path"], base)
     monitor = search["worker"]["monitor"]
     cyclic_epochs = budget_of(config_of(base, point)).cyclic_epochs
@@ -61,7 +66,8 @@ def run_trial(values: dict[str, Any], search: dict[str, Any]) -> None:
             epochs += len(rows) * cyclic_epochs
             scalars.write(epochs, **{f"search__{key}": value for key, value in means.items()})
             files.keep_running(point, without_nan({**means, "seconds": time.monotonic() - began}))
-            tune.report({**means, "cyclic_epochs": epochs})
+            if epochs % cyclic_epochs:  # at a seed's end Tune is told once it is kept: it may stop the trial there
+                tune.report(comparable(means, base.search.metric) | {"cyclic_epochs": epochs})
 
         for number, row in enumerate(kept):
             if row is None:
@@ -70,14 +76,21 @@ def run_trial(values: dict[str, Any], search: dict[str, Any]) -> None:
                 row |= {"point": point, "suggested": suggested, "finished": time.time()}
                 files.keep(point, number, without_nan(row), seed.superposed)
             rows.append(row)
-    means = mean_scores(rows)
-    monitor.report.remote({"kind": "trial", "values": point, **means})
-    tune.report({**means, "cyclic_epochs": len(rows) * cyclic_epochs})
+            means = mean_scores(rows)
+            if len(rows) == len(kept):
+                monitor.report.remote({"kind": "trial", "values": point, **means})
+            tune.report(comparable(means, base.search.metric) | {"cyclic_epochs": len(rows) * cyclic_epochs})
 
 
 def mean_scores(rows: Sequence[Mapping[str, float]]) -> Scores:
     """Returns the means of the scores over seeds; NaN where one has diverged."""
     return {key: sum(row[key] for row in rows) / len(rows) for key in SCORES}
+
+
+def comparable(means: Scores, metric: str) -> Scores:
+    """Returns scores in which one that has diverged is the worst there is; to a scheduler NaN is worse than nothing."""
+    worst = -math.inf if METRICS[metric] == "max" else math.inf
+    return {**means, metric: worst if math.isnan(means[metric]) else means[metric]}
 
 
 def first_epoch(kept: Sequence[Mapping[str, Any] | None], cyclic_epochs: int) -> int | None:

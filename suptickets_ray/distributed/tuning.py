@@ -27,12 +27,13 @@ from suptickets_ray.distributed.monitor import (
 )
 from suptickets_ray.distributed.places import divide_places, find_machines, head_bundle, sized_trial
 from suptickets_ray.distributed.result import Clock, RunResult
-from suptickets_ray.distributed.room import explorer_bundle, wait_for_machines
+from suptickets_ray.distributed.room import explorer_bundle, wait_for_machines, wait_for_room
 from suptickets_ray.distributed.run import as_run_failure, begin_folder, phase_one, run_path
 from suptickets_ray.distributed.search_result import conclude, finished_search, num_failed, trial_rows
 from suptickets_ray.distributed.searcher import early_stopping, optuna_searcher, tune_space
 from suptickets_ray.distributed.session import check_address, ray_session
 from suptickets_ray.distributed.sharing import checked_storage
+from suptickets_ray.distributed.standstill import room_watch
 from suptickets_ray.distributed.trial import run_trial
 from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.reporting.logs import EventLog
@@ -85,16 +86,17 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
     for text in plan.warnings():
         watch({"kind": "warning", "text": text})
     with reported_warnings(watch):
-        loaded = rehearse(plan.config_of(plan.known[0]))
+        loaded = _rehearse(plan)
     data = fingerprint(loaded)
     check_data(files.store, data)
     check_address(config.cluster)
     _give_back(files.path)
     with (
-        only_process(files.path),
+        only_process(files.path, lambda text: watch({"kind": "waiting", "text": text})),
         ray_session(config.cluster, watch, verbose=verbose),
         checked_storage(files.path),
     ):
+        finished_search(files, config)  # another may have been begun and ended since the start
         concurrency, explorers = _places(plan, lambda text: watch({"kind": "waiting", "text": text}))
         with monitoring() as monitor, as_run_failure():
             files.begin()
@@ -125,12 +127,14 @@ def trainable(config: Config) -> Any:
     config = resolve(config)
     plan, files = SearchPlan(config, own_tuner=True), SearchFiles(run_path(config), config)
     finished_search(files, config)  # refuses a folder that holds something else
-    loaded = rehearse(plan.config_of(plan.known[0]))
+    loaded = _rehearse(plan)
     data = fingerprint(loaded)
     check_data(files.store, data)
+    wait_for_room(config.cluster, lambda text: None)
     _, explorers = _places(plan, lambda text: None)
     _keep(files.path)
-    files.begin()
+    with checked_storage(files.path):
+        files.begin()
     begin_folder(files.store, config, data)
     monitor = start_here(Monitor)
     settings = worker_settings(config, files.path, monitor, loaded)
@@ -141,6 +145,22 @@ def trainable(config: Config) -> Any:
 def param_space(config: Config) -> dict[str, Any]:
     """Returns the recipe's `search.space` as Ray Tune's own objects."""
     return tune_space(parse_space(config.search.space or default_space(config), all_keys()))
+
+
+def _rehearse(plan: SearchPlan) -> Mapping[str, Any]:
+    """Rehearses every phase one that the trials need: one that cannot work would be found hours later.
+
+    Returns:
+        What the data function gave.
+
+    Raises:
+        ValueError: If a recipe cannot work.
+    """
+    loaded: Mapping[str, Any] | None = None
+    for config in plan.phase_ones(seeds=1).values():
+        loaded = rehearse(config, loaded)
+    assert loaded is not None
+    return loaded
 
 
 def _keep(path: str) -> None:
@@ -268,7 +288,7 @@ def _fit(
                 failure_config=ray_tune.FailureConfig(max_failures=_MAX_FAILURES),
             ),
         )
-        return watched(tuner.fit, monitor, on_event, "the search")
+        return watched(tuner.fit, monitor, on_event, "the search", room_watch(plan.config.cluster, monitor, "a trial"))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import changes_results, differing_keys, flatten, to_dict
 from suptickets_ray.reporting.figures import Series, series_figure
-from suptickets_ray.reporting.report import note, page, table
+from suptickets_ray.reporting.report import gain_over, note, page, table
 from suptickets_ray.reporting.table import ROWS
 from suptickets_ray.reporting.worth import Gain, Outcome, answer
 
@@ -177,7 +177,7 @@ def _verdict(name: str, group: Sequence[ComparedRun], gains: Mapping[str, Estima
     """One sentence on a group; with an error known, a gain within its 95 % interval may be chance."""
     over = {key: Gain(*gains[key], num_runs=len(group)) for key in ("pretrained", "best_ticket")}
     if len(group) == 1:  # which knows at least what the choice of the test set's examples may change
-        over = {key: gain._replace(error=group[0].result[key].get("gain_error")) for key, gain in over.items()}
+        over = {key: gain_over(group[0].result, key) for key in over}
     words, outcome = answer(over["pretrained"], over["best_ticket"])
     number = f"over {len(group)} seeds" if len(group) > 1 else "in one run, which says little about chance,"
     return (

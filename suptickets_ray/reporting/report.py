@@ -122,14 +122,14 @@ def was_it_worth_it(result: Mapping[str, Any]) -> tuple[str, Outcome]:
 
     The numbers are test accuracies; the errors, where a run knows them, are over the examples of the test set.
     """
-    gains = {key: _gain(result, key) for key in ROWS if key != "superposed"}
+    gains = {key: gain_over(result, key) for key in ROWS if key != "superposed"}
     validation = result["superposed"]["validation_accuracy"]
-    holds_on_validation = all(validation >= result[key]["validation_accuracy"] for key in ("pretrained", "best_ticket"))
     words, outcome = answer(gains["pretrained"], gains["best_ticket"])
+    rivals = ("pretrained", "best_ticket") if words == WORTH_IT else ("pretrained",)
     if not any(ticket["accepted"] for ticket in result["tickets"]):
         words, outcome = "superposing changed nothing, because the gate admitted no ticket", "open"
-    elif words == WORTH_IT and not holds_on_validation:
-        words, outcome = f"{WORTH_IT} on test, though not on validation", "open"
+    elif outcome == "gain" and any(validation < result[key]["validation_accuracy"] for key in rivals):
+        words, outcome = f"on test, though not on validation, {words}", "open"
     size = ensemble_size(result)
     ensemble = f"which computes with {size} networks"
     if size < 2:
@@ -141,8 +141,15 @@ def was_it_worth_it(result: Mapping[str, Any]) -> tuple[str, Outcome]:
     ), outcome
 
 
-def _gain(result: Mapping[str, Any], key: str) -> Gain:
-    return Gain(result["superposed"]["accuracy"] - result[key]["accuracy"], result[key].get("gain_error"))
+def gain_over(result: Mapping[str, Any], key: str) -> Gain:
+    """Returns the sup-ticket's gain over another network of a run, with what the run knows of chance."""
+    own = result[key]
+    counts = own.get("only_one_right")
+    return Gain(
+        result["superposed"]["accuracy"] - own["accuracy"],
+        own.get("gain_error"),
+        only_one_right=None if counts is None else (counts[0], counts[1]),
+    )
 
 
 def _signed(gain: Gain) -> str:
@@ -153,7 +160,7 @@ def _signed(gain: Gain) -> str:
 def _worth(result: Mapping[str, Any]) -> str:
     rows = []
     for (words, validation, test, density), key in zip(result_rows(dict(result)), ROWS, strict=True):
-        gain = "" if key == "superposed" else _signed(_gain(result, key))
+        gain = "" if key == "superposed" else _signed(gain_over(result, key))
         rows.append((words, test, gain, validation, density))
     dots = [Series(words, [100 * result[key]["accuracy"]], (), key == "superposed") for key, words in ROWS.items()]
     dots.insert(1, Series("single tickets", [100 * ticket["accuracy"] for ticket in result["tickets"]]))
@@ -246,7 +253,8 @@ def _time(result: Mapping[str, Any] | None, timeline: Mapping[str, Any] | None) 
         laps = {name: value for name, value in result["seconds"].items() if name != "total"}
         total = result["seconds"].get("total", sum(laps.values()))
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in laps.items())
-        rest = f"; Ray's end took the other {max(total - sum(laps.values()), 0.0):.1f} s"
+        # Before there was a lap of the start, its time was in what is left over.
+        rest = f"; Ray's end took the other {max(total - sum(laps.values()), 0.0):.1f} s" if "start" in laps else ""
         parts.append(f"<p>The last start took {total:.1f} s: {escape(seconds)}{escape(rest)}.</p>")
     if timeline is None:
         return "".join([*parts, note("The run has no timeline.json: an earlier version made it, or it was removed.")])

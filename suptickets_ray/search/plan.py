@@ -59,7 +59,8 @@ class SearchPlan:
             self.known = self._phase_one_points("with search.searcher 'optuna'")
             self.num_trials = section.num_trials
         else:
-            drawn = draw_points(self.dimensions, section.searcher, section.num_trials, config.seed)
+            method = config.superposition.method
+            drawn = draw_points(self.dimensions, section.searcher, section.num_trials, config.seed, method)
             # What explores something new comes first, what only folds comes later.
             self.points = grouped(drawn, lambda point: exploration_key(self.config_of(point)))
             self.known = self.points
@@ -76,7 +77,9 @@ class SearchPlan:
             config = self.config_of(point)
             budgets[config.tickets.cycle_epochs] = budget_of(config).cyclic_epochs
         number, drawn = self.config.search.num_trials, len(self.points)
-        found = [budget_warning(budgets), self._moved_epochs()]
+        found = [budget_warning(budgets), self._moved_epochs(), self._other_method()]
+        if self.config.cluster.fold_shares > 1:
+            found.append("cluster.fold_shares has no effect in a search: every trial folds in its own process.")
         if self.points and number is not None and drawn < number:
             found.append(f"search.num_trials is {number}, and only {drawn} different points were drawn from the space.")
         return [warning for warning in found if warning]
@@ -93,26 +96,39 @@ class SearchPlan:
             "search.space of your own leaves it as it is."
         )
 
-    def phase_ones(self) -> dict[str, Config]:
-        """Returns a recipe for every phase one that the trials need, by its key."""
-        configs = (self.config_of(point, number) for point in self.known for number in range(self.config.search.seeds))
+    def _other_method(self) -> str | None:
+        """A sentence where a factor in the space means another superposition than the recipe's."""
+        own = self.config.superposition.method
+        used = {point.get("superposition.method", own) for point in self.known}
+        if "superposition.method" in self.dimensions or own == "cia" or used == {own}:
+            return None
+        return (
+            f"superposition.method is cima in all trials, since search.space draws its factor; the recipe's is {own}. "
+            "Put superposition.method into the space to compare both."
+        )
+
+    def phase_ones(self, seeds: int | None = None) -> dict[str, Config]:
+        """Returns a recipe for every phase one that the trials need, by its key; of all seeds, or of so many."""
+        numbers = range(self.config.search.seeds if seeds is None else seeds)
+        configs = (self.config_of(point, number) for point in self.known for number in numbers)
         return {phase_one_key(config): config for config in configs}
 
     def _phase_one_points(self, who: str) -> list[Point]:
         """Points for every phase one that may be needed; refuses a space of which there are endlessly many."""
-        found: dict[str, Point] = {}
-        for point in listed_points(self.dimensions):
-            found.setdefault(phase_one_key(self.config_of(point)), point)
-        middle = next(iter(found.values()))
-        for key, dimension in self.dimensions.items():
-            if dimension.values is None:
-                other = {**middle, key: dimension.arguments[1]}
-                if phase_one_key(self.config_of(settle(other))) != phase_one_key(self.config_of(middle)):
+        method = self.config.superposition.method
+        points = listed_points(self.dimensions, method)
+        highest = {key: own.arguments[1] for key, own in self.dimensions.items() if own.values is None}
+        for point in points:
+            known = phase_one_key(self.config_of(point))
+            for keys in [*([key] for key in highest), list(highest)]:
+                other = settle({**point, **{key: highest[key] for key in keys}}, method)
+                if phase_one_key(self.config_of(other)) != known:
                     raise ValueError(
-                        f"search.space.{key} must be a choice {who}: phase one depends on it, and is trained before "
-                        f"the trials; got {dimension.kind}. Or use suptickets tune with the searcher random."
+                        f"search.space.{keys[0]} must be a choice {who}: phase one depends on it, and is trained "
+                        f"before the trials; got {self.dimensions[keys[0]].kind}. Or use suptickets tune with the "
+                        "searcher random."
                     )
-        return list(found.values())
+        return points
 
     def left(self, files: SearchFiles, earlier: Mapping[str, Any] | None = None) -> list[Point]:
         """Returns the points that no earlier start has finished.

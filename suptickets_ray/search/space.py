@@ -175,7 +175,9 @@ def _is_multiple(number: float, step: float) -> bool:
     return math.isclose(number / step, round(number / step))
 
 
-def draw_points(dimensions: Mapping[str, Dimension], searcher: str, num_trials: int | None, seed: int) -> list[Point]:
+def draw_points(
+    dimensions: Mapping[str, Dimension], searcher: str, num_trials: int | None, seed: int, method: str
+) -> list[Point]:
     """Returns the points of a random or grid search, without repetition, in the order of their trials.
 
     Args:
@@ -183,6 +185,7 @@ def draw_points(dimensions: Mapping[str, Dimension], searcher: str, num_trials: 
         searcher: "random" or "grid".
         num_trials: How many; all combinations of the grid when left out.
         seed: What the random ones depend on.
+        method: The recipe's own `superposition.method`.
 
     Raises:
         ValueError: If a grid is asked for of values that cannot be listed, or the number of trials is missing, or
@@ -202,7 +205,7 @@ def draw_points(dimensions: Mapping[str, Dimension], searcher: str, num_trials: 
     grid = [dict(zip(listed, values, strict=True)) for values in itertools.product(*(v or () for v in listed.values()))]
     rng = np.random.default_rng(derive_seed(seed, "search"))
     if not others:
-        points = _without_repetition([settle(point) for point in grid])
+        points = _without_repetition([settle(point, method) for point in grid])
         if num_trials is not None and num_trials > len(points):
             raise ValueError(
                 f"search.num_trials must be at most {len(points)}, the points of search.space; got {num_trials}. Leave "
@@ -219,7 +222,7 @@ def draw_points(dimensions: Mapping[str, Dimension], searcher: str, num_trials: 
     drawn = []
     for number in range(num_trials):
         values = grid[number % len(grid)] | {key: dimensions[key].draw(rng) for key in others}
-        drawn.append(settle({key: values[key] for key in dimensions}))
+        drawn.append(settle({key: values[key] for key in dimensions}, method))
     return _without_repetition(drawn)
 
 
@@ -230,20 +233,30 @@ def _some(grid: list[Point], number: int | None, rng: np.random.Generator) -> li
     return [grid[index] for index in rng.permutation(len(grid))]
 
 
-def listed_points(dimensions: Mapping[str, Dimension]) -> list[Point]:
-    """Returns every combination of the values that can be listed, with the lowest value of all others."""
+def listed_points(dimensions: Mapping[str, Dimension], method: str) -> list[Point]:
+    """Returns every combination of the values that can be listed, with the lowest value of all others.
+
+    Args:
+        dimensions: The space.
+        method: The recipe's own `superposition.method`.
+    """
     values = [dimension.values or dimension.arguments[:1] for dimension in dimensions.values()]
-    return [settle(dict(zip(dimensions, some, strict=True))) for some in itertools.product(*values)]
+    return [settle(dict(zip(dimensions, some, strict=True)), method) for some in itertools.product(*values)]
 
 
-def settle(point: Point) -> Point:
-    """Returns a point without the factor of a method that is not its own, and with the method that a factor means."""
-    method = point.get("superposition.method")
+def settle(point: Point, method: str) -> Point:
+    """Returns a point without the factor of a method that does not read it, and with the method that a factor means.
+
+    Args:
+        point: Values by dotted key.
+        method: The recipe's own `superposition.method`: where the point names none, a factor means that if it is the
+            user's own function, and CIMA otherwise.
+    """
     if "superposition.cima_factor" not in point:
         return point
-    if method is None:
-        return {**point, "superposition.method": "cima"}
-    reads_it = method == "cima" or ":" in method
+    if "superposition.method" not in point:
+        return {**point, "superposition.method": method if ":" in method else "cima"}
+    reads_it = point["superposition.method"] == "cima" or ":" in point["superposition.method"]
     return point if reads_it else {k: v for k, v in point.items() if k != "superposition.cima_factor"}
 
 

@@ -124,7 +124,8 @@ class RunStore:
         selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
         for info in self._patiently(lambda: self._filesystem.get_file_info(selector)):
             if info.type == fs.FileType.File and info.path.endswith(".tmp"):
-                self._filesystem.delete_file(info.path)
+                with suppress(FileNotFoundError):  # the lock's own has just been moved to its place
+                    self._filesystem.delete_file(info.path)
 
     def remove_folder(self, folder: str) -> None:
         """Removes a folder and all that is in it; one that is not there is no error."""

@@ -79,7 +79,14 @@ class Rule:
             ValueError: If there is none of this name.
         """
         found: Average = choose_or_import(AVERAGES, self.method, "superposition method")
-        return found
+        if self.method in AVERAGES:
+            return found
+
+        def apart(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:
+            """The user's own on copies: it may work in place, and the average so far may still be asked for."""
+            return found(old.clone(), new.clone(), num_tickets, factor)
+
+        return apart
 
 
 def connection_independent(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:

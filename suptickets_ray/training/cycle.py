@@ -32,6 +32,7 @@ def run_cycle(
     cycle: int,
     after_epoch: Callable[[int, float], None] | None = None,
     on_update: Callable[[int], None] = lambda step: None,
+    first_epoch: int = 0,
 ) -> None:
     """Explores the topology once, then trains under the triangle; the learner ends where the ticket is taken.
 
@@ -46,12 +47,15 @@ def run_cycle(
         after_epoch: Called with the epoch in the cycle and its mean loss.
         on_update: Called after every update of the topology, the exploration among them, with the number of steps that
             the cycle has had by then.
+        first_epoch: How many epochs of the cycle the learner has had already, if it holds the state after them: what is
+            left is then the same, bit for bit.
 
     Source: Sup-tickets, 2205.15322, section 3.2 and algorithm 1.
     """
     seed, tickets = config.seed, config.tickets
-    learner.sparsifier.generator.manual_seed(derive_seed(seed, "topology", chain, cycle))
-    if tickets.explore:
+    if not first_epoch:
+        learner.sparsifier.generator.manual_seed(derive_seed(seed, "topology", chain, cycle))
+    if tickets.explore and not first_epoch:
         assert tickets.exploration_fraction is not None
         seed_torch(seed, "explore", chain, cycle)
         compute_gradient(learner.model, splits, config, derive_seed(seed, "batch", chain, cycle))
@@ -59,7 +63,7 @@ def run_cycle(
         learner.optimizer.zero_grad()
         on_update(0)
     epoch_steps = steps_per_epoch(config, splits)
-    for epoch in range(tickets.cycle_epochs):
+    for epoch in range(first_epoch, tickets.cycle_epochs):
         seed_torch(seed, "cycle", chain, cycle, epoch)
 
         def rate(step: int, epoch: int = epoch) -> float:

@@ -19,8 +19,12 @@ from suptickets_ray.training.evaluation import batch_norms
 from suptickets_ray.training.loop import Learner, build_learner, seed_torch
 
 
-def rehearse(config: Config) -> Mapping[str, Any]:
+def rehearse(config: Config, loaded: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
     """Loads the data, builds the learner and takes one step of two examples, on the CPU.
+
+    Args:
+        config: The recipe.
+        loaded: What the data function gave, where it was asked already.
 
     Returns:
         What the data function gave, so that it need not be loaded again.
@@ -28,7 +32,7 @@ def rehearse(config: Config) -> Mapping[str, Any]:
     Raises:
         ValueError: If data, model and method do not fit together, or the user's own code fails.
     """
-    loaded = load_source(config.data)
+    loaded = load_source(config.data) if loaded is None else loaded
     splits = make_splits(loaded, config.data)
     seed_torch(config.seed, "rehearsal")
     learner = build_learner(config, splits, torch.device("cpu"))

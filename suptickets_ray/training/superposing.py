@@ -168,7 +168,8 @@ class Superposing:
         Returns:
             `superposed`, `pretrained`, `tickets`, `unpruned_mean` and `ensemble`, with accuracies (shares of 1) and
             losses (nats). Each but the first has a `gain_error`: the standard error, over the examples of the test
-            set, of the sup-ticket's accuracy less its own; `mean_ticket` holds that of their mean. `num_diverged`
+            set, of the sup-ticket's accuracy less its own; `mean_ticket` holds that of their mean. `only_one_right`
+            counts the examples that the sup-ticket alone gets right, and those that it alone gets wrong. `num_diverged`
             counts tickets.
         """
         rows: list[dict[str, Any]] = []
@@ -188,7 +189,7 @@ class Superposing:
                 row |= _prefixed(score(logits, examples.all_labels()), split)
                 if split == "test":
                     own_right = _right(logits, examples)
-                    row["gain_error"] = _error(right - own_right)
+                    row |= _compared(right, own_right)
                     total_right = total_right + own_right
                 if is_finite:
                     probabilities[split] = probabilities.get(split, torch.zeros(())) + logits.softmax(1)
@@ -197,12 +198,12 @@ class Superposing:
                 mean = fold(mean, ticket, mean_rule)
             rows.append(row | {"density": ticket.density, "digest": ticket.digest})
         pretrained = self._rival(self._pretrained, right)
-        ensemble: Scores = {}
+        ensemble: dict[str, Any] = {}
         for split, total in probabilities.items():
             examples = getattr(self._splits, split)
             ensemble |= _prefixed(score_probabilities(total / num_finite, examples.all_labels()), split)
             if split == "test":
-                ensemble["gain_error"] = _error(right - _right(total, examples))
+                ensemble |= _compared(right, _right(total, examples))
         unpruned = self._settle(finish_unpruned(mean, {})) if mean is not None else self._pretrained
         return {
             "superposed": superposed,
@@ -257,11 +258,17 @@ class Superposing:
 
     def _rival(self, ticket: Ticket, right: Tensor) -> dict[str, Any]:
         scores, own_right = self._judged(ticket)
-        return scores | {"gain_error": _error(right - own_right)}
+        return scores | _compared(right, own_right)
 
 
 def _right(scores: Tensor, examples: Examples) -> Tensor:
     return scores.argmax(1).eq(examples.all_labels()).double()
+
+
+def _compared(right: Tensor, other: Tensor) -> dict[str, Any]:
+    """What tells a gain from chance, of two networks each right or wrong (0 or 1) on every example of the test set."""
+    alone = [int((right > other).sum()), int((other > right).sum())]
+    return {"gain_error": _error(right - other), "only_one_right": alone}
 
 
 def _error(differences: Tensor) -> float:

@@ -136,7 +136,7 @@ class EventFile:
             self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, summary: Summary, step: int) -> None:
-        """Adds a summary at a step; it is on the disk some seconds later, or when the file is closed."""
+        """Adds a summary at a step. It is held back for some seconds, until the next one, `flush` or `close`."""
         self._add(Event(step=step, summary=summary))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
@@ -170,11 +170,11 @@ class Scalars:
         self._events = EventFile(self._tree.folder, first_step)
 
     def write(self, step: int, **values: float) -> None:
-        """Adds one point per value; `train__loss=` becomes the tag train/loss."""
+        """Adds one point per value; `train__loss=` becomes the tag train/loss. They are on the disk at once."""
         for tag, value in values.items():
             self._events.add(scalar(tag.replace("__", "/"), value), step)
+        self._events.flush()  # they come once an epoch or ticket: whoever looks, or goes on after a kill, has them
         if self._tree.is_due():
-            self._events.flush()
             self._tree.upload()
 
     def write_layer_densities(self, step: int, masks: Tensors) -> None:

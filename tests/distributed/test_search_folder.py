@@ -57,10 +57,18 @@ def test_a_search_keeps_out_of_the_folder_of_a_run(config, files, start):
 @pytest.mark.parametrize("start", [tune, trainable])
 def test_a_search_of_another_recipe_or_space_is_refused(config, start):
     folder(config, "search.json")
-    for setting, key in (("train.lr=0.3", "train.lr"), ("search.seeds=2", "search")):
+    for setting, key in (("train.lr=0.3", "train.lr"), ("search.seeds=2", "search.seeds")):
         other = load_config(None, [SPACE, setting, f"storage={config.storage}", "name=a"])
         with pytest.raises(ValueError, match=f"must be that of the search in .*these keys differ: {key}"):
             start(other)
+
+
+@pytest.mark.parametrize("start", [tune, trainable])
+def test_a_point_that_cannot_work_is_found_before_anything_is_started(config, start):
+    space = "search.space={data.batch_size: {grid_search: [25, 100000]}}"
+    with pytest.raises(ValueError, match="data.batch_size"):
+        start(load_config(None, [space, f"storage={config.storage}", "name=b"]))
+    assert not (Path(config.storage) / "b/config.yaml").exists()
 
 
 def test_a_trainable_keeps_out_of_a_search_that_runs(config, ray_address):
@@ -81,7 +89,7 @@ def test_a_search_with_failed_trials_is_not_done(config, monkeypatch):
     assert tune(config).resumed
     store.write("result.json", json.dumps(result(config, "complete", "failed")).encode())
 
-    def goes_on(_):
+    def goes_on(*_):
         raise InterruptedError
 
     monkeypatch.setattr("suptickets_ray.distributed.tuning.rehearse", goes_on)

@@ -25,7 +25,7 @@ def search(tmp_path):
 
 
 def keep(files, suggested, accuracy=0.5):
-    point = settle(suggested)
+    point = settle(suggested, "cia")
     row = {"point": point, "suggested": suggested, "finished": 1.0, "validation_accuracy": accuracy}
     files.keep(point, 0, row, Ticket({}, {}, {}))
 

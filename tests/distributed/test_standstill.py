@@ -1,7 +1,11 @@
+import threading
+
 import pytest
 
 from suptickets_ray.config import ClusterConfig
+from suptickets_ray.distributed import monitor as monitor_module
 from suptickets_ray.distributed import standstill
+from suptickets_ray.distributed.monitor import watched
 from suptickets_ray.distributed.room import Lack
 from suptickets_ray.distributed.standstill import Standstill
 
@@ -56,3 +60,29 @@ def test_machines_that_others_hold_are_waited_for_without_limit_but_not_silently
     assert monitor.said == [
         "waiting for an explorer to start: others may hold the machines for it, or it still loads data"
     ]
+
+
+def test_a_search_whose_machines_are_all_gone_gives_up_too(clock, monkeypatch):
+    monitor, looks = FakeMonitor(), []
+    monkeypatch.setattr(standstill, "lack_of_explorers", lambda config: looks.append(clock[0]) or LACK)
+    look = standstill.room_watch(ClusterConfig(), monitor, "a trial")
+    with pytest.raises(RuntimeError, match="must fit after 10 minutes; none does"):
+        for clock[0] in range(700):
+            look()
+    assert looks[:3] == [3, 6, 9]  # the cluster is not asked more often
+    assert looks[-1] == 603
+
+
+def test_what_is_noticed_while_others_work_ends_the_wait_for_them(monkeypatch):
+    monkeypatch.setattr(monitor_module, "show_events", lambda monitor, on_event: None)
+    never = threading.Event()
+    told = []
+
+    def notice():
+        told.append(1)
+        if len(told) == 3:
+            raise RuntimeError("no machine is left")
+
+    with pytest.raises(RuntimeError, match="no machine is left"):
+        watched(never.wait, None, print, "the search", notice)
+    never.set()

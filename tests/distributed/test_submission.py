@@ -7,13 +7,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from suptickets_ray import load_config
 from suptickets_ray.cli import main
 from suptickets_ray.config_io import to_dict, to_yaml
-from suptickets_ray.distributed.submission import own_modules
+from suptickets_ray.distributed.submission import own_modules, watch_job
 
 pytestmark = pytest.mark.ray
 TINY = [
@@ -121,7 +122,51 @@ def test_rays_own_command_submits_a_job_with_the_token_alone(head, tmp_path, has
     assert (tmp_path / "job/result.json").is_file() == has_token
 
 
+class BreakingClient:
+    """A job of which the stream breaks off, in the middle or in silence, before it has ended."""
+
+    def __init__(self, streams, statuses, code=0):
+        self.streams, self.statuses, self.code = list(streams), list(statuses), code
+
+    async def tail_job_logs(self, job_id):
+        for piece in self.streams.pop(0):
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+
+    def get_job_info(self, job_id):
+        status = self.statuses.pop(0)
+        return SimpleNamespace(status=status, driver_exit_code=self.code if status in ("SUCCEEDED", "FAILED") else None)
+
+
+BROKEN = RuntimeError("the connection broke off")
+
+
+@pytest.mark.parametrize(
+    ("streams", "statuses", "code"),
+    [
+        ([["ab", "cd", "ef"]], ["SUCCEEDED"], 0),
+        ([["ab", BROKEN], ["ab", "cd", "ef"]], ["FAILED"], 3),
+        ([["ab", "c"], ["abcd"], [BROKEN], ["abcdef"]], ["RUNNING", "RUNNING", "FAILED"], 2),
+        ([["abcdef"]], ["STOPPED"], 1),
+    ],
+)
+def test_a_stream_that_breaks_off_is_taken_up_again_and_the_jobs_own_end_counts(streams, statuses, code):
+    shown = []
+    client = BreakingClient(streams, statuses, code)
+    assert watch_job(client, "job", shown.append, pause=lambda seconds: None) == code
+    assert "".join(shown) == "abcdef"
+
+
+def test_a_cluster_that_never_answers_again_is_said_not_to_be_the_jobs_end():
+    client = BreakingClient([[BROKEN]] * 10, [])
+    with pytest.raises(RuntimeError, match="job raysubmit_1 may go on, .* ray job logs --follow raysubmit_1"):
+        watch_job(client, "raysubmit_1", print, pause=lambda seconds: None)
+
+
 def test_what_cannot_be_submitted_is_one_sentence(tmp_path, capsys):
+    assert main(["train", *TINY, f"storage={tmp_path}", "cluster.address=a:1", "--submit", "http://127.0.0.1:1"]) == 2
+    assert "cluster.address has no effect with --submit" in " ".join(capsys.readouterr().err.split())
     assert main(["train", *TINY, "--submit", "http://127.0.0.1:1"]) == 2
     assert "storage must be an absolute path that all machines share" in " ".join(capsys.readouterr().err.split())
     assert main(["train", *TINY, f"storage={tmp_path}", "--no-wait"]) == 2

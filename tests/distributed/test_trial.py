@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from suptickets_ray import load_config
-from suptickets_ray.distributed.trial import first_epoch, mean_scores, trial_device
+from suptickets_ray.distributed.trial import comparable, first_epoch, mean_scores, trial_device
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,13 @@ def test_a_diverged_seed_makes_the_mean_nan_and_breaks_nothing():
     means = mean_scores(rows)
     assert means["validation_accuracy"] == 0.2
     assert math.isnan(means["validation_loss"])
+
+
+@pytest.mark.parametrize(("metric", "worst"), [("validation_accuracy", -math.inf), ("validation_loss", math.inf)])
+def test_what_has_diverged_is_the_worst_to_a_scheduler(metric, worst):
+    scores = {"validation_accuracy": 0.2, "validation_loss": 1.0}
+    assert comparable(scores, metric) == scores
+    assert comparable({**scores, metric: math.nan}, metric) == {**scores, metric: worst}
 
 
 def test_a_trial_folds_where_the_superposer_of_a_run_would():

@@ -11,6 +11,7 @@ from suptickets_ray.reporting import report_runs
 from suptickets_ray.reporting.analysis import Curve, Findings
 from suptickets_ray.reporting.report import render_report, was_it_worth_it
 from suptickets_ray.reporting.report_runs import RunFolder, find_out, write_report, write_run_report
+from suptickets_ray.reporting.worth import Gain
 from suptickets_ray.training.data import load_data
 
 
@@ -51,7 +52,7 @@ def cycle(chain, process, began, ended, start=0):
     ("superposed", "rivals", "words"),
     [
         (network(0.85), {}, "Superposing was worth it: the sup-ticket's test accuracy is 85.00%, 5.00 points above"),
-        (network(0.85, 0.7), {}, "Superposing was worth it on test, though not on validation"),
+        (network(0.85, 0.7), {}, "On test, though not on validation, superposing was worth it: the"),
         (network(0.82), {}, "Superposing beat phase one, but not the best single ticket"),
         (
             network(0.79),
@@ -91,6 +92,23 @@ def test_the_verdict_weighs_a_gain_against_the_chance_of_the_test_set(error, bes
     assert f"5.00 ± {100 * error:.2f} points above the phase-one net" in said
     assert found == outcome
     assert f'class="verdict {outcome}"' in render_report(result, "")
+
+
+@pytest.mark.parametrize(
+    ("alone", "is_chance"),
+    [((5, 0), True), ((6, 0), False), ((15, 5), False), ((14, 6), True), ((0, 0), True), ((600, 400), False)],
+)
+def test_a_gain_of_one_run_is_chance_unless_mcnemars_exact_test_says_otherwise(alone, is_chance):
+    # Two-sided p: 0.0625, 0.03125, 0.0414, 0.1153, 1 and below 1e-9.
+    assert Gain(0.01, 0.001, only_one_right=alone).may_be_chance == is_chance
+
+
+def test_a_gain_that_validation_denies_is_not_shown_as_one():
+    result = result_of(network(0.85, 0.75))
+    result["pretrained"]["gain_error"], result["best_ticket"]["gain_error"] = 0.01, 0.02
+    said, outcome = was_it_worth_it(result)
+    assert said.startswith("On test, though not on validation, superposing beat phase one; from the best single ticket")
+    assert outcome == "open"
 
 
 @pytest.mark.parametrize(

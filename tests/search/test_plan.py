@@ -24,6 +24,31 @@ def test_what_others_draw_must_not_need_phase_ones_without_end():
     assert len(own.phase_ones()) == 2
 
 
+def test_phase_ones_are_looked_for_at_every_point_that_others_may_draw():
+    # Of 240 epochs cycles of 8 get 24 at either rate, cycles of 2 get 24 or 30: another phase one.
+    space = "search.space={tickets.cycle_epochs: {choice: [8, 2]}, tickets.cycle_rate: {uniform: [0.1, 0.13]}}"
+    with pytest.raises(ValueError, match="search.space.tickets.cycle_rate must be a choice"):
+        plan("train.epochs=240", space, own_tuner=True)
+
+
+def test_what_others_may_draw_is_known_with_its_most_chains():
+    own = plan("search.space={tickets.chains: {choice: [1, 8]}}", own_tuner=True)
+    assert max(own.config_of(point).tickets.chains for point in own.known) == 8
+    assert len(own.phase_ones()) == 1
+
+
+@pytest.mark.parametrize(("method", "said"), [("caa", True), ("cia", False), ("greedy", True)])
+def test_a_factor_that_means_another_superposition_than_the_recipes_is_said(method, said):
+    factors = "search.space={superposition.cima_factor: {grid_search: [0.1, 0.9]}}"
+    found = plan(factors, f"superposition.method={method}").warnings()
+    assert any("superposition.method is cima in all trials" in text for text in found) == said
+
+
+def test_a_fold_in_shares_is_said_to_do_nothing_in_a_search():
+    settings = ["cluster.fold_shares=2", "superposition.gate_tolerance=none"]
+    assert any("cluster.fold_shares has no effect" in text for text in plan(LENGTHS, *settings).warnings())
+
+
 def test_fewer_different_points_than_trials_are_said():
     few = plan("search.space={tickets.lr_high: {choice: [0.1, 0.2]}}", "search.num_trials=30")
     assert any("search.num_trials is 30, and only 2 different points were drawn" in text for text in few.warnings())

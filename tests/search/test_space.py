@@ -19,7 +19,7 @@ KEYS = all_keys()
 
 
 def drawn(space, searcher="random", num_trials=None, seed=0):
-    return draw_points(parse_space(space, KEYS), searcher, num_trials, seed)
+    return draw_points(parse_space(space, KEYS), searcher, num_trials, seed, "cia")
 
 
 def test_the_default_space_is_the_papers_ablation():
@@ -194,11 +194,21 @@ def test_listed_points_stand_for_every_choice():
     space = parse_space(
         {"tickets.chains": {"choice": [1, 2]}, "superposition.cima_factor": {"uniform": [0.1, 1]}}, KEYS
     )
-    assert [(p["tickets.chains"], p["superposition.cima_factor"]) for p in listed_points(space)] == [(1, 0.1), (2, 0.1)]
-    assert settle({"tickets.chains": 1}) == {"tickets.chains": 1}
+    assert [(p["tickets.chains"], p["superposition.cima_factor"]) for p in listed_points(space, "cia")] == [
+        (1, 0.1),
+        (2, 0.1),
+    ]
+    assert settle({"tickets.chains": 1}, "cia") == {"tickets.chains": 1}
+
+
+@pytest.mark.parametrize(
+    ("own", "method"), [("cia", "cima"), ("caa", "cima"), ("cima", "cima"), ("mine:average", "mine:average")]
+)
+def test_a_factor_means_cima_unless_the_recipes_own_average_reads_it(own, method):
+    assert settle({"superposition.cima_factor": 0.3}, own)["superposition.method"] == method
 
 
 def test_a_factor_stays_with_the_methods_that_read_it():
     for method, stays in (("cima", True), ("mine:average", True), ("cia", False), ("caa", False)):
         point = {"superposition.method": method, "superposition.cima_factor": 0.3}
-        assert ("superposition.cima_factor" in settle(point)) == stays
+        assert ("superposition.cima_factor" in settle(point, "cia")) == stays

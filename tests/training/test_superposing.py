@@ -68,17 +68,25 @@ def test_a_gain_comes_with_its_error_over_the_examples_of_the_test_set():
     rows = [superposing.fold(ticket, chain, 0) for chain, ticket in enumerate(tickets)]
     found, final = superposing.judge(zip(rows, tickets, strict=True)), superposing.superposed
 
-    def right(ticket):
+    def logits(ticket):
         model = build_model(config.model, splits.sample_shape, splits.num_classes)
         restore(model, ticket.state_dict())
-        return (predict(model, splits.test).argmax(1) == splits.test.all_labels()).numpy() * 1.0
+        return predict(model, splits.test)
+
+    def right(ticket):
+        return (logits(ticket).argmax(1) == splits.test.all_labels()).numpy() * 1.0
+
+    def error(differences):
+        return pytest.approx(differences.std(ddof=1) / len(differences) ** 0.5)
 
     differences = [right(final) - right(ticket) for ticket in tickets]
-    mean = (differences[0] + differences[1]) / 2
-    errors = [row["gain_error"] for row in found["tickets"]]
-    assert errors == pytest.approx([values.std(ddof=1) / len(values) ** 0.5 for values in differences])
-    assert found["mean_ticket"]["gain_error"] == pytest.approx(mean.std(ddof=1) / len(mean) ** 0.5)
-    assert min(found[name]["gain_error"] for name in ("pretrained", "unpruned_mean", "ensemble")) >= 0
+    for row, values in zip(found["tickets"], differences, strict=True):
+        assert row["gain_error"] == error(values)
+        assert row["only_one_right"] == [(values > 0).sum(), (values < 0).sum()]
+    assert found["mean_ticket"]["gain_error"] == error((differences[0] + differences[1]) / 2)
+    assert found["pretrained"]["gain_error"] == error(right(final) - right(superposing._pretrained))
+    together = sum(logits(ticket).softmax(1) for ticket in tickets).argmax(1) == splits.test.all_labels()
+    assert found["ensemble"]["gain_error"] == error(right(final) - together.numpy())
     assert "gain_error" not in found["superposed"]
 
 

@@ -10,6 +10,7 @@ from suptickets_ray import load_config
 from suptickets_ray.config_io import to_yaml
 from suptickets_ray.distributed.result import stored_result
 from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.training.data import fingerprint as fingerprint_module
 from suptickets_ray.training.data.convert import convert
 from suptickets_ray.training.data.fingerprint import DATA_FILE, check_data, fingerprint
 from suptickets_ray.training.data.parquet import parquet
@@ -52,6 +53,63 @@ def test_a_dataset_of_ones_own_counts_by_its_first_example_where_that_stays_the_
     assert of(Own()) == of(Own()) != of(Own(1.0))
     assert of(Own(changes=True)) == of(Own(1.0, changes=True))
     assert of(Own(fails=True)) == of(Own(fails=True))
+
+
+class Coin(Own):
+    """Examples that are turned over at random, from a generator of its own or from the one that all have."""
+
+    def __init__(self, generator=None, value=1.0):
+        super().__init__(value)
+        self.generator = generator
+
+    def __getitem__(self, index):
+        return torch.tensor([self.value, 0.0])[torch.randperm(2, generator=self.generator)], 0
+
+
+def test_an_example_that_is_turned_over_at_random_does_not_change_the_fingerprint():
+    for own in (True, False):
+        found = set()
+        for seed in range(8):
+            torch.manual_seed(seed)
+            found.add(of(Coin(torch.Generator().manual_seed(seed) if own else None)))
+        assert len(found) == 1
+    before = torch.get_rng_state()
+    of(Coin())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Views(Own):
+    def __init__(self, inputs):
+        super().__init__()
+        self.inputs = inputs
+
+    def __getitem__(self, index):
+        return {"image": self.inputs[index], "kind": (self.inputs[index].numpy(), "a")}, 0
+
+
+def test_of_an_example_that_looks_into_a_large_tensor_only_itself_counts(monkeypatch):
+    looked_at = []
+    whole = fingerprint_module._bytes_of
+
+    def counted(tensor):
+        content = whole(tensor)
+        looked_at.append(len(content))
+        return content
+
+    monkeypatch.setattr(fingerprint_module, "_bytes_of", counted)
+    first, other, later = torch.zeros(5, 3), torch.zeros(5, 3), torch.zeros(5, 3)
+    other[0, 1], later[4, 1] = 1.0, 1.0
+    assert of(Views(first)) == of(Views(later)) != of(Views(other))
+    assert max(looked_at) < 60
+
+
+def test_a_streamed_set_that_cannot_be_read_is_said_and_not_counted_as_another(tmp_path, monkeypatch):
+    convert(pairs(), str(tmp_path))
+    loaded = parquet(str(tmp_path), in_memory=False)
+    monkeypatch.setattr(type(loaded["train"]), "contents", lambda self, indices: 1 / 0, raising=False)
+    monkeypatch.setattr(type(loaded["train"]), "read", lambda self, indices, seed: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fingerprint(loaded)
 
 
 def test_streamed_data_count_by_their_labels_and_first_images(tmp_path):
