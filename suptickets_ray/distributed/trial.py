@@ -67,7 +67,14 @@ def run_trial(values: dict[str, Any], search: dict[str, Any]) -> None:
             scalars.write(epochs, **{f"search__{key}": value for key, value in means.items()})
             files.keep_running(point, without_nan({**means, "seconds": time.monotonic() - began}))
             if epochs % cyclic_epochs:  # at a seed's end Tune is told once it is kept: it may stop the trial there
+                told(means, epochs)
+
+        def told(means: Scores, epochs: int) -> None:
+            try:
                 tune.report(comparable(means, base.search.metric) | {"cyclic_epochs": epochs})
+            except SystemExit:  # so Tune ends the function of a trial that it has stopped
+                files.mark_stopped(point)
+                raise
 
         for number, row in enumerate(kept):
             if row is None:
@@ -79,7 +86,7 @@ def run_trial(values: dict[str, Any], search: dict[str, Any]) -> None:
             means = mean_scores(rows)
             if len(rows) == len(kept):
                 monitor.report.remote({"kind": "trial", "values": point, **means})
-            tune.report(comparable(means, base.search.metric) | {"cyclic_epochs": len(rows) * cyclic_epochs})
+            told(means, len(rows) * cyclic_epochs)
 
 
 def mean_scores(rows: Sequence[Mapping[str, float]]) -> Scores:

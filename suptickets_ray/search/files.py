@@ -111,6 +111,10 @@ class SearchFiles:
         scores: dict[str, Any] = json.loads(self.store.read(path)) if self.store.exists(path) else {}
         return scores
 
+    def mark_stopped(self, point: Point) -> None:
+        """Keeps that a scheduler has stopped a trial: a search that goes on does not run it again."""
+        self.keep_running(point, {**self.running(point), "stopped": True})
+
     def superposed(self, point: Point, number: int) -> Ticket:
         """Returns the sup-ticket of a point under one seed. Raises FileNotFoundError if there is none."""
         return Ticket.from_bytes(self.store.read(f"{self._folder(point)}/seed-{number:03d}.arrow"))

@@ -135,14 +135,16 @@ class SearchPlan:
 
         Args:
             files: What earlier starts have kept.
-            earlier: What `result.json` held, if one of them came to an end: what it stopped stays stopped, and what
-                failed is tried again.
+            earlier: What `result.json` held, if one of them came to an end. What it stopped stays stopped, as does what
+                one was stopped that was killed later; what failed is tried again.
         """
         seeds, stopped = range(self.config.search.seeds), {point_key(point) for point in stopped_points(earlier)}
         return [
             point
             for point in self.points
-            if point_key(point) not in stopped and any(files.row(point, number) is None for number in seeds)
+            if any(files.row(point, number) is None for number in seeds)
+            and point_key(point) not in stopped
+            and not files.running(point).get("stopped")
         ]
 
 

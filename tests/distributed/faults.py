@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from suptickets_ray import load_config, train
 from suptickets_ray.config import ClusterConfig
 from suptickets_ray.config_io import to_yaml
-from suptickets_ray.distributed import folding
+from suptickets_ray.distributed import exploration, folding
 from suptickets_ray.distributed.room import actor_options, explorer_bundle, places_for_workers, worker_labels
 from suptickets_ray.distributed.superposer import Superposer
 from suptickets_ray.distributed.tuning import tune
@@ -161,7 +161,12 @@ def preemption_with_notice(faults):
     # One explorer: it is under notice before it has done all cycles.
     alone = ["cluster.explorer_resources={spot: 0.01}", "cluster.num_explorers=1"]
     config = faults.fork("preemption", overrides=alone)
-    superposed, seen = run_with_fault(config, drain, "ticket")
+    # However fast the machine is: the notice is seen before all cycles are done.
+    usual, exploration._LOOK_SECONDS = exploration._LOOK_SECONDS, 0.2
+    try:
+        superposed, seen = run_with_fault(config, drain, "ticket")
+    finally:
+        exploration._LOOK_SECONDS = usual
     there = [event["began"] for event in seen if event["kind"] == "ticket" and event["node"] == node]
     faults.cluster.remove_node(faults.nodes.pop(0), False)
     return {

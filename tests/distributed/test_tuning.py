@@ -144,6 +144,7 @@ def test_a_hopeless_trial_is_stopped_and_leaves_no_actor_and_no_bundle(ray_addre
         row for row in result["trials"] if row["state"] == "stopped" and row["values"]["tickets.lr_high"] > 1
     )
     assert stopped["validation_accuracy"] is not None
+    assert any(json.loads(path.read_text()).get("stopped") for path in (tmp_path / "asha/points").glob("*/running"))
     deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU") != 4:
         assert time.monotonic() < deadline

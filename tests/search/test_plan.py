@@ -72,3 +72,8 @@ def test_what_failed_is_left_and_what_was_stopped_is_not(tmp_path):
     earlier = {"trials": [*trials, {"values": stopped, "state": "stopped"}]}
     assert search.left(files, earlier) == [failed]
     assert point_key(done) != point_key(failed)
+    files.keep_running(stopped, {"validation_accuracy": 0.1})
+    assert search.left(files) == [failed, stopped]
+    files.mark_stopped(stopped)  # by a search that was killed afterwards
+    assert search.left(files) == [failed]
+    assert files.running(stopped)["validation_accuracy"] == 0.1
