@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import itertools
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -76,8 +76,7 @@ def _in_object_store(path: str, on_wait: Callable[[str], None]) -> Iterator[None
         claim(store, path, own)
     except OSError as error:
         raise ValueError(f"storage must be an object store that can be written; got: {error}.") from error
-    holder = threading.current_thread()
-    stop, is_lost = threading.Event(), threading.Event()
+    holder, stop = threading.get_ident(), threading.Event()
 
     def beat() -> None:
         for count in itertools.count(1):
@@ -85,27 +84,34 @@ def _in_object_store(path: str, on_wait: Callable[[str], None]) -> Iterator[None
                 return
             with suppress(OSError):  # out of reach for a while; it is tried again
                 if not keep(store, own, count):
-                    is_lost.set()
-                    if holder is threading.main_thread():  # whatever it waits for
-                        signal.pthread_kill(holder.ident or 0, signal.SIGINT)
+                    _raise_in(holder, _TakenOverError)
                     return
 
     thread = threading.Thread(target=beat, name="sign-of-life", daemon=True)
     thread.start()
     try:
-        yield
-    except KeyboardInterrupt:
-        if is_lost.is_set():
-            raise RuntimeError(_lost(store, path)) from None
-        raise
-    finally:
-        stop.set()
-        thread.join()
-        with suppress(OSError):
-            if _is_own(_read(store), own):
-                store.delete(LOCK_FILE)
-    if is_lost.is_set():
-        raise RuntimeError(_lost(store, path))
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            with suppress(OSError):
+                if _is_own(_read(store), own):
+                    store.delete(LOCK_FILE)
+    except _TakenOverError:
+        raise RuntimeError(_lost(store, path)) from None
+
+
+class _TakenOverError(BaseException):
+    """Stops whoever held a run, whatever it was at; nothing on the way catches it."""
+
+
+def _raise_in(thread: int, error: type[BaseException]) -> None:
+    """Raises an error in another thread, at the next of Python's own steps that it takes.
+
+    Not by a signal: what was started in the background may take no notice of an interrupt.
+    """
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
 
 
 def own_sign() -> Sign:
