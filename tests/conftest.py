@@ -1,6 +1,8 @@
 """A private HOME for all tests, and one Ray for those that need it."""
 
 import os
+import random
+import socket
 import tempfile
 from pathlib import Path
 
@@ -27,6 +29,30 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "ray_address" in item.fixturenames:
             item.add_marker(pytest.mark.ray)
+
+
+@pytest.fixture(scope="session")
+def free_ports():
+    """Gives so many ports for a Ray of a test's own, each once.
+
+    Below those that the system hands out, and above those of Ray's workers: between the look and the start nobody who
+    asks for any port, as the tests beside these do all the time, is given one of them.
+    """
+    order = random.sample(range(20_000, 32_000), 12_000)
+
+    def given(count):
+        found = []
+        while len(found) < count:
+            port = order.pop()
+            with socket.socket() as one:
+                try:
+                    one.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+            found.append(port)
+        return found
+
+    return given
 
 
 @pytest.fixture(scope="session")

@@ -165,19 +165,8 @@ print("JOINED " + json.dumps({"said": said, "warned": [e["text"] for e in events
 """
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
 @pytest.fixture(scope="module")
-def head_of():
+def head_of(free_ports):
     """Starts heads that ask for a token, or let in anybody, once each; gives their addresses and homes."""
     heads, running, folders = {}, [], []
 

@@ -26,21 +26,15 @@ TINY = [
 ]
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def head():
+def head(free_ports):
     """A head that asks for a token; its address and that of its dashboard."""
     temp_dir = tempfile.mkdtemp(prefix="st-")
     home = Path(temp_dir) / "home"
     (home / ".ray").mkdir(parents=True)
     (home / ".ray/auth_token").write_text("a" * 40)
     (home / ".ray/auth_token").chmod(0o600)
-    port, dashboard = free_port(), free_port()
+    port, dashboard, client, agent, agent_grpc, runtime, metrics = free_ports(7)
     environment = {**os.environ, "HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_TMPDIR": temp_dir}
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # at its end nothing is worth waiting for
     ray = str(Path(sys.executable).parent / "ray")
@@ -49,7 +43,9 @@ def head():
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     options = [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
     options += [f"--temp-dir={temp_dir}/ray", "--object-store-memory=100000000", "--disable-usage-stats"]
-    options += [f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}"]
+    options += [f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
+    options += [f"--dashboard-agent-grpc-port={agent_grpc}", f"--runtime-env-agent-port={runtime}"]
+    options += [f"--metrics-export-port={metrics}"]
     process = subprocess.Popen(
         [ray, "start", "--head", "--block", *options],
         env=environment,

@@ -11,12 +11,10 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def tensorboard(finished_run):
+def tensorboard(finished_run, free_ports):
     """The address of a TensorBoard that shows a finished run."""
     tree = f"{finished_run.path}/tensorboard"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", tree, "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
