@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -83,7 +84,8 @@ class Explorer:
                 scalars.write(step, train__loss=loss, train__lr=lr, train__density=self._learner.sparsifier.density)
                 worker.report("cycle_epoch", chain=chain, cycle=cycle, epoch=epoch + 1, loss=loss)
                 if epoch + 1 < tickets.cycle_epochs and part.is_due():
-                    worker.store.write(part_path(chain), self._part(cycle, epoch + 1, parent))
+                    with suppress(OSError):  # without it a lost machine costs more; nothing else depends on it
+                        worker.store.write(part_path(chain), self._part(cycle, epoch + 1, parent))
 
             def updated(step: int) -> None:
                 scalars.write_layer_densities(first_step + step, self._learner.sparsifier.masks)
