@@ -140,12 +140,9 @@ def _superpose(options: argparse.Namespace, console: Console) -> int:
     from suptickets_ray.reporting.table import closing_table
     from suptickets_ray.tickets.store import RunStore, split_path
 
+    # What follows a URI's question mark may hold a "=", and so may a folder's name.
     paths = [
-        text
-        for text in options.settings
-        if "=" not in text
-        or "://" in text.partition("=")[0]
-        or Path(text).is_dir()  # a URI's question mark may hold one
+        text for text in options.settings if "=" not in text or "://" in text.partition("=")[0] or Path(text).is_dir()
     ]
     overrides = [text for text in options.settings if text not in paths]
     if not paths:

@@ -32,7 +32,7 @@ from suptickets_ray.distributed.run import as_run_failure, begin_folder, phase_o
 from suptickets_ray.distributed.search_result import conclude, finished_search, num_failed, trial_rows
 from suptickets_ray.distributed.searcher import early_stopping, optuna_searcher, tune_space
 from suptickets_ray.distributed.session import check_address, ray_session
-from suptickets_ray.distributed.sharing import checked_storage
+from suptickets_ray.distributed.sharing import check_shared, checked_storage
 from suptickets_ray.distributed.standstill import room_watch
 from suptickets_ray.distributed.trial import run_trial
 from suptickets_ray.distributed.worker import worker_settings
@@ -133,8 +133,8 @@ def trainable(config: Config) -> Any:
     wait_for_room(config.cluster, lambda text: None)
     _, explorers = _places(plan, lambda text: None)
     _keep(files.path)
-    with checked_storage(files.path):
-        files.begin()
+    check_shared(files.path)
+    files.begin()
     begin_folder(files.store, config, data)
     monitor = start_here(Monitor)
     settings = worker_settings(config, files.path, monitor, loaded)

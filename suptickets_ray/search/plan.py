@@ -118,9 +118,10 @@ class SearchPlan:
         method = self.config.superposition.method
         points = listed_points(self.dimensions, method)
         highest = {key: own.arguments[1] for key, own in self.dimensions.items() if own.values is None}
+        alone_and_together = [*([key] for key in highest), list(highest)] if highest else []
         for point in points:
             known = phase_one_key(self.config_of(point))
-            for keys in [*([key] for key in highest), list(highest)]:
+            for keys in alone_and_together:
                 other = settle({**point, **{key: highest[key] for key in keys}}, method)
                 if phase_one_key(self.config_of(other)) != known:
                     raise ValueError(
@@ -135,8 +136,8 @@ class SearchPlan:
 
         Args:
             files: What earlier starts have kept.
-            earlier: What `result.json` held, if one of them came to an end. What it stopped stays stopped, as does what
-                one was stopped that was killed later; what failed is tried again.
+            earlier: What `result.json` held, if one of them came to an end. What was stopped stays stopped, also by one
+                that was killed later; what failed is tried again.
         """
         seeds, stopped = range(self.config.search.seeds), {point_key(point) for point in stopped_points(earlier)}
         return [

@@ -6,13 +6,16 @@ import math
 import os
 import random
 import signal
+import threading
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from suptickets_ray import Ticket, load_config, train
+from suptickets_ray.distributed import standstill
 from suptickets_ray.reporting.superpose import fold_runs, judge_runs, open_runs
 from suptickets_ray.sparse.masks import num_active, unpack
 from suptickets_ray.tickets.superposition import superpose
@@ -397,6 +400,36 @@ def test_another_network_completes_at_its_density_exactly(odd_run):
 
 def test_layers_kept_from_being_emptied_are_said_in_the_result(odd_run):
     assert any("would leave 7.weight empty" in warning for warning in odd_run.result["warnings"])
+
+
+@ray.remote
+class Holder:
+    def holds(self):
+        return True
+
+
+def test_phase_one_waits_aloud_for_cpus_that_others_hold_and_goes_on_once_they_are_free(
+    ray_address, tmp_path, tiny, monkeypatch
+):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    monkeypatch.setattr(standstill, "_SLOW_SECONDS", 1.0)
+    holder, said = Holder.options(num_cpus=3).remote(), []
+    ray.get(holder.holds.remote())
+    patience = threading.Timer(60, ray.kill, [holder])  # nobody is told: it fails below, and does not wait for ever
+    patience.start()
+
+    def free_once_told(event):
+        if event["kind"] == "waiting":
+            said.append(event["text"])
+            ray.kill(holder)
+        if event["kind"] == "phase" and event["name"] == "explore":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(load_config(None, [*tiny, f"storage={tmp_path}", "name=held"]), free_once_told)
+    patience.cancel()
+    assert said == ["waiting for phase one to start: others may hold the machines for it, or it still loads data"]
+    assert (tmp_path / "held/pretrained.pt").is_file()
 
 
 # With three ranks, on whose number the order of sums depends: test_faults.py.
