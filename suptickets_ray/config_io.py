@@ -131,7 +131,10 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     try:
         return key.split("."), parse_yaml(value)
     except yaml.YAMLError as error:
-        raise ValueError(f"the value of {key} must be YAML; got {value!r}. Put it in quotes.") from error
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(
+            f"the value of {key} must be YAML; got {value[:80]!r}: {reason}. Put it in quotes if it is text."
+        ) from error
 
 
 def _set(settings: dict[str, Any], keys: list[str], value: Any) -> None:

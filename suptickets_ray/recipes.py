@@ -17,8 +17,48 @@ from suptickets_ray.lookup import suggestion
 DEFAULT_RECIPE = "digits"
 
 
+_LARGEST_TEXT = 2**18
+_MOST_VALUES = 50_000
+"""Values of one text, those that an alias repeats counted each time."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number, as everybody expects."""
+    """Safe YAML that reads 1e-3 as a number, refuses a key written twice, and bounds what aliases expand to."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Returns the root node. Raises yaml.YAMLError if it refers to itself or expands to too many values."""
+        root = super().get_single_node()
+        if root is not None and _expanded_size(root, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases expand to more than {_MOST_VALUES:,} values")
+        return root
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Returns the mapping. Raises yaml.YAMLError if a key is written twice: the first value would be lost."""
+        seen: dict[Any, yaml.Node] = {}
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name in seen and name is not None:
+                raise yaml.YAMLError(
+                    f"the key {name!r} is written twice, in lines {seen[name].start_mark.line + 1} and "
+                    f"{key.start_mark.line + 1}; merge the two"
+                )
+            seen[name] = key
+        return super().construct_mapping(node, deep=deep)
+
+
+def _expanded_size(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Returns the number of values below a node, counted again for every alias."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) in known:
+        size = known[id(node)]
+        if size is None:
+            raise yaml.YAMLError("an alias refers to a collection that contains it")
+        return size
+    known[id(node)] = None
+    parts = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
+    size = known[id(node)] = min(1 + sum(_expanded_size(part, known) for part in parts), _MOST_VALUES + 1)
+    return size
 
 
 _Loader.add_implicit_resolver(
@@ -38,8 +78,20 @@ _Dumper.add_representer(
 
 
 def parse_yaml(text: str) -> Any:
-    """Returns the value of a YAML text. Raises yaml.YAMLError if it is none."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    """Returns the value of a YAML text, in time and memory proportional to its length.
+
+    Raises:
+        yaml.YAMLError: If it is not YAML, is longer than 256 KiB, writes a key twice, has aliases that expand to more
+            than 50,000 values, or nests collections too deeply.
+    """
+    if len(text) > _LARGEST_TEXT:
+        raise yaml.YAMLError(f"it has {len(text):,} characters, more than {_LARGEST_TEXT:,}")
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise yaml.YAMLError("its collections are nested too deeply") from None
+    except (ValueError, TypeError) as error:  # from PyYAML itself: a date such as 2026-99-99, a key that is a list
+        raise yaml.YAMLError(str(error)) from error
 
 
 def dump_yaml(settings: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ import yaml
 
 from suptickets_ray import load_config
 from suptickets_ray.config import PLACEMENT_KEYS, Config
-from suptickets_ray.config_io import config_digest, differing_keys, from_yaml, to_dict, to_yaml
+from suptickets_ray.config_io import config_digest, differing_keys, from_yaml, read_settings, to_dict, to_yaml
 from suptickets_ray.recipes import copy_recipe, find_recipe, question_of, shipped_recipes
 from suptickets_ray.sparse.methods import METHODS
 
@@ -190,6 +190,48 @@ def test_a_recipe_that_is_not_there_or_not_yaml_is_said(tmp_path):
         load_config(tmp_path / "digitz.yaml")
     with pytest.raises(ValueError, match="must be readable YAML"):
         load_config(tmp_path / "digits.yaml")
+
+
+def test_a_section_written_twice_is_refused_with_both_lines(tmp_path):
+    (tmp_path / "own.yaml").write_text("base: digits\ntrain:\n  epochs: 200\nname: own\ntrain:\n  lr: 0.05\n")
+    with pytest.raises(ValueError, match="the key 'train' is written twice, in lines 2 and 5"):
+        load_config(tmp_path / "own.yaml")
+
+
+def test_a_key_written_twice_in_an_override_is_refused():
+    with pytest.raises(ValueError, match=r"the value of model must be YAML; .*the key 'name' is written twice"):
+        load_config(None, ["model={name: mlp, name: lenet5}"])
+
+
+def test_an_alias_may_be_merged_and_overridden(tmp_path):
+    text = "base: digits\nname: own\ntrain: &train {lr: 0.05, epochs: 60}\n"
+    (tmp_path / "own.yaml").write_text(text + "model: {options: {<<: *train, lr: 1}}")
+    assert read_settings(tmp_path / "own.yaml")["model"]["options"] == {"lr": 1, "epochs": 60, "widths": [128, 128]}
+
+
+def test_aliases_that_expand_to_gigabytes_are_refused_at_once(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    (tmp_path / "own.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="its aliases expand to more than 50,000 values"):
+        load_config(tmp_path / "own.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: &a [*a]", "an alias refers to a collection that contains it"),
+        ("[" * 3000, "its collections are nested too deeply"),
+        ("a: 2026-99-99", "month must be in 1..12"),
+        ("a: " + "9" * 5000, "Exceeds the limit"),
+        ("#" * 300_000, "it has 300,000 characters"),
+    ],
+    ids=["loop", "deep", "date", "digits", "long"],
+)
+def test_what_yaml_cannot_hold_is_refused_with_the_reason(tmp_path, text, reason):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"own.yaml' must be readable YAML; got: .*{reason}"):
+        load_config(tmp_path / "own.yaml")
 
 
 def test_a_recipe_cannot_run_code(tmp_path):
