@@ -209,6 +209,7 @@ def _rest(learner):
     return load_data(load_config(None, SMALL).data), torch.device("cpu")
 
 
+@pytest.mark.slow  # the compiler takes half a minute
 def test_a_compiled_network_computes_the_same_and_keeps_its_names(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     compiled, _, splits, losses = trained(

@@ -1,14 +1,15 @@
-"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 as uint8 tensors, through torchvision's own readers."""
+"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 as uint8 tensors."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from suptickets_ray.training.data.vision_files import check_cifar, check_idx
+from suptickets_ray.training.data.vision_files import check_idx, read_cifar
 
 _DEFAULT_ROOT = "data"
 
@@ -78,19 +79,31 @@ def _read(reader_name: str, title: str, root: str, download: bool, rest: dict[st
     paths = _cifar_paths(reader, folder) if is_cifar else _idx_paths(reader, folder)
     if download and not all(path.is_file() for path in paths):
         _fetched(reader, title, folder)
-    reader = (_checked_cifar if is_cifar else _checked_idx)(reader, title, paths)
-    loaded: dict[str, Any] = {}
-    for split, is_train in (("train", True), ("test", False)):
-        source = reader(str(folder), train=is_train)
-        loaded[split] = _tensors(source)
-    return {**loaded, "num_classes": len(source.classes), **rest}
+    return {**(_cifar if is_cifar else _idx)(reader, title, folder, paths), **rest}
+
+
+def _idx(reader: Any, title: str, folder: Path, paths: list[Path]) -> dict[str, Any]:
+    reader = _checked_idx(reader, title, paths)
+    splits = {name: _tensors(reader(str(folder), train=name == "train")) for name in ("train", "test")}
+    return {**splits, "num_classes": len(reader.classes)}
+
+
+def _cifar(reader: Any, title: str, folder: Path, paths: list[Path]) -> dict[str, Any]:
+    """Reads the files without torchvision, which unpickles them with whatever they name."""
+    num_classes = {"CIFAR10": 10, "CIFAR100": 100}[reader.__name__]
+    *batch_paths, meta_path = paths
+    batches = read_cifar(batch_paths, meta_path, reader.meta["key"], title, num_classes)
+    num_train = len(reader.train_list)
+    splits = {}
+    for name, some in (("train", batches[:num_train]), ("test", batches[num_train:])):
+        images = np.concatenate([pixels for pixels, _ in some]).reshape(-1, 3, 32, 32)
+        splits[name] = (torch.from_numpy(images), torch.tensor([label for _, labels in some for label in labels]))
+    return {**splits, "num_classes": num_classes}
 
 
 def _tensors(source: Any) -> tuple[Tensor, Tensor]:
-    """Images (n, c, h, w), uint8, and labels (n,)."""
-    images = torch.as_tensor(source.data)
-    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    return images.contiguous(), torch.as_tensor(source.targets).long()
+    """Images (n, 1, h, w), uint8, and labels (n,)."""
+    return torch.as_tensor(source.data).unsqueeze(1).contiguous(), torch.as_tensor(source.targets).long()
 
 
 def _fetched(reader: Any, title: str, folder: Path) -> None:
@@ -122,22 +135,3 @@ def _checked_idx(reader: Any, title: str, paths: list[Path]) -> Any:
 def _cifar_paths(reader: Any, folder: Path) -> list[Path]:
     names = [name for name, _ in (*reader.train_list, *reader.test_list)] + [reader.meta["filename"]]
     return [folder / reader.base_folder / name for name in names]
-
-
-def _checked_cifar(reader: Any, title: str, paths: list[Path]) -> Any:
-    """The reader of torchvision, for files that hold nothing but arrays.
-
-    It compares check sums before it unpickles, which is safe for the published files alone. Here every file is read
-    first by an unpickler that knows arrays only, so that files of one's own are as safe, whatever their check sum.
-    """
-    *batches, meta = paths
-    names = check_cifar(batches, meta, reader.meta["key"], title, {"CIFAR10": 10, "CIFAR100": 100}[reader.__name__])
-
-    class Checked(reader):  # type: ignore[misc]
-        def _check_integrity(self) -> bool:
-            return True
-
-        def _load_meta(self) -> None:
-            self.classes = names
-
-    return Checked

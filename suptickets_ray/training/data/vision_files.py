@@ -1,14 +1,17 @@
-"""Checks the files of MNIST and CIFAR before torchvision reads them, so that an error names the file, and none runs."""
+"""Checks the files of MNIST before torchvision reads them, and reads those of CIFAR; errors name the file."""
 
 from __future__ import annotations
 
+import io
+import math
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 _UBYTE = 8
 """IDX's number of the type uint8."""
@@ -62,75 +65,145 @@ def _idx_shape(path: Path, num_dimensions: int, title: str) -> list[int]:
     return shape
 
 
-def check_cifar(paths: Sequence[Path], meta_path: Path, names_key: str, title: str, num_classes: int) -> list[str]:
-    """Checks that pickled batches hold images (n, 3072) as uint8 and labels, and nothing that could run.
+def read_cifar(
+    paths: Sequence[Path], meta_path: Path, names_key: str, title: str, num_classes: int
+) -> list[tuple[NDArray[np.uint8], list[int]]]:
+    """Reads pickled batches without letting a file choose what is called, imported or allocated.
 
     Args:
         paths: Files of the batches.
-        meta_path: File of the classes' names.
+        meta_path: File of the class names.
         names_key: Key of the names in it.
-        title: The data set's name.
-        num_classes: Labels are below, and there are so many names.
+        title: Name of the data set, for errors.
+        num_classes: Number of class names; labels are below it.
 
     Returns:
-        The names of the classes.
+        Images (n, 3072), red, green and blue planes, and n labels of each batch.
 
     Raises:
-        ValueError: If a file is missing, damaged, or holds something else.
+        ValueError: If a file is missing, damaged, or holds anything else.
     """
+    batches = []
     for path in (*paths, meta_path):
         if not path.is_file():
             raise _missing(title, path, f"the unpacked folder {path.parent.name}")
         try:
             content = _unpickle_arrays(path)
             if path != meta_path:
-                _check_batch(content, num_classes)
-            elif len(names := list(content[names_key])) != num_classes:
+                batches.append(_checked_batch(content, num_classes))
+            elif len(content[names_key]) != num_classes:
                 raise ValueError(f"it must name {num_classes} classes")
         except Exception as error:  # damage shows itself in any way
-            reason = f"there is no {error}" if isinstance(error, KeyError) else error
+            reason = f"there is no {error}" if isinstance(error, KeyError) else str(error) or "it ends too early"
             raise ValueError(
                 f"{path} must be a file of {title}; it is damaged or holds more than arrays: {reason}. {_REMEDY}"
             ) from error
-    return names
+    return batches
 
 
-def _check_batch(content: Any, num_classes: int) -> None:
+def _checked_batch(content: Any, num_classes: int) -> tuple[NDArray[np.uint8], list[int]]:
     data = content["data"]
     labels = content["labels"] if "labels" in content else content["fine_labels"]
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+    if not isinstance(data, _Array) or data.pixels is None or data.pixels.ndim != 2 or data.pixels.shape[1] != 3072:
         raise ValueError("its images must be uint8 of shape (n, 3072)")
-    if not isinstance(labels, list) or len(labels) != len(data) or not len(data):
-        raise ValueError(f"its {len(data)} images must have a label each")
+    if not isinstance(labels, list) or len(labels) != len(data.pixels) or not labels:
+        raise ValueError(f"its {len(data.pixels)} images must have a label each")
     if any(type(label) is not int or not 0 <= label < num_classes for label in labels):
         raise ValueError(f"its labels must be whole numbers from 0 to {num_classes - 1}")
+    return data.pixels, labels
 
 
 def _unpickle_arrays(path: Path) -> Any:
-    """What a pickle of plain values and arrays holds. Raises pickle.UnpicklingError if it names more."""
-    with path.open("rb") as file:
-        return _ArrayUnpickler(file, encoding="latin1").load()
+    """Returns what a pickle of plain values and uint8 arrays holds. Raises pickle.UnpicklingError if it names more."""
+    content = path.read_bytes()
+    return _ArrayUnpickler(io.BytesIO(content), budget=2 * len(content)).load()
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads plain values and NumPy arrays; whatever else a file names is refused, so nothing in it can run."""
+class _Dtype:
+    """Stands for numpy.dtype: only that of bytes exists."""
 
-    _ALLOWED = frozenset(
-        {
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy._core.numeric", "_frombuffer"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
+    def __setstate__(self, state: object) -> None:
+        """Byte order and alignment mean nothing for single bytes."""
+
+
+class _Array:
+    """Stands for an array until its state arrives: a uint8 array whose shape and bytes agree."""
+
+    pixels: NDArray[np.uint8] | None = None
+
+    def __init__(self, spend: Callable[[int], None]) -> None:
+        self._spend = spend
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Takes NumPy's state (version, shape, dtype, is_fortran, bytes)."""
+        _, shape, _, is_fortran, raw = state
+        self._spend(len(raw) if isinstance(raw, str) else 0)
+        self.pixels = _pixels(raw, shape, "F" if is_fortran else "C")
+
+
+def _pixels(raw: object, shape: object, order: object) -> NDArray[np.uint8]:
+    if isinstance(raw, str):  # bytes that Python 2 pickled
+        raw = raw.encode("latin1")
+    sizes = tuple(int(size) for size in shape) if isinstance(shape, tuple) else ()
+    if not isinstance(raw, (bytes, bytearray)) or min(sizes, default=-1) < 0 or math.prod(sizes) != len(raw):
+        raise pickle.UnpicklingError("an array must have as many bytes as its shape says")
+    return np.frombuffer(raw, np.uint8).reshape(sizes, order="F" if order == "F" else "C")
+
+
+# Python's own implementation: the C one resizes its memo to any index that a file names.
+class _ArrayUnpickler(pickle._Unpickler):
+    """Reads plain values and uint8 arrays. What a file names is replaced by functions of this module.
+
+    NumPy's own constructors would follow pointers of the file's choosing.
+    """
+
+    def __init__(self, file: IO[bytes], budget: int) -> None:
+        super().__init__(file, encoding="latin1")
+        self._budget = budget
+        """Bytes that calls may still make: a file can repeat one of its strings at one byte a time."""
+        self._functions: dict[tuple[str, str], Callable[..., Any]] = {
+            ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(self._spend),
+            ("numpy._core.numeric", "_frombuffer"): self._from_buffer,
+            ("numpy", "ndarray"): _refuse,
+            ("numpy", "dtype"): self._dtype,
+            ("_codecs", "encode"): self._encode,
         }
-    )
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns what makes an array. Raises pickle.UnpicklingError for anything else."""
+        """Returns what stands for a name. Raises pickle.UnpicklingError for all but those of arrays."""
         module = module.replace("numpy.core.", "numpy._core.")  # the old name, in the published files
-        if (module, name) not in self._ALLOWED:
+        if (module, name) not in self._functions:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module, name)
+        return self._functions[module, name]
+
+    def _spend(self, num_bytes: int) -> None:
+        self._budget -= num_bytes
+        if self._budget < 0:
+            raise pickle.UnpicklingError("it expands to more than twice its size")
+
+    def _dtype(self, name: object, *_: object) -> _Dtype:
+        if name not in ("u1", "|u1", "uint8"):
+            raise pickle.UnpicklingError(
+                f"its images must be uint8 of shape (n, 3072); one array is {str(name)[:20]!r}"
+            )
+        return _Dtype()
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        if encoding != "latin1":
+            raise pickle.UnpicklingError(f"it encodes text as {str(encoding)[:20]!r}")
+        self._spend(len(text))
+        return text.encode("latin1")
+
+    def _from_buffer(self, raw: object, dtype: object, shape: object, order: object) -> _Array:
+        if not isinstance(dtype, _Dtype):
+            raise pickle.UnpicklingError("its arrays must be uint8")
+        array = _Array(self._spend)
+        array.pixels = _pixels(raw, shape, order)
+        return array
+
+
+def _refuse(*_: object) -> None:
+    raise pickle.UnpicklingError("it calls numpy.ndarray")
 
 
 def _missing(title: str, path: Path, what: str) -> ValueError:

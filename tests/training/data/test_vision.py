@@ -208,6 +208,41 @@ def test_a_batch_of_another_form_is_refused(tmp_path, change, reason):
         cifar10(str(tmp_path))
 
 
+class Pointer:
+    def __reduce__(self):
+        return np.ndarray, ((1,), "O", b"A" * 8)
+
+
+class Follow:
+    def __reduce__(self):
+        return np.ndarray, (Pointer(),)
+
+
+def repeating(text, times):
+    """A pickle whose list encodes one of its strings again and again."""
+    encode = (
+        b"c_codecs\nencode\nq\x00" + b"(X" + struct.pack("<I", len(text)) + text + b"X\x06\x00\x00\x00latin1tq\x01R0"
+    )
+    return b"\x80\x02" + encode + b"(" + b"h\x00h\x01R" * times + b"l."
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "x": Follow()}, protocol=2), "it calls numpy.ndarray"),
+        (b"\x80\x02}r" + struct.pack("<I", 2**31) + b".", "there is no 'data'"),  # C would resize its memo to 16 GB
+        (repeating(b"x" * 2**20, 50), "it expands to more than twice its size"),
+        (b"\x80\x02\x8a\x04" + b"\xff" * 3, "it ends too early"),
+    ],
+    ids=["object array", "memo", "repeated", "long integer"],
+)
+def test_a_crafted_batch_is_refused_without_following_or_allocating(tmp_path, content, reason):
+    write_cifar10(tmp_path, 4)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(content)
+    with pytest.raises(ValueError, match=f"data_batch_1 must be a file of CIFAR-10; .*{reason}"):
+        cifar10(str(tmp_path))
+
+
 @pytest.mark.parametrize("kept", [0, 1, 100, 5000, -1])
 def test_a_truncated_batch_is_named(tmp_path, kept):
     write_cifar10(tmp_path, 4)
