@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,69 @@ class SparseTensor:
 Part = Tensor | SparseTensor
 
 
+_MAGIC = b"ARROW1\0\0"
+
+
+def read_table(data: bytes) -> pa.Table:
+    """Returns the table of an Arrow IPC file with one uncompressed batch of `SCHEMA`, in memory of about its size.
+
+    Raises:
+        ValueError: If the file has more batches, another schema, or compressed buffers, which may expand without bound.
+        pyarrow.ArrowException or OSError: If it is damaged.
+    """
+    content = pa.py_buffer(data)
+    with pa.ipc.open_file(content) as reader:
+        schema, num_batches = reader.schema, reader.num_record_batches
+    if not schema.remove_metadata().equals(SCHEMA):
+        raise ValueError(f"the table must be a ticket; got columns {schema.names}.")
+    if num_batches > 1:
+        raise ValueError(f"a ticket must be one record batch; got {num_batches}.")
+    # Read message by message: the file's own reader decompresses before anything can be checked.
+    batches: list[pa.RecordBatch] = []
+    for message in pa.ipc.MessageReader.open_stream(content[len(_MAGIC) :]):
+        if message.type != "record batch":
+            continue
+        if len(batches) == num_batches:
+            raise ValueError("a ticket must hold as many record batches as its footer says; it is damaged.")
+        if _is_compressed(message.metadata.to_pybytes()):
+            raise ValueError("a ticket's buffers must be uncompressed. Write it with Ticket.save.")
+        batches.append(pa.ipc.read_record_batch(message, schema))
+    if len(batches) != num_batches:
+        raise ValueError("a ticket must hold as many record batches as its footer says; it is damaged.")
+    table = pa.Table.from_batches(batches, schema)
+    table.validate(full=True)
+    return table
+
+
+def _is_compressed(message: bytes) -> bool:
+    """Returns whether a record batch's header names a compression.
+
+    Args:
+        message: The flatbuffer `Message`, of which pyarrow shows everything but this.
+
+    Raises:
+        ValueError: If it is damaged.
+
+    Source: Apache Arrow, format/Message.fbs: field 2 of Message is the header, field 3 of RecordBatch the compression.
+    """
+
+    def field(table: int, number: int) -> int:
+        """Returns the position of a field, or 0 where it is left out."""
+        layout = table - int(struct.unpack_from("<i", message, table)[0])
+        if layout < 0 or 4 + 2 * number >= struct.unpack_from("<H", message, layout)[0]:
+            return 0
+        offset = int(struct.unpack_from("<H", message, layout + 4 + 2 * number)[0])
+        return table + offset if offset else 0
+
+    try:
+        header = field(int(struct.unpack_from("<I", message, 0)[0]), 2)
+        if not header:
+            raise ValueError("a ticket's record batch must have a header; it is damaged.")
+        return bool(field(header + int(struct.unpack_from("<I", message, header)[0]), 3))
+    except struct.error as error:
+        raise ValueError(f"a ticket's record batch must have a whole header; it is damaged: {error}.") from error
+
+
 def seal(metadata: Mapping[str, Any]) -> str:
     """Returns the sha256 of version, digest and provenance."""
     return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
@@ -103,11 +167,12 @@ def decode(row: Mapping[str, Any]) -> Part:
 
     Raises:
         ValueError: If shape, type, mask and values disagree.
-        TypeError or OverflowError: If one of them is no such thing.
+        TypeError, OverflowError or RuntimeError: If one of them is no such thing.
     """
     name, shape = row["name"], row["shape"]
     if row["dtype"] not in _DTYPES or any(size < 0 for size in shape):
         raise ValueError(f"tensor {name!r} must have a known type and shape; got {row['dtype']} and {shape}.")
+    torch.empty(shape, device="meta")  # takes no memory, and fails where the shape is none
     dtype, num_positions = _DTYPES[row["dtype"]], math.prod(shape)
     positions = None
     num_values = num_positions

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from suptickets_ray.sparse.masks import true_positions
-from suptickets_ray.tickets.arrow import SCHEMA, Part, SparseTensor, decode, digest_of_rows, encode, seal
+from suptickets_ray.tickets.arrow import SCHEMA, Part, SparseTensor, decode, digest_of_rows, encode, read_table, seal
 
 FORMAT_VERSION = 1
 _METADATA_KEY = b"suptickets_ray.ticket"
@@ -136,7 +136,8 @@ class Ticket:
         rows = table.to_pylist()
         try:
             parts = {row["name"]: decode(row) for row in rows}
-        except (TypeError, OverflowError) as error:  # nothing where there must be something
+        # Nothing where there must be something, or a shape that torch cannot have.
+        except (TypeError, OverflowError, RuntimeError) as error:
             raise ValueError(f"the ticket's rows must be whole; they are damaged: {error}.") from error
         if len(parts) != len(rows):
             raise ValueError("the ticket must hold each tensor once; it is damaged.")
@@ -173,9 +174,7 @@ class Ticket:
             ValueError: If they are not a whole ticket.
         """
         try:
-            with pa.ipc.open_file(pa.BufferReader(data)) as reader:
-                table = reader.read_all()
-            table.validate(full=True)
+            table = read_table(data)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"the ticket must be a whole Arrow file; it is damaged: {error}.") from error
         return Ticket.from_arrow(table)

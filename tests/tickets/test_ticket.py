@@ -1,3 +1,6 @@
+import contextlib
+import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -6,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suptickets_ray import Ticket
+from suptickets_ray.tickets.arrow import SCHEMA, digest_of_rows, seal
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -116,6 +120,73 @@ def test_a_damaged_file_is_an_error_never_another_ticket(data):
 def test_a_foreign_table_is_refused():
     with pytest.raises(ValueError, match="the table must be a ticket"):
         Ticket.from_arrow(pa.table({"a": [1]}))
+
+
+def crafted(rows, compression=None, batches=1):
+    """A file whose digest and seal hold, whatever its rows say."""
+    metadata = {"version": 1, "digest": digest_of_rows(rows), "provenance": {}}
+    metadata["seal"] = seal(metadata)
+    schema = SCHEMA.with_metadata({b"suptickets_ray.ticket": json.dumps(metadata, sort_keys=True).encode()})
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        for _ in range(batches):
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+    return sink.getvalue()
+
+
+def row(shape, mask=None, values=b"", dtype="float32"):
+    return {"name": "w", "shape": shape, "dtype": dtype, "mask": mask, "values": values}
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_compressed_buffers_are_refused_before_they_expand(compression):
+    size = 40 * 2**20
+    content = crafted([row([size * 8], mask=bytes(size))], compression)
+    assert len(content) < 500_000
+    before = pa.total_allocated_bytes()
+    with pytest.raises(ValueError, match="buffers must be uncompressed"):
+        Ticket.from_bytes(content)
+    assert pa.total_allocated_bytes() - before < 2**20
+    assert Ticket.from_bytes(crafted([row([2], values=bytes(8))])).state_dict()["w"].tolist() == [0, 0]
+
+
+def test_a_batch_that_is_listed_again_and_again_is_refused():
+    with pytest.raises(ValueError, match="must be one record batch; got 3"):
+        Ticket.from_bytes(crafted([row([2], values=bytes(8))], batches=3))
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        row([2**40]),
+        row([2**40], mask=bytes(8)),
+        row([0, 2**62, 2**62]),
+        row([-1], values=bytes(4)),
+        row([2], values=bytes(8), dtype="complex64"),
+    ],
+    ids=["no values", "short mask", "overflow", "negative", "type"],
+)
+def test_a_shape_that_the_file_cannot_fill_is_refused(one):
+    with pytest.raises(ValueError, match="must|damaged"):
+        Ticket.from_bytes(crafted([one])).state_dict()
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None)
+@given(st.data())
+def test_crafted_and_resealed_rows_are_a_ticket_or_a_value_error(data):
+    shape = data.draw(st.lists(st.integers(-1, 2**63 - 1) | st.integers(0, 5), max_size=4))
+    binary = st.binary(max_size=40) | st.integers(0, 64).map(bytes)
+    mask = data.draw(st.none() | binary)
+    dtype = data.draw(st.sampled_from(["float32", "bool", "int64", "bfloat16", "complex64", "", "float33"]))
+    rows = [row(shape, mask, data.draw(binary), dtype)] * data.draw(st.integers(0, 2))
+    content = bytearray(crafted(rows))
+    for _ in range(data.draw(st.integers(0, 2))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(ValueError):
+        found = Ticket.from_bytes(bytes(content))
+        found.state_dict()
+        assert 0 <= found.density <= 1
 
 
 def test_pandas_opens_a_ticket(tmp_path):
