@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import itertools
 import json
 import os
 import socket
+import stat
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from suptickets_ray.tickets.store import RunStore
 
@@ -51,7 +53,7 @@ def only_process(path: str, on_wait: Callable[[str], None] = lambda text: None) 
 def _in_folder(path: str) -> Iterator[None]:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
-        lock = (Path(path) / LOCK_FILE).open("w")
+        lock = _opened_lock(Path(path))
     except OSError as error:
         raise ValueError(f"storage must be a folder that can be written; got: {error}.") from error
     with lock:
@@ -65,6 +67,31 @@ def _in_folder(path: str) -> Iterator[None]:
                 f"failed: {error}. Mount it with locks (e.g. -o flock), or choose another storage=."
             ) from error
         yield
+
+
+def _opened_lock(folder: Path) -> IO[bytes]:
+    """Returns the lock's file, open; no link is followed, nothing is emptied, and no pipe is waited for.
+
+    Raises:
+        OSError: If it cannot be written.
+        ValueError: If it is not a regular file of this user, or of the folder's owner where the file system maps users.
+    """
+    file = folder / LOCK_FILE
+    try:
+        opened = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise ValueError(_foreign_lock(file)) from error
+        raise
+    found = os.fstat(opened)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid not in (os.geteuid(), folder.stat().st_uid):
+        os.close(opened)
+        raise ValueError(_foreign_lock(file))
+    return os.fdopen(opened, "r+b")
+
+
+def _foreign_lock(file: Path) -> str:
+    return f"{file} must be a regular file of this user; it is something else. Remove it, or choose another name=."
 
 
 @contextmanager

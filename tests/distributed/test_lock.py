@@ -159,3 +159,33 @@ def test_a_sign_that_somebody_removed_is_given_anew(in_store):
                 break
             threading.Event().wait(0.01)
         assert store.exists(lock.LOCK_FILE)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_a_lock_that_is_not_a_regular_file_is_refused_and_left_as_it_is(tmp_path, kind):
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    file = run / ".lock"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(other)
+    if kind == "link":
+        other.write_text("kept")
+    refused = pytest.raises(ValueError, match=r"\.lock must be a regular file of this user; .* Remove it")
+    with refused, lock.only_process(str(run)):
+        pass
+    assert not other.exists() if kind != "link" else other.read_text() == "kept"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_lock_of_another_user_is_refused(tmp_path):
+    (tmp_path / ".lock").touch()
+    os.chown(tmp_path / ".lock", 65534, -1)
+    with (
+        pytest.raises(ValueError, match=r"\.lock must be a regular file of this user"),
+        lock.only_process(str(tmp_path)),
+    ):
+        pass
