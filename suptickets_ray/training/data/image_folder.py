@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +56,14 @@ class FolderSource(EncodedSource):
     """The image files of one folder, class by class in the order of their names, or always equally mixed."""
 
     def __init__(
-        self, folder: Path, classes: Sequence[str], decoder: Decoder, *, crops: bool, mixed: bool = False
+        self,
+        folder: Path,
+        classes: Sequence[str],
+        decoder: Decoder,
+        walk: FolderWalk,
+        *,
+        crops: bool,
+        mixed: bool = False,
     ) -> None:
         """Lists the files; none is opened.
 
@@ -63,6 +71,7 @@ class FolderSource(EncodedSource):
             folder: The folder of a split, which holds one for each class.
             classes: Names of all classes.
             decoder: Makes pixels of the contents.
+            walk: Lists the files of all splits.
             crops: Whether training reads random crops.
             mixed: Whether the list is shuffled once and for all. What is streamed must be: an epoch mixes the examples
                 of a few blocks at a time, and blocks of neighbours would be of one class.
@@ -74,9 +83,14 @@ class FolderSource(EncodedSource):
         found, label_of = _subfolders(folder), {name: label for label, name in enumerate(classes)}
         if unknown := sorted(set(found) - set(classes)):
             raise ValueError(f"{folder} must hold the classes of the training set; {unknown[0]!r} is none of them.")
-        listed = [(path, label_of[name]) for name in found for path in _images(folder, name)]
+        images = {name: walk.images(folder, name) for name in found}
+        listed = [(path, label_of[name]) for name in found for path in images[name]]
         if not listed:
             raise ValueError(f"{folder} must hold images in a folder for each class; there is none.")
+        if empty := [name for name in classes if not images.get(name)]:
+            warnings.warn(
+                f"{len(empty)} of {len(classes)} classes have no image in {folder}, such as {empty[0]!r}.", stacklevel=2
+            )
         if mixed:
             listed = shuffled(listed)
         self.paths = [path for path, _ in listed]
@@ -134,11 +148,20 @@ def image_folder(
     folders = {"train": "train"}
     folders |= {"validation": "val", "test": "test"} if (base / "test").is_dir() else {"test": "val"}
     loaded: dict[str, Any] = {"num_classes": len(classes), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    walk, sources = FolderWalk(), {}
     for split, folder in folders.items():
         # Also in memory: what is converted has this order, and is to give the same bits however it is read.
-        source = FolderSource(base / folder, classes, decoder, crops=not in_memory, mixed=split == "train")
+        source = FolderSource(base / folder, classes, decoder, walk, crops=not in_memory, mixed=split == "train")
         source.set_block_size(block_size, in_memory)
-        loaded[split] = source.read_all() if in_memory else source
+        sources[split] = source
+    walk.check_links()
+    if walk.skipped:
+        warnings.warn(
+            f"{len(walk.skipped)} files under {base} are not images of a known kind and are left out, such as "
+            f"{walk.skipped[0]}.",
+            stacklevel=2,
+        )
+    loaded |= {split: source.read_all() if in_memory else source for split, source in sources.items()}
     return loaded | {"augmentation": {"flip": True}}
 
 
@@ -163,11 +186,66 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _images(folder: Path, name: str) -> list[str]:
-    """Paths of the images of a class, relative to the folder of its split, sorted; nothing that is hidden."""
-    found = []
-    for place, subfolders, files in os.walk(folder / name, followlinks=True):
-        subfolders[:] = [subfolder for subfolder in subfolders if not subfolder.startswith(".")]
-        relative = os.path.relpath(place, folder)
-        found += [f"{relative}/{file}" for file in files if file.lower().endswith(EXTENSIONS) and file[0] != "."]
-    return sorted(found)
+class FolderWalk:
+    """Walks the folders of a data set once, and accounts for what it leaves out or would read twice."""
+
+    def __init__(self) -> None:
+        """Starts with nothing seen; one walk serves all splits, which must not share images."""
+        self._folders: dict[str, str] = {}
+        self._links: list[str] = []
+        self.skipped: list[str] = []
+        """Files that are not images of a known kind; hidden files do not count."""
+
+    def images(self, folder: Path, name: str) -> list[str]:
+        """Returns the paths of a class's images, relative to the folder of its split, sorted; hidden ones are left out.
+
+        Links are followed. `os.scandir` tells them apart without a call per file, which network storage answers slowly.
+
+        Raises:
+            ValueError: If links lead to a folder a second time, or the class cannot be read.
+        """
+        found, waiting = [], [name]
+        while waiting:
+            relative = waiting.pop()
+            place = str(folder / relative)
+            if (first := self._folders.setdefault(os.path.realpath(place), place)) != place:
+                raise ValueError(
+                    f"{place} must be a folder of its own; it leads to the same files as {first}, whose images would "
+                    "be read twice. Remove one of them."
+                )
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    path = f"{relative}/{entry.name}"
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        waiting.append(path)
+                    elif entry.name.lower().endswith(EXTENSIONS):
+                        found.append(path)
+                        self._links += [entry.path] if entry.is_symlink() else []
+                    else:
+                        self.skipped.append(entry.path)
+        return sorted(found)
+
+    def check_links(self) -> None:
+        """Raises ValueError if links lead to an image that is read under another path as well."""
+        seen: dict[str, str] = {}
+        twice = []
+        for link in self._links:
+            target = os.path.realpath(link)
+            other = seen.setdefault(target, link)
+            folder, name = os.path.split(target)
+            if (
+                other == link
+                and folder in self._folders
+                and not name.startswith(".")
+                and name.lower().endswith(EXTENSIONS)
+            ):
+                other = target
+            if other != link:
+                twice.append((link, other))
+        if twice:
+            raise ValueError(
+                f"every image must be read once; {len(twice)} links lead to images that are read already, such as "
+                f"{twice[0][0]} to {twice[0][1]}. Remove the links."
+            )
