@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 
 from suptickets_ray.sparse import masks as mask_arithmetic
 from suptickets_ray.sparse.connections import Connections
+from suptickets_ray.sparse.distributions import share_out
 from suptickets_ray.sparse.first_masks import NEED_GRADIENT, Start, first_masks, uniform_counts
 from suptickets_ray.sparse.maskable import find_ddp, last_linear, maskable_parameters, output_dimensions
 from suptickets_ray.sparse.plan import Plan
 from suptickets_ray.sparse.ranks import ActiveGradientReduction, assert_equal_masks
 from suptickets_ray.sparse.stepping import MaskedStep
-from suptickets_ray.sparse.topology import drop_and_grow, prune_layers, prune_to_density
+from suptickets_ray.sparse.topology import drop_and_grow, prune_layers, prune_to_count
 
 
 class Sparsifier:
@@ -90,6 +91,8 @@ class Sparsifier:
         self._output_dimensions = output_dimensions(model, self.parameters)
         self._needs = self._plan.needs
         self._gradients: dict[str, Tensor] | None = None
+        self._trained: set[str] = set()
+        """Layers that had a gradient at the last step; the others keep their masks at an update."""
         self._momenta: dict[str, Tensor] = {}
         self._ddp: DistributedDataParallel | None = None
         self._compresses = False
@@ -223,6 +226,9 @@ class Sparsifier:
         if "momentum" in self._needs and not self._momenta:
             raise RuntimeError("explore() by momentum must follow a step; none came. Train a step first.")
         self._gradients = self._dense_gradients() if "gradient" in self._needs else None
+        if self._gradients is not None and not self._gradients:
+            raise RuntimeError("explore() must see gradients; no masked weight has one. Call backward() first.")
+        self._trained = set(self.parameters if self._gradients is None else self._gradients)
         self._exchange(fraction)
         self._gradients = None
         if self._ddp is not None:
@@ -342,7 +348,7 @@ class Sparsifier:
             self.parameters,
             self._plan.first_density,
             self.generator,
-            self._dense_gradients() if distribution in NEED_GRADIENT else None,
+            self._all_dense_gradients() if distribution in NEED_GRADIENT else None,
             self.settings.get("regrow_fraction", 0.0),
             self._last_linear,
             self._output_dimensions,
@@ -359,19 +365,35 @@ class Sparsifier:
             self._exchange(self._plan.fraction_at(self.num_steps))
 
     def _prune(self, density: float) -> None:
+        """Prunes the layers that the last step trained; all of them where the others leave too little room for that."""
         density = min(density, self.density)  # masks that were given may be sparser than the schedule
+        counts, masks = self.counts, self.masks
+        left = mask_arithmetic.count_down(density, mask_arithmetic.num_positions(self.parameters))
+        left -= sum(count for name, count in counts.items() if name not in self._trained)
+        pruned = {name: self.parameters[name] for name in self.parameters if name in self._trained}
+        if not pruned or left < len(pruned):
+            pruned, left = self.parameters, left + sum(counts[name] for name in counts if name not in self._trained)
+        own = {name: masks[name] for name in pruned}
         if self.settings["prune_scope"] == "global":
-            masks = prune_to_density(self.parameters, density, masks=self.masks)
+            masks |= prune_to_count(pruned, left, own)
         else:
-            counts = uniform_counts(self.counts, density, self._last_linear, self._sizes())
-            masks = prune_layers(self.parameters, counts, self.masks)
+            uniform = uniform_counts(counts, density, self._last_linear, self._sizes())
+            capacities = {name: counts[name] for name in pruned}
+            wanted = share_out({name: uniform[name] for name in pruned}, capacities, left, dict.fromkeys(pruned, 1))
+            masks |= prune_layers(pruned, wanted, own)
         self._stepping.set_masks(masks, exchanging=True)
 
     def _exchange(self, fraction: float) -> None:
-        settings = self.settings
-        masks = drop_and_grow(
+        """Exchanges connections in the layers that the last step trained; the others keep their masks."""
+        settings, masks = self.settings, self.masks
+        trained = {name: mask for name, mask in masks.items() if name in self._trained}
+        if "momentum" in self._needs:
+            trained = {name: mask for name, mask in trained.items() if name in self._momenta}
+        if not trained:
+            return
+        masks |= drop_and_grow(
             self.parameters,
-            self.masks,
+            trained,
             fraction,
             drop=settings["drop"],
             grow=settings["grow"],
@@ -402,12 +424,16 @@ class Sparsifier:
             )
 
     def _dense_gradients(self) -> dict[str, Tensor]:
-        missing = [name for name, parameter in self.parameters.items() if parameter.grad is None]
-        if missing:
+        """Returns the gradients that there are: a frozen layer or one that a step did not use has none."""
+        return {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+
+    def _all_dense_gradients(self) -> dict[str, Tensor]:
+        gradients = self._dense_gradients()
+        if missing := [name for name in self.parameters if name not in gradients]:
             raise RuntimeError(
                 f"every masked weight must have a gradient; {missing[0]!r} has none. Call backward() first."
             )
-        return {name: parameter.grad for name, parameter in self.parameters.items()}  # type: ignore[misc]
+        return gradients
 
     @torch.no_grad()
     def _take_gradients(self) -> None:
@@ -423,13 +449,14 @@ class Sparsifier:
 
     @torch.no_grad()
     def _before_optimizer_step(self) -> None:
+        self._trained = {name for name, parameter in self.parameters.items() if parameter.grad is not None}
         dense = self.needs_dense_gradients
         self._take_gradients()
         if not dense:
             return
         assert self._gradients is not None
-        for name, connections in self._stepping.connections.items():
-            self._dense_gradient_steps[name] += self.parameters[name].numel() - connections.count
+        for name in self._gradients:
+            self._dense_gradient_steps[name] += self.parameters[name].numel() - self.counts[name]
         if "momentum" in self._needs:
             decay = self.settings["momentum_decay"]
             for name, gradient in self._gradients.items():

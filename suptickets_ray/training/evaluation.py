@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -27,11 +30,21 @@ def _batch_size(examples: Examples) -> int:
 def predict(model: Module, examples: Examples) -> Tensor:
     """Returns the logits (n, num_classes) of all examples on the CPU; the model's mode is left as it was."""
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    logits = [model(inputs).float().cpu() for inputs, _ in examples.batches(_batch_size(examples), device)]
-    model.train(was_training)
+    with _modes_restored(model):
+        model.eval()
+        logits = [model(inputs).float().cpu() for inputs, _ in examples.batches(_batch_size(examples), device)]
     return torch.cat(logits)
+
+
+@contextmanager
+def _modes_restored(model: Module) -> Iterator[None]:
+    """Restores every module's mode on exit; some may stay in evaluation while the model trains."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -68,7 +81,8 @@ def batch_norms(model: Module) -> list[_BatchNorm]:
 def recalibrate(model: Module, splits: Splits, seed: int, num_examples: int | None = None) -> None:
     """Replaces every BatchNorm's running statistics by the mean over one seeded pass of the training examples.
 
-    They are augmented as in training. The pass is cut into batches of nearly equal size, of at least 2 examples,
+    A layer that stays in evaluation, or that the forward pass does not reach, keeps its statistics. Examples are
+    augmented as in training. The pass is cut into batches of nearly equal size, of at least 2 examples,
     because each counts the same.
 
     Args:
@@ -79,20 +93,23 @@ def recalibrate(model: Module, splits: Splits, seed: int, num_examples: int | No
 
     Source: Izmailov et al., 1803.05407, section 3.2.
     """
-    norms = batch_norms(model)
-    if not norms:
-        return
-    device = next(model.parameters()).device
-    momenta = [norm.momentum for norm in norms]
-    was_training = model.training
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean
-    model.train()
-    size = min(len(splits.train), num_examples or len(splits.train))
-    parts = torch.arange(size).tensor_split(-(-size // _batch_size(splits.train)))
-    for inputs, _ in splits.train.epoch(seed, [len(part) for part in parts], device):
-        model(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.train(was_training)
+    with _modes_restored(model):
+        model.train()
+        # A model that keeps some in evaluation, whatever its mode, keeps their statistics.
+        norms = [norm for norm in batch_norms(model) if norm.training]
+        if not norms:
+            return
+        device = next(model.parameters()).device
+        before = [(norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative mean
+        size = min(len(splits.train), num_examples or len(splits.train))
+        parts = torch.arange(size).tensor_split(-(-size // _batch_size(splits.train)))
+        for inputs, _ in splits.train.epoch(seed, [len(part) for part in parts], device):
+            model(inputs)
+        for norm, (momentum, buffers) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if not norm.num_batches_tracked:  # the forward pass does not reach it
+                for buffer, old in zip(norm.buffers(), buffers, strict=True):
+                    buffer.copy_(old)

@@ -502,37 +502,59 @@ CONTINUE = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
 from test_sparsifier import TOTAL, build, train_step
-saved = torch.load(sys.argv[2], weights_only=True)
-parts = build(**saved["how"], seed=99)
-for part, state in zip(parts, saved["states"], strict=True):
-    part.load_state_dict(state)
-for step in range(5, 25):
-    assert train_step(*parts, step)
-torch.save([part.state_dict() for part in parts], sys.argv[3])
-"""
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"method": "itop_set", "optimizer": "adamw", "density": 0.25},
-        {"method": "rigl", "grow": "momentum", "drop": "mest", "redistribution": "nonzeros", "optimizer": "sgd"},
-        {"method": "rigl", "grow": "mix", "optimizer": "adam fused", "width": 16_384, "density": 0.05},
-    ],
-    ids=["random_unfired", "momentum", "gathered"],
-)
-def test_saved_and_loaded_into_a_fresh_process_the_next_20_updates_are_bit_equal(how, tmp_path):
-    how = {**how, "update_interval_steps": 1, "update_end_fraction": 1.0, "keep_updating": True}
-    parts = build(**how)
-    for step in range(5):
-        train_step(*parts, step)
-    torch.save({"how": how, "states": [part.state_dict() for part in parts]}, tmp_path / "saved.pt")
-    files = [str(Path(__file__).parent), str(tmp_path / "saved.pt"), str(tmp_path / "continued.pt")]
-    subprocess.run([sys.executable, "-c", CONTINUE, *files], check=True)
+continued = {}
+for case, saved in torch.load(sys.argv[2], weights_only=True).items():
+    parts = build(**saved["how"], seed=99)
+    for part, state in zip(parts, saved["states"], strict=True):
+        part.load_state_dict(state)
     for step in range(5, 25):
         assert train_step(*parts, step)
-    continued = torch.load(tmp_path / "continued.pt", weights_only=True)
-    assert as_bits(continued) == as_bits([part.state_dict() for part in parts])
+    continued[case] = [part.state_dict() for part in parts]
+torch.save(continued, sys.argv[3])
+"""
+EVERY_STEP = {"update_interval_steps": 1, "update_end_fraction": 1.0, "keep_updating": True}
+CONTINUED = {
+    "random_unfired": {"method": "itop_set", "optimizer": "adamw", "density": 0.25, **EVERY_STEP},
+    "momentum": {
+        "method": "rigl",
+        "grow": "momentum",
+        "drop": "mest",
+        "redistribution": "nonzeros",
+        "optimizer": "sgd",
+        **EVERY_STEP,
+    },
+    "gathered": {
+        "method": "rigl",
+        "grow": "mix",
+        "optimizer": "adam fused",
+        "width": 16_384,
+        "density": 0.05,
+        **EVERY_STEP,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory):
+    """What 5 steps saved here, and 20 more in a fresh process, give in each case; one process for all."""
+    folder, saved = tmp_path_factory.mktemp("continued"), {}
+    for case, how in CONTINUED.items():
+        parts = build(**how)
+        for step in range(5):
+            train_step(*parts, step)
+        saved[case] = {"how": how, "states": [part.state_dict() for part in parts]}
+    torch.save(saved, folder / "saved.pt")
+    files = [str(Path(__file__).parent), str(folder / "saved.pt"), str(folder / "continued.pt")]
+    subprocess.run([sys.executable, "-c", CONTINUE, *files], check=True)
+    return torch.load(folder / "continued.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("case", CONTINUED)
+def test_saved_and_loaded_into_a_fresh_process_the_next_20_updates_are_bit_equal(case, continued):
+    parts = build(**CONTINUED[case])
+    for step in range(25):
+        train_step(*parts, step)
+    assert as_bits(continued[case]) == as_bits([part.state_dict() for part in parts])
 
 
 def as_bits(value):
@@ -855,3 +877,75 @@ def test_a_diverged_gradient_revives_no_pruned_weight():
     for name, mask in sparsifier.masks.items():
         assert not model.get_parameter(name)[~mask].any()
         assert model.get_parameter(name)[mask].isnan().all()
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.a, self.b = nn.Linear(20, 64), nn.Linear(64, 8), nn.Linear(64, 8)
+
+    def forward(self, inputs, head):
+        return getattr(self, head)(self.body(inputs).relu())
+
+
+def trained_in_turn(method, frozen_from=None, **settings):
+    """Heads a and b trained in turn; yields the masks before and after each update with the layers left out."""
+    torch.manual_seed(0)
+    model = TwoHeads()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    settings = {"density": 0.2, "total_steps": 120, "update_interval_steps": 9, **settings}
+    sparsifier = Sparsifier(model, optimizer, method, generator=torch.Generator().manual_seed(0), **settings)
+    for step in range(120):
+        if step == frozen_from:
+            model.body.requires_grad_(False)
+        inputs, head = torch.randn(16, 20), "ab"[step % 2]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs, head), (inputs[:, 0] > 0).long()).backward()
+        unused = [name for name, weight in sparsifier.parameters.items() if weight.grad is None]
+        before = sparsifier.masks
+        optimizer.step()
+        if sparsifier.step():
+            yield unused, before, sparsifier
+
+
+@pytest.mark.parametrize("settings", [{}, {"grow": "momentum"}, {"drop": "threshold", "redistribution": "nonzeros"}])
+@pytest.mark.parametrize("method", ["set", "rigl", "gmp", "gmp_uniform", "granet", "granet_uniform"])
+def test_a_layer_without_a_gradient_at_an_update_keeps_its_mask(method, settings):
+    if method.startswith("gmp") and settings:
+        return
+    seen, changed, density = set(), set(), 1.0
+    for unused, before, sparsifier in trained_in_turn(method, **settings):
+        seen.update(unused)
+        for name, mask in sparsifier.masks.items():
+            assert name not in unused or torch.equal(mask, before[name]), name
+            changed |= set() if torch.equal(mask, before[name]) else {name}
+        assert sparsifier.density <= density
+        density = sparsifier.density
+    assert seen == {"a.weight", "b.weight"}
+    assert changed == {"body.weight", "a.weight", "b.weight"}
+    assert density == int(0.2 * (20 * 64 + 2 * 64 * 8)) / (20 * 64 + 2 * 64 * 8)
+
+
+@pytest.mark.parametrize("method", ["set", "rigl", "granet"])
+def test_a_layer_frozen_in_mid_training_keeps_weights_and_mask(method):
+    frozen = None
+    for _, _, sparsifier in trained_in_turn(method, frozen_from=60):
+        if sparsifier.num_steps > 60:
+            body = sparsifier.parameters["body.weight"].detach()
+            frozen = body.clone() if frozen is None else frozen
+            assert torch.equal(body, frozen)
+    assert frozen is not None
+
+
+def test_exploring_needs_a_gradient_of_some_layer_and_leaves_the_others():
+    *_, (_, _, sparsifier) = trained_in_turn("rigl")
+    before = sparsifier.masks
+    sparsifier.explore(0.5)
+    unused = [name for name, weight in sparsifier.parameters.items() if weight.grad is None]
+    assert unused
+    for name, mask in sparsifier.masks.items():
+        assert torch.equal(mask, before[name]) == (name in unused)
+    for weight in sparsifier.parameters.values():
+        weight.grad = None
+    with pytest.raises(RuntimeError, match="no masked weight has one. Call backward"):
+        sparsifier.explore(0.5)

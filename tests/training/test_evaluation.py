@@ -44,6 +44,41 @@ def test_recalibrating_twice_gives_the_same_bits():
     assert torch.equal(models[0][0].running_var, models[1][0].running_var)
 
 
+class FrozenNorm(nn.Module):
+    """One BatchNorm that trains, one that stays in evaluation, and one that the forward pass does not reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.trained, self.frozen, self.unused, self.head = (*(nn.BatchNorm1d(3) for _ in range(3)), nn.Linear(3, 2))
+        for norm in (self.frozen, self.unused):
+            norm.running_mean.fill_(7.0)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(self, inputs):
+        return self.head(self.frozen(self.trained(inputs)))
+
+
+def test_recalibrating_keeps_the_statistics_of_frozen_and_unused_norms():
+    inputs = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)) + 2
+    model = FrozenNorm()
+    recalibrate(model, splits(inputs), 0)
+    assert model.trained.running_mean == pytest.approx(inputs.mean(0), abs=1e-5)
+    assert model.frozen.running_mean.tolist() == model.unused.running_mean.tolist() == [7.0] * 3
+    assert [norm.momentum for norm in (model.trained, model.frozen, model.unused)] == [0.1] * 3
+
+
+def test_predicting_restores_the_mode_of_each_module():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    model[0].eval()
+    predict(model, splits(torch.ones(4, 3)).train)
+    recalibrate(model, splits(torch.randn(8, 3)), 0)
+    assert [module.training for module in model] == [False, True, True]
+
+
 def test_predicting_leaves_the_model_as_it_was():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
