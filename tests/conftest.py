@@ -1,12 +1,15 @@
 """A private HOME for all tests, and one Ray for those that need it."""
 
+import itertools
 import os
+import pickle
 import random
 import socket
 import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 _PRIVATE = tempfile.TemporaryDirectory(prefix="suptickets-", ignore_cleanup_errors=True)
 # Before anything is imported that reads them. Short: a Unix socket's path has at most 107 bytes.
@@ -24,11 +27,78 @@ os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def pytest_collection_modifyitems(items):
-    """Whoever uses the session's Ray needs no mark of its own."""
+_slow_left_out = pytest.StashKey[int]()
+_FIRST = (
+    "tests/distributed/test_faults.py",
+    "tests/distributed/test_run.py",
+    "tests/distributed/test_tuning.py",
+    "tests/test_cli.py",
+    "tests/distributed/",
+    "tests/test_",
+)
+"""Files that take longest are started first, so that both processes of xdist end at about the same time."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the slow tests as well: everything that CI runs")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Marks and sorts tests, and leaves the slow ones out unless they were asked for."""
     for item in items:
         if "ray_address" in item.fixturenames:
             item.add_marker(pytest.mark.ray)
+    items.sort(key=_place)
+    asked = (
+        config.getoption("--all") or "slow" in config.getoption("markexpr") or any("::" in arg for arg in config.args)
+    )
+    slow = [] if asked else [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    config.stash[_slow_left_out] = len(slow)
+
+
+def _place(item):
+    return next((place for place, start in enumerate(_FIRST) if item.nodeid.startswith(start)), len(_FIRST))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    """A process of xdist tells the first one, which collects nothing itself."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["slow_left_out"] = session.config.stash.get(_slow_left_out, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    output = getattr(node, "workeroutput", None) or {}  # a process that crashed left none
+    node.config.stash[_slow_left_out] = output.get("slow_left_out", node.config.stash.get(_slow_left_out, 0))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """With --all: the seconds that the tests of each tier took in each process of xdist."""
+    if not config.getoption("--all"):
+        return
+    seconds = {}
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            process = getattr(getattr(report, "node", None), "gateway", None)
+            key = (process.id if process else "main", "slow" if "slow" in report.keywords else "default")
+            seconds[key] = seconds.get(key, 0.0) + report.duration
+    terminalreporter.section("seconds by process and tier")
+    for (process, tier), total in sorted(seconds.items()):
+        terminalreporter.write_line(f"{process} {tier}: {total:.0f} s")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """The last line of a run without the slow tests says so."""
+    count = config.stash.get(_slow_left_out, 0)
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if count and reporter is not None and not hasattr(config, "workerinput"):
+        reporter.write_line(f"{count} slow tests were left out; python -m pytest --all runs them too.")
 
 
 @pytest.fixture(scope="session")
@@ -105,21 +175,29 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
-def finished_run(ray_address, tmp_path_factory):
-    """A tiny run of the built-in recipe, undisturbed, with three explorers allowed."""
-    from suptickets_ray import load_config, train
+def finished_run(request, tmp_path_factory):
+    """A tiny run of the built-in recipe, undisturbed, with three explorers allowed; one for all processes of xdist."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if hasattr(request.config, "workerinput") else base
+    stored = shared / "finished.pickle"
+    with FileLock(shared / "finished.lock"):
+        if not stored.exists():
+            request.getfixturevalue("ray_address")
+            from suptickets_ray import load_config, train
 
-    storage = tmp_path_factory.mktemp("finished")
-    events = []
-    config = load_config(None, [*TINY, f"storage={storage}", "name=undisturbed", "cluster.num_explorers=3"])
-    finished = train(config, events.append)
-    finished.result["events"] = events
-    return finished
+            events = []
+            config = load_config(
+                None, [*TINY, f"storage={shared}/finished", "name=undisturbed", "cluster.num_explorers=3"]
+            )
+            finished = train(config, events.append)
+            finished.result["events"] = events
+            stored.write_bytes(pickle.dumps(finished))
+    return pickle.loads(stored.read_bytes())
 
 
 @pytest.fixture
-def forked_run(finished_run, tmp_path):
-    """A folder that holds nothing but the finished phase one of `finished_run`."""
+def forked_run(finished_run, ray_address, tmp_path):
+    """A folder that holds nothing but the finished phase one of `finished_run`, to be continued on the shared Ray."""
     run = tmp_path / "forked"
     run.mkdir()
     for name in ("config.yaml", "pretrained.pt"):

@@ -96,6 +96,24 @@ def wait_for(condition, process, seconds=90):
         time.sleep(0.02)
 
 
+def test_a_driver_killed_while_cycles_run_and_repeated_reaches_the_same_digest(finished_run, forked_run, ray_address):
+    place = [f"storage={forked_run.parent}", f"name={forked_run.name}", f"cluster.address={ray_address}"]
+    arguments = command("train", str(forked_run / "config.yaml"), *place, "cluster.num_explorers=1")
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: list(forked_run.glob("chains/*.pt")), process)
+    process.kill()
+    process.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in forked_run.glob("tickets/*/*.arrow")}
+    assert kept
+    assert not (forked_run / "result.json").exists()
+    again = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # what was finished is not made again
+    expected = json.loads((Path(finished_run.path) / "result.json").read_text())["superposed"]["digest"]
+    assert json.loads((forked_run / "result.json").read_text())["superposed"]["digest"] == expected
+
+
+@pytest.mark.slow
 def test_a_run_killed_in_phase_one_and_repeated_reaches_the_same_digest(finished_run, ray_address, tmp_path):
     config = Path(finished_run.path) / "config.yaml"
     arguments = command("train", str(config), f"storage={tmp_path}", "name=a", f"cluster.address={ray_address}")
@@ -127,11 +145,11 @@ def processes_marked(mark):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_ends_a_local_run_with_130_and_leaves_no_process(tmp_path, number):
     mark = uuid.uuid4().hex
     environment = {**os.environ, "SUPTICKETS_TEST_MARK": mark}
-    arguments = command("train", f"storage={tmp_path}", "name=a", "train.checkpoint_every_epochs=5")
+    arguments = command("train", f"storage={tmp_path}", "name=a", "cluster.num_workers=1", "train.epochs=2000")
     process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(lambda: list(tmp_path.glob("a/tensorboard/phase-one/*")), process)
     assert len(processes_marked(mark)) > 4

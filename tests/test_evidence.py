@@ -72,6 +72,7 @@ def test_settings_are_those_of_the_prototype(name):
     assert config.method.name == ("set" if name == "r2_set" else "rigl")
 
 
+@pytest.mark.slow
 def test_the_page_is_that_of_the_committed_results():
     page = module("page")
     assert (FOLDER / "README.md").read_text() == page.render(page.read_cells(FOLDER))
@@ -122,6 +123,7 @@ def test_the_committed_results_hold_every_setting_with_its_seeds():
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_seeds_of_r1_run_anew_agree_with_the_committed_numbers_and_are_not_run_twice(ray_address, tmp_path, capsys):
     run, page, statistics = module("run"), module("page"), module("statistics_of_seeds")
     run.main(["--seeds", "2", "--only", "r1", "--output", str(tmp_path)])
@@ -166,6 +168,7 @@ def test_rows_of_another_recipe_are_not_taken_for_finished():
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_its_networks_are_those_of_the_product_bit_for_bit(ray_address, tmp_path):
     own = [*SHORT, "seed=3", "superposition.gate_tolerance=none", "tickets.chains=4"]
     rows = module("evidence").rows_of("r1", 3, SHORT)

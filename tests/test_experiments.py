@@ -213,9 +213,23 @@ def training_of(name):
 TRAININGS = {training_of(name): name for name in reversed(RECIPES)}
 
 
+SOME_LARGE = {"cifar10/resnet50_rigl", "cifar10/vgg16_rigl"}
+
+
+def is_large(name):
+    return any(word in load_config(name).model.name for word in ("resnet50", "wrn", "vgg16"))
+
+
 # SNIP at density 0.05 leaves layers of a deep network without a connection but the one that they keep.
 @pytest.mark.filterwarnings("ignore:pruning would have emptied")
-@pytest.mark.parametrize("name", sorted(TRAININGS.values()))
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Of the paper's large networks two take part in the default run.
+        pytest.param(name, marks=[pytest.mark.slow] if is_large(name) and name not in SOME_LARGE else [])
+        for name in sorted(TRAININGS.values())
+    ],
+)
 def test_a_recipe_trains_two_steps_on_synthetic_data_of_its_shape(name):
     overrides = ["data.name=synthetic", "data.options.num_train=6", "data.options.num_test=1", "data.batch_size=2"]
     config = load_config(name)

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 NOTEBOOK = Path(__file__).parents[1] / "experiments" / "notebook.ipynb"
 
 

@@ -71,6 +71,7 @@ def test_the_example_of_your_own_model_and_data_runs(ray_address, tmp_path):
     train, export = next(block for block in SHELL if "mine:build" in block).splitlines()
     _, *arguments = shlex.split(train)
     short = ["train.epochs=40", "tickets.cycle_epochs=2", "data.label_noise=0", f"cluster.address={ray_address}"]
+    short += ["tickets.chains=2", "cluster.num_workers=1", "cluster.num_explorers=1"]
     command = [sys.executable, "-m", "suptickets_ray.cli", *arguments, *short]
     done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

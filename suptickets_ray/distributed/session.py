@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import ray
-import torch
 
 from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed.monitor import OnEvent
@@ -277,6 +276,8 @@ def check_address(config: ClusterConfig) -> None:
     """
     address = cluster_address(config)
     if address is None and not ray.is_initialized():
+        import torch  # takes longer to import than all the rest of this module
+
         wanted, found = config.min_workers * config.gpus_per_worker, torch.cuda.device_count()
         if wanted > found:
             raise ValueError(

@@ -50,8 +50,15 @@ S3_SILENCE_SECONDS = 20
 class Faults:
     """The cluster, and the folder that all its machines see."""
 
-    def __init__(self, folder, temp_dir):
-        self.folder = Path(folder)
+    def __init__(self, folder, temp_dir, finished):
+        """Starts the cluster.
+
+        Args:
+            folder: What all machines see.
+            temp_dir: Of Ray; short, as a Unix socket's path has at most 107 bytes.
+            finished: Folder of a finished run of the built-in recipe, from whose phase one a scenario may fork.
+        """
+        self.folder, self.finished = Path(folder), Path(finished)
         head = {"num_cpus": 1, "_system_config": FAST_DETECTION, "include_dashboard": False, "temp_dir": temp_dir}
         head["object_store_memory"] = OBJECT_STORE
         self.cluster = Cluster(initialize_head=True, connect=False, head_node_args=head)
@@ -116,9 +123,12 @@ def node_lost_in_phase_one(faults):
 
 
 def node_lost_in_exploration(faults):
-    """Explorers ask for what only the lost machine, and then the late one, has."""
+    """Explorers ask for what only the lost machine, and then the late one, has. It forks from the finished run."""
     before = {node["NodeID"] for node in ray.nodes()}
-    config = faults.fork("exploration", overrides=["cluster.explorer_resources={spot: 0.01}"])
+    own = [f"storage={faults.folder}", "name=exploration", "cluster.explorer_resources={spot: 0.01}"]
+    config = load_config(faults.finished / "config.yaml", [*own, "cluster.num_explorers=2"])
+    store = RunStore(child(config.storage, config.name))
+    store.write("pretrained.pt", (faults.finished / "pretrained.pt").read_bytes())
     superposed, seen = run_with_fault(config, faults.replace_node, "ticket")
     late = [event for event in seen if event["kind"] == "ticket" and event["node"] not in before]
     return {"digest": superposed["digest"], "tickets_of_the_late_node": len(late)}
@@ -397,10 +407,10 @@ SCENARIOS = [
 ]
 
 
-def main(folder, temp_dir, *only):
-    faults = Faults(folder, temp_dir)
+def main(folder, temp_dir, finished, *only):
+    faults = Faults(folder, temp_dir, finished)
     for scenario in SCENARIOS:
-        if only and scenario.__name__ not in ("undisturbed", *only):
+        if only and scenario.__name__ not in only:
             continue
         began = time.monotonic()
         try:

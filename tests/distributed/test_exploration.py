@@ -13,6 +13,7 @@ from suptickets_ray.training.loop import budget_of
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.slow
 def test_explorers_go_on_while_tickets_wait_and_no_more_than_two_each_stay_in_memory(finished_run, forked_run, tiny):
     settings = [
         *tiny,
@@ -39,7 +40,7 @@ def test_explorers_go_on_while_tickets_wait_and_no_more_than_two_each_stay_in_me
     assert cycles == 4
 
 
-def test_a_resumed_exploration_holds_no_state_until_a_cycle_needs_it(finished_run):
+def test_a_resumed_exploration_holds_no_state_until_a_cycle_needs_it(finished_run, ray_address):
     config = load_config(f"{finished_run.path}/config.yaml")
     workers = worker_settings(config, finished_run.path, Monitor.remote(), load_source(config.data))
     exploration = Exploration(config, workers, None, budget_of(config).cycles, lambda: None)

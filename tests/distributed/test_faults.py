@@ -10,19 +10,24 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.ray
+IN_DEFAULT_RUN = "node_lost_in_exploration"
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    """What each scenario of faults.py saw, by its name; all run one after another on one cluster of real raylets."""
+def seen(request, finished_run, tmp_path_factory):
+    """What each scenario of faults.py saw, by its name; those of the selected tests run on one cluster of raylets."""
+    selected = (item for item in request.session.items if item.path == request.path)
+    names = {item.callspec.params["scenario"] for item in selected}
+    if names != {IN_DEFAULT_RUN}:
+        names.add("undisturbed")
     # Short: a Unix socket's path has at most 107 bytes.
     temp_dir = tempfile.mkdtemp(prefix="st-")
     (Path(temp_dir) / "ray").mkdir()
     script = Path(__file__).parent / "faults.py"
     try:
         done = subprocess.run(
-            [sys.executable, str(script), str(tmp_path_factory.mktemp("faults")), temp_dir],
+            [sys.executable, str(script), str(tmp_path_factory.mktemp("faults")), temp_dir, finished_run.path, *names],
             capture_output=True,
             text=True,
             timeout=2400,
@@ -47,26 +52,27 @@ def scenario(seen, request):
     return found
 
 
-def of(name):
-    return pytest.mark.parametrize("scenario", [name], indirect=True)
+def of(*names):
+    rows = [pytest.param(name, marks=[] if name == IN_DEFAULT_RUN else pytest.mark.slow) for name in names]
+    return pytest.mark.parametrize("scenario", rows, indirect=True)
 
 
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        "node_lost_in_phase_one",
-        "node_lost_in_exploration",
-        "node_lost_while_folding",
-        "preemption_with_notice",
-        "driver_killed_and_started_on_another_machines_view",
-        "object_store_out_of_reach",
-        "full_disk",
-        "explorers_spread",
-    ],
-    indirect=True,
+@of(
+    "node_lost_in_phase_one",
+    "node_lost_while_folding",
+    "preemption_with_notice",
+    "driver_killed_and_started_on_another_machines_view",
+    "object_store_out_of_reach",
+    "full_disk",
+    "explorers_spread",
 )
 def test_a_fault_costs_time_but_no_bit(scenario, seen):
     assert scenario["digest"] == seen["undisturbed"]["digest"]
+
+
+@of("node_lost_in_exploration")
+def test_a_lost_node_costs_time_but_no_bit(scenario, finished_run):
+    assert scenario["digest"] == finished_run.result["superposed"]["digest"]
 
 
 @of("node_lost_in_phase_one")

@@ -231,6 +231,7 @@ def test_a_killed_actor_costs_time_but_no_bit(finished_run, forked_run, actor, m
     assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
 
 
+@pytest.mark.slow
 def test_explorers_killed_at_random_moments_cost_time_but_no_bit(finished_run, forked_run):
     moments, killed, ended = random.Random(0), [], []
 
@@ -249,6 +250,7 @@ def test_explorers_killed_at_random_moments_cost_time_but_no_bit(finished_run, f
     assert [row["digest"] for row in result["tickets"]] == [row["digest"] for row in read(finished_run.path)["tickets"]]
 
 
+@pytest.mark.slow
 def test_storage_that_cannot_be_written_stops_the_run_and_loses_no_ticket(finished_run, forked_run):
     (forked_run / "tickets").mkdir()
     in_the_way = forked_run / "tickets/chain-001"
@@ -281,34 +283,24 @@ def test_stored_tickets_are_taken_over_and_a_damaged_one_is_made_again(finished_
     assert any(event["kind"] == "resumed" and event.get("tickets") == 4 for event in events)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["superposition.method=cima", "superposition.cima_factor=0.2"],
-        ["superposition.method=caa"],
-        ["superposition.method=greedy"],
-        ["superposition.prune=each", "superposition.scope=layer"],
-        ["superposition.batchnorm=average"],
-        ["superposition.include_pretrained=false"],
-        ["superposition.gate_tolerance=none"],
-    ],
-)
-def test_every_rule_of_superposition_ends_at_the_density_and_matters(finished_run, forked_run, overrides):
+# The other rules: test_superpose.py, which merges the same tickets without Ray to the same bits.
+@pytest.mark.slow
+def test_the_greedy_rule_takes_the_tickets_of_a_run_best_first(finished_run, forked_run):
     done = Path(finished_run.path)
     for folder in ("tickets/chain-000", "tickets/chain-001", "tickets/chain-002", "chains"):
         (forked_run / folder).mkdir(parents=True)
         for path in (done / folder).iterdir():
             (forked_run / folder / path.name).write_bytes(path.read_bytes())
-    (forked_run / "config.yaml").unlink()  # other rules on the tickets of the finished run
-    config = load_config(done / "config.yaml", [f"storage={forked_run.parent}", f"name={forked_run.name}", *overrides])
-    result = train(config).result
+    (forked_run / "config.yaml").unlink()  # another rule on the tickets of the finished run
+    place = [f"storage={forked_run.parent}", f"name={forked_run.name}"]
+    result = train(load_config(done / "config.yaml", [*place, "superposition.method=greedy"])).result
     assert num_active(Ticket.load(forked_run / "superposed.arrow").masks) == TARGET
-    if overrides == ["superposition.gate_tolerance=none"]:
-        assert all(row["accepted"] for row in result["tickets"])
-    else:
-        assert result["superposed"]["digest"] != read(done)["superposed"]["digest"]
+    runs = open_runs([finished_run.path], ["method=greedy"])
+    alone = judge_runs(runs, *fold_runs(runs))
+    assert result["superposed"] == alone["superposed"]
 
 
+@pytest.mark.slow
 def test_layers_folded_by_several_processes_are_the_bits_of_one_superposer(finished_run, forked_run):
     rule = ["superposition.prune=last", "superposition.gate_tolerance=none", "cluster.fold_shares=3"]
     (forked_run / "config.yaml").unlink()  # another rule on the phase one of the finished run
@@ -321,6 +313,7 @@ def test_layers_folded_by_several_processes_are_the_bits_of_one_superposer(finis
     assert sum(event["kind"] == "fold" for event in events) == 6
 
 
+@pytest.mark.slow
 def test_a_collapse_is_prevented_by_the_gate_and_said_loudly(finished_run, forked_run):
     (forked_run / "config.yaml").unlink()
     done = Path(finished_run.path)
@@ -342,6 +335,7 @@ def test_a_request_that_never_fits_is_refused_with_the_numbers(ray_address, tmp_
     assert not (tmp_path / "digits/config.yaml").exists()  # the folder is free for the corrected recipe
 
 
+@pytest.mark.slow
 def test_a_failing_model_fails_the_run_with_its_own_message(ray_address, tmp_path, monkeypatch, tiny):
     (tmp_path / "failing_models.py").write_text(
         "from pathlib import Path\nfrom torch import nn\n"
@@ -368,6 +362,7 @@ def test_two_processes_do_not_work_on_one_run(ray_address, tmp_path, tiny):
             train(load_config(None, [*tiny, f"storage={tmp_path}"]))
 
 
+@pytest.mark.slow
 def test_diverged_chains_are_left_out_and_the_run_completes(finished_run, forked_run):
     (forked_run / "config.yaml").unlink()
     overrides = ["tickets.lr_high=1e30", f"storage={forked_run.parent}", f"name={forked_run.name}"]
@@ -392,12 +387,14 @@ def odd_run(ray_address, tmp_path_factory):
 
 
 # All methods are trained, explored and superposed without Ray, in tests/training/test_loop.py.
+@pytest.mark.slow
 def test_another_network_completes_at_its_density_exactly(odd_run):
     size = 64 * 900 + 900 * 4 + 4 * 10
     assert [round(row["density"] * size) for row in odd_run.result["tickets"]] == [int(0.0003 * size)] * 4
     assert num_active(Ticket.load(Path(odd_run.path) / "superposed.arrow").masks) == int(0.0003 * size)
 
 
+@pytest.mark.slow
 def test_layers_kept_from_being_emptied_are_said_in_the_result(odd_run):
     assert any("would leave 7.weight empty" in warning for warning in odd_run.result["warnings"])
 
@@ -408,6 +405,7 @@ class Holder:
         return True
 
 
+@pytest.mark.slow
 def test_phase_one_waits_aloud_for_cpus_that_others_hold_and_goes_on_once_they_are_free(
     ray_address, tmp_path, tiny, monkeypatch
 ):
@@ -433,6 +431,7 @@ def test_phase_one_waits_aloud_for_cpus_that_others_hold_and_goes_on_once_they_a
 
 
 # With three ranks, on whose number the order of sums depends: test_faults.py.
+@pytest.mark.slow
 def test_a_killed_rank_costs_time_but_no_bit(finished_run, tmp_path, tiny):
     epochs = []
 

@@ -20,7 +20,10 @@ def bucket(s3_server):
     return f"s3://whole-runs/runs?endpoint_override={s3_server}&scheme=http&region=us-east-1"
 
 
-def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(finished_run, bucket, tiny, capsys):
+@pytest.mark.slow
+def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(
+    finished_run, ray_address, bucket, tiny, capsys
+):
     config = load_config(None, [*tiny, f"storage={bucket}", "name=killed", "cluster.num_explorers=2"])
     store = RunStore(child(bucket, "killed"))
     for name in ("config.yaml", "pretrained.pt"):  # phase one in an object store: the search below, and test_faults.py
@@ -59,6 +62,7 @@ def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(fi
     assert json.loads(capsys.readouterr().out)["accuracy"] == finished.result["superposed"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_search_in_an_object_store_ends_with_its_answer(ray_address, bucket):
     space = "search.space={superposition.method: {grid_search: [cia, caa]}}"
     settings = ["train.epochs=40", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=4", "tickets.chains=2", space]
@@ -70,6 +74,7 @@ def test_a_search_in_an_object_store_ends_with_its_answer(ray_address, bucket):
     assert sum(name.startswith("tensorboard/trial-") for name in files) >= 2
 
 
+@pytest.mark.slow
 def test_a_second_process_keeps_out_while_the_first_gives_signs_of_life(bucket, monkeypatch):
     from suptickets_ray.distributed import lock
 

@@ -228,6 +228,7 @@ def join(address, home, **environment):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_cluster_that_asks_for_a_token_is_shown_it(head_of, tmp_path):
     address, home = head_of("token")
     assert join(address, home) == {"said": None, "warned": []}
@@ -239,6 +240,7 @@ def test_a_cluster_that_asks_for_a_token_is_shown_it(head_of, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_an_open_cluster_is_joined_with_a_warning_whether_or_not_a_token_is_at_hand(head_of, tmp_path):
     address, _ = head_of("disabled")
     (tmp_path / ".ray").mkdir()

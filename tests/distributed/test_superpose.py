@@ -77,6 +77,28 @@ def test_greedy_takes_the_best_first_and_keeps_only_what_loses_nothing(finished_
     assert num_active(superposing.superposed.masks) == TARGET
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=cima", "cima_factor=0.2"],
+        ["method=caa"],
+        ["method=greedy"],
+        ["prune=each", "scope=layer"],
+        ["batchnorm=average"],
+        ["include_pretrained=false"],
+        ["gate_tolerance=none"],
+    ],
+)
+def test_every_rule_ends_at_the_density_and_matters(finished_run, overrides):
+    superposing, reports = fold_runs(open_runs([finished_run.path], overrides))
+    assert num_active(superposing.superposed.masks) == TARGET
+    recorded = json.loads((Path(finished_run.path) / "result.json").read_text())
+    if overrides == ["gate_tolerance=none"]:
+        assert all(report["accepted"] for report in reports)
+    else:
+        assert superposing.superposed.digest != recorded["superposed"]["digest"]
+
+
 @pytest.mark.parametrize("overrides", [["method=greedy"], ["prune=each"], ["gate_tolerance=0.01"], []])
 def test_a_run_that_folded_in_shares_is_folded_anew_under_any_rule(overrides):
     shared = ["cluster.fold_shares=2", "superposition.prune=last", "superposition.gate_tolerance=none"]

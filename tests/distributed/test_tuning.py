@@ -74,6 +74,7 @@ def test_the_best_is_the_best_on_validation_and_the_only_one_tested(finished):
     assert not any("accuracy" in row for row in result["trials"])
 
 
+@pytest.mark.slow
 def test_the_best_recipe_trains_to_the_best_digest(finished, tmp_path):
     config = load_config(Path(finished[0].path) / "best.yaml", [f"storage={tmp_path}"])
     assert train(config).result["superposed"]["digest"] == read(finished)["best"]["digest"]
@@ -130,6 +131,7 @@ def test_the_page_shows_the_figures_and_fetches_nothing(finished):
     assert len(page) < 500_000
 
 
+@pytest.mark.slow
 def test_a_hopeless_trial_is_stopped_and_leaves_no_actor_and_no_bundle(ray_address, tmp_path):
     # The last one goes on in the process of the one that was stopped.
     space = "search.space={tickets.lr_high: {grid_search: [0.2, 0.1, 1000000.0, 0.05]}}"
@@ -152,6 +154,7 @@ def test_a_hopeless_trial_is_stopped_and_leaves_no_actor_and_no_bundle(ray_addre
     assert not [group for group in placement_group_table().values() if group["state"] == "CREATED"]
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_after_its_driver_was_killed_and_runs_nothing_finished_again(ray_address, finished, tmp_path):
     two = "search.space={superposition.cima_factor: {grid_search: [0.2, 0.9]}}"
     settings = [*SMALL, two, f"storage={tmp_path}", "name=search", "search.max_concurrent_trials=1"]
@@ -175,6 +178,7 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_runs_nothing_finished_
     assert digests == {row["values"]["superposition.cima_factor"]: row["digest"] for row in short}
 
 
+@pytest.mark.slow
 def test_seeds_repeat_every_point_and_share_their_own_phase_one(ray_address, tmp_path):
     space = "search.space={superposition.method: {grid_search: [caa]}}"
     settings = [*SMALL, "search.seeds=2", space, f"storage={tmp_path}", "name=seeds"]
@@ -184,37 +188,40 @@ def test_seeds_repeat_every_point_and_share_their_own_phase_one(ray_address, tmp
     assert all(row["seeds"] == 2 and row["standard_error"] is not None for row in result["trials"])
 
 
+@pytest.mark.slow
 def test_optuna_suggests_points_between_which_phase_one_is_shared(ray_address, tmp_path):
     space = "search.space={superposition.cima_factor: {uniform: [0.1, 0.9]}, tickets.cycle_epochs: {choice: [2, 4]}}"
     settings = [*SMALL, space, "search.searcher=optuna", f"storage={tmp_path}", "name=optuna"]
     with pytest.raises(ValueError, match="search.num_trials must be given"):
         tune(load_config(None, settings))
-    result = tune(load_config(None, [*settings, "search.num_trials=4"])).result
-    assert len(result["trials"]) == 4
+    result = tune(load_config(None, [*settings, "search.num_trials=3"])).result
+    assert len(result["trials"]) == 3
     assert result["pretrainings"] == 1
     wide = "search.space={train.lr: {uniform: [0.1, 0.9]}}"
     with pytest.raises(ValueError, match="search.space.train.lr must be a choice with search.searcher 'optuna'"):
         tune(load_config(None, [*settings, wide, "search.num_trials=4", "name=other"]))
 
 
+@pytest.mark.slow
 def test_a_tuner_of_ones_own_takes_trainable_and_space_and_draws_the_points(ray_address, tmp_path):
     space = "search.space={tickets.cycle_epochs: {choice: [2, 4]}, superposition.cima_factor: {uniform: [0.1, 0.9]}}"
     config = load_config(None, [*SMALL, space, f"storage={tmp_path}", "name=own"])
     tuner = ray_tune.Tuner(
         trainable(config),
         param_space=param_space(config),
-        tune_config=ray_tune.TuneConfig(metric="validation_accuracy", mode="max", num_samples=3),
+        tune_config=ray_tune.TuneConfig(metric="validation_accuracy", mode="max", num_samples=2),
         run_config=ray_tune.RunConfig(storage_path=str(tmp_path), name="tune", verbose=0),
     )
     with pytest.raises(ValueError, match="must be free"), only_process(str(tmp_path / "own")):
         pass
     grid = tuner.fit()
-    assert len(grid) == 3
+    assert len(grid) == 2
     assert not grid.errors
     assert 0 < grid.get_best_result().metrics["validation_accuracy"] <= 1
     assert trainable(config) is not None  # a second time in this process, which has the folder
 
 
+@pytest.mark.slow
 def test_the_same_command_tries_again_what_failed(ray_address, tmp_path, monkeypatch):
     """An average that cannot be taken while a certain file is there, which it is once phase one is done."""
     flag = tmp_path / "fails"

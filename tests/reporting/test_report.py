@@ -240,6 +240,7 @@ def test_a_diverged_network_is_no_basin():
     assert "nan" not in page
 
 
+@pytest.mark.slow
 def test_a_page_of_a_large_network_and_a_long_run_stays_small():
     names = ["phase one", *(f"{chain}.0" for chain in range(16)), "sup-ticket"]
     layers = {f"stage.{index}.block.convolution.weight": 0.1 for index in range(160)}

@@ -1,4 +1,7 @@
-"""What each rank of test_ranks.py runs: `python ddp_ranks.py CASE RANK WORLD_SIZE FOLDER`."""
+"""What each rank of test_ranks.py runs: `python ddp_ranks.py RANK WORLD_SIZE FOLDER`.
+
+Reads the names of cases line by line, saves what it saw to FOLDER/CASE-RANK.pt, and prints "CASE done".
+"""
 
 import os
 import sys
@@ -60,26 +63,31 @@ def train(rank, world_size, *, compress, grow="gradient", seed=0, width=512):
     }
 
 
-def main(case, rank, world_size, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{case}", rank=rank, world_size=world_size)
+def main(rank, world_size, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    for line in sys.stdin:
+        case = line.strip()
+        torch.save(outcome_of(case, rank, world_size), Path(folder) / f"{case}-{rank}.pt")
+        sys.stdout.write(f"{case} done\n")
+        sys.stdout.flush()
+    dist.barrier()  # a rank that leaves early closes its connections while the others still use them
+    # gloo's threads sometimes abort the interpreter while it shuts down; all outcomes are saved by now.
+    os._exit(0)
+
+
+def outcome_of(case, rank, world_size):
     if case == "differing":
         torch.manual_seed(0)
         try:
             train(rank, world_size, compress=True, seed=rank)
-            outcome = "no error"
         except RuntimeError as error:
-            outcome = str(error)
-    elif case.startswith("channels_last"):
-        outcome = channels_last(rank, world_size, compress=case == "channels_last")
-    elif case == "drifting":
-        outcome = drifting(rank, world_size)
-    else:
-        grow = "momentum" if case == "momentum" else "gradient"
-        outcome = train(rank, world_size, compress=case != "plain", grow=grow)
-    torch.save(outcome, Path(folder) / f"{case}-{rank}.pt")
-    dist.barrier()  # a rank that leaves early tears its connections down under the others
-    # What there is to see is saved. gloo's threads now and then abort the interpreter while it takes itself apart.
-    os._exit(0)
+            return str(error)
+        return "no error"
+    if case.startswith("channels_last"):
+        return channels_last(rank, world_size, compress=case == "channels_last")
+    if case == "drifting":
+        return drifting(rank, world_size)
+    return train(rank, world_size, compress=case != "plain", grow="momentum" if case == "momentum" else "gradient")
 
 
 def channels_last(rank, world_size, *, compress):
@@ -123,4 +131,4 @@ def drifting(rank, world_size):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -7,27 +7,43 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).parent / "ddp_ranks.py"
+WORLD_SIZE = 2
 
 
 @pytest.fixture(scope="module")
 def outcome_of(tmp_path_factory):
-    """Runs a case of ddp_ranks.py on real gloo ranks, once, and returns what each rank saw."""
+    """Runs a case of ddp_ranks.py on real gloo ranks, once, and returns what each rank saw.
+
+    The ranks are started once: importing torch and connecting costs more than all cases together.
+    """
     folder = tmp_path_factory.mktemp("ranks")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), str(WORLD_SIZE), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(WORLD_SIZE)
+    ]
 
     @cache
-    def run(case, world_size=2):
-        commands = [
-            [sys.executable, str(SCRIPT), case, str(rank), str(world_size), str(folder)] for rank in range(world_size)
-        ]
-        processes = [subprocess.Popen(command) for command in commands]
-        try:
-            assert [process.wait(timeout=120) for process in processes] == [0] * world_size
-        finally:
-            for process in processes:
-                process.kill()
-        return [torch.load(folder / f"{case}-{rank}.pt") for rank in range(world_size)]
+    def run(case):
+        for rank in ranks:
+            rank.stdin.write(f"{case}\n")
+            rank.stdin.flush()
+        assert [rank.stdout.readline() for rank in ranks] == [f"{case} done\n"] * WORLD_SIZE
+        return [torch.load(folder / f"{case}-{rank}.pt") for rank in range(WORLD_SIZE)]
 
-    return run
+    try:
+        yield run
+        for rank in ranks:
+            rank.stdin.close()
+        assert [rank.wait(timeout=60) for rank in ranks] == [0] * WORLD_SIZE
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.stdout.close()
 
 
 def test_all_ranks_hold_the_same_masks_and_weights(outcome_of):
