@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from suptickets_ray.sparse import masks as mask_arithmetic
 from suptickets_ray.sparse.connections import Connections
 from suptickets_ray.sparse.distributions import share_out
 from suptickets_ray.sparse.first_masks import NEED_GRADIENT, Start, first_masks, uniform_counts
-from suptickets_ray.sparse.maskable import find_ddp, last_linear, maskable_parameters, output_dimensions
+from suptickets_ray.sparse.maskable import find_ddp, last_linear, maskable_parameters, output_dimensions, unwrap
 from suptickets_ray.sparse.plan import Plan
 from suptickets_ray.sparse.ranks import ActiveGradientReduction, assert_equal_masks
 from suptickets_ray.sparse.stepping import MaskedStep
@@ -87,6 +88,7 @@ class Sparsifier:
             )
         if not self.parameters and self.method.sparse:
             raise ValueError("model must have a weight of 2 or more dimensions to mask; this one has none.")
+        self._owners = _owners(model, self.parameters)
         self._last_linear = last_linear(model, self.parameters)
         self._output_dimensions = output_dimensions(model, self.parameters)
         self._needs = self._plan.needs
@@ -107,6 +109,30 @@ class Sparsifier:
         self._stepping.set_masks(given, exchanging=False)
         if (ddp := find_ddp(model)) is not None:
             self.share(ddp)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sparsifier:
+        """Returns a copy that is attached to the copies of model and optimizer.
+
+        Copy all three at once, as in `model, optimizer, sparsifier = copy.deepcopy((model, optimizer, sparsifier))`:
+        copied one by one each would hold weights of its own.
+
+        Raises:
+            RuntimeError: If the model is trained by DistributedDataParallel, which cannot be copied.
+        """
+        if self._ddp is not None:
+            raise RuntimeError(
+                "a Sparsifier under DistributedDataParallel cannot be copied. Copy it before the model is wrapped, or "
+                "save and load state_dict()."
+            )
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        memo[id(self.generator)] = self.generator.clone_state()
+        vars(copied).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Raises TypeError: a pickled optimizer loses its hooks, so the weights would not stay masked."""
+        raise TypeError("a Sparsifier cannot be pickled. Save its state_dict(), and load that into a new one.")
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -177,6 +203,12 @@ class Sparsifier:
                 f"step() must follow every optimizer.step(); {self._stepping.num_steps - self.num_steps} came since "
                 "the last call. Call it after each."
             )
+        for name, (module, leaf) in self._owners.items():
+            if module._parameters.get(leaf) is not self.parameters[name]:
+                raise RuntimeError(
+                    f"the model must keep the tensors that the optimizer trains; {name!r} was replaced, as by "
+                    "load_state_dict(assign=True). Write into the tensors, or build optimizer and Sparsifier anew."
+                )
         self.num_steps = self._stepping.num_steps
         for name, connections in self._stepping.connections.items():
             self._active_steps[name] += connections.count
@@ -465,3 +497,9 @@ class Sparsifier:
                 self._momenta[name] = gradient.clone() if momentum is None else momentum.mul_(decay).add_(gradient)
             if not self._plan.is_due(self.num_steps + 1):
                 self._gradients = None
+
+
+def _owners(model: Module, parameters: Mapping[str, Parameter]) -> dict[str, tuple[Module, str]]:
+    """Returns the module of each parameter, and its name there."""
+    plain = unwrap(model)
+    return {name: (plain.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in parameters}

@@ -8,6 +8,7 @@ are stepped with a masked copy of their gradient, which is the same arithmetic.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -50,11 +51,26 @@ class MaskedStep:
         )
         self._masked: dict[str, tuple[int, int]] = {}
         self._withheld: list[tuple[Parameter, Tensor]] = []
+        self._rewritten: set[str] = set()
+        """Layers that this step has written whole."""
+        self._register()
+
+    def _register(self) -> None:
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-            optimizer.register_state_dict_post_hook(self._with_dense_state),
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+            self.optimizer.register_state_dict_post_hook(self._with_dense_state),
         ]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MaskedStep:
+        """Returns a copy that is attached to the copy of the optimizer: torch copies an optimizer without its hooks."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        attributes = {name: value for name, value in vars(self).items() if name not in ("_hooks", "_masked")}
+        vars(copied).update({name: copy.deepcopy(value, memo) for name, value in attributes.items()})
+        copied._masked = {}  # identities of the original's gradients
+        copied._register()
+        return copied
 
     @torch.no_grad()
     def set_masks(self, masks: Mapping[str, Tensor], *, exchanging: bool) -> None:
@@ -126,6 +142,7 @@ class MaskedStep:
 
     def _before_step(self, optimizer: Optimizer, arguments: Any, options: Any) -> Any:
         self._withheld.clear()  # of a step that broke off
+        self._rewritten.clear()
         # `arguments` begins with the optimizer itself.
         closure = arguments[1] if len(arguments) > 1 else options.get("closure")
         if closure is not None:
@@ -164,11 +181,15 @@ class MaskedStep:
         if self._is_skipped():
             return
         self.num_steps += 1
-        if not self._elementwise:
-            with torch.no_grad():
-                for name, parameter in self._parameters.items():
-                    for tensor in (parameter, *self._state_tensors(parameter)):
-                        self.connections[name].fill_(tensor)
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                # Also after an elementwise step: weights may have been written from outside, e.g. by load_state_dict.
+                # Version counters do not see writes through .data or NumPy.
+                if name not in self._rewritten:
+                    self.connections[name].fill_(parameter)
+                for tensor in () if self._elementwise else self._state_tensors(parameter):
+                    self.connections[name].fill_(tensor)
+        self._rewritten.clear()
 
     def _is_skipped(self) -> bool:
         """Whether a GradScaler has a fused optimizer skip this step, which it does inside of it."""
@@ -204,7 +225,9 @@ class MaskedStep:
             return
         twin.step()
         for parameter, values, connections in stepped:
+            parameter.zero_()
             connections.scatter_(parameter, values.detach())
+            self._rewritten.add(names[id(parameter)])
             if twin.state[values]:
                 self.optimizer.state[parameter] = twin.state[values]
             assert parameter.grad is not None

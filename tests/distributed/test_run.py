@@ -214,7 +214,9 @@ def actors(name):
     return found
 
 
-@pytest.mark.parametrize(("actor", "moment"), [("Explorer", "cycle_epoch"), ("Superposer", "fold")])
+@pytest.mark.parametrize(
+    ("actor", "moment"), [("Explorer", "cycle_epoch"), pytest.param("Superposer", "fold", marks=pytest.mark.slow)]
+)
 def test_a_killed_actor_costs_time_but_no_bit(finished_run, forked_run, actor, moment):
     killed, ended = [], []
 

@@ -25,7 +25,7 @@ def pages(stored_runs, tmp_path_factory):
     }
 
 
-@pytest.fixture(params=["run", "comparison"])
+@pytest.fixture(params=["run", pytest.param("comparison", marks=pytest.mark.slow)])
 def path(request, pages):
     return pages[request.param]
 

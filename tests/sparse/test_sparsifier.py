@@ -1,7 +1,10 @@
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -949,3 +952,67 @@ def test_exploring_needs_a_gradient_of_some_layer_and_leaves_the_others():
         weight.grad = None
     with pytest.raises(RuntimeError, match="no masked weight has one. Call backward"):
         sparsifier.explore(0.5)
+
+
+WRITES = {
+    "load_state_dict": lambda model, first: model.load_state_dict(first),
+    "data": lambda model, first: [setattr(p, "data", first[name].clone()) for name, p in model.named_parameters()],
+    "data in place": lambda model, first: [p.data.copy_(first[name]) for name, p in model.named_parameters()],
+    "numpy": lambda model, first: [
+        np.copyto(p.detach().numpy(), first[name].numpy()) for name, p in model.named_parameters()
+    ],
+    "init": lambda model, first: [nn.init.normal_(p) for p in model.parameters()],
+}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("width", [64, 16_384], ids=["masked", "gathered"])
+@pytest.mark.parametrize("write", WRITES)
+def test_what_others_write_into_the_weights_is_masked_at_the_next_step(write, width, optimizer):
+    model = nn.Sequential(nn.Linear(20, width), nn.ReLU(), nn.Linear(width, 2))
+    first = copy.deepcopy(model.state_dict())
+    classes = {"sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}), "adamw": (torch.optim.AdamW, {"lr": 0.01})}
+    kind, options = classes[optimizer]
+    made = kind(model.parameters(), **options)
+    generator = torch.Generator().manual_seed(0)
+    sparsifier = Sparsifier(model, made, "static", density=0.1, total_steps=100, generator=generator)
+    for step in range(4):
+        if step == 2:
+            WRITES[write](model, first)
+        made.zero_grad()
+        nn.functional.cross_entropy(model(torch.randn(8, 20)), torch.arange(8) % 2).backward()
+        made.step()
+        sparsifier.step()
+        nonzero = sum(int(weight.count_nonzero()) for weight in sparsifier.parameters.values())
+        assert nonzero <= sum(sparsifier.counts.values())
+        for name, mask in sparsifier.masks.items():
+            assert not sparsifier.parameters[name].detach()[~mask].any()
+
+
+def test_a_parameter_that_was_replaced_is_refused_by_name():
+    model, optimizer, sparsifier = build(method="static")
+    train_step(model, optimizer, sparsifier, 0)
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    with pytest.raises(RuntimeError, match=r"'\S+weight' was replaced, as by load_state_dict\(assign=True\)"):
+        train_step(model, optimizer, sparsifier, 1)
+
+
+@pytest.mark.parametrize("how", list(CONTINUED.values()), ids=list(CONTINUED))
+def test_copies_made_together_go_on_with_equal_bits_and_apart(how):
+    parts = build(**how)
+    for step in range(5):
+        train_step(*parts, step)
+    copied = copy.deepcopy(parts)
+    for step in range(5, 15):
+        train_step(*parts, step)
+    before = as_bits([part.state_dict() for part in parts])
+    for step in range(5, 15):
+        train_step(*copied, step)
+    assert as_bits([part.state_dict() for part in copied]) == before == as_bits([part.state_dict() for part in parts])
+    for name, mask in copied[2].masks.items():
+        assert not copied[2].parameters[name].detach()[~mask].any()
+
+
+def test_a_sparsifier_is_not_pickled():
+    with pytest.raises(TypeError, match="cannot be pickled. Save its state_dict"):
+        pickle.dumps(build(method="static")[2])
