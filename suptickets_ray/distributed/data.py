@@ -4,39 +4,60 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from suptickets_ray.config import Config
 from suptickets_ray.training.data import Splits, load_source, make_splits
+from suptickets_ray.training.data.examples import UNEQUAL_DATA, LabelledDataset
+from suptickets_ray.training.data.fingerprint import fingerprint
 from suptickets_ray.training.data.parquet import EncodedParquet, TensorParquet
 from suptickets_ray.training.data.streaming import BlockSource, Job, StreamedExamples, fetch_by_threads
 
 
-def share_data(loaded: Mapping[str, Any]) -> Any:
-    """Returns an object reference of what a data function gave, or None where every process must load it itself.
+@dataclass(frozen=True)
+class LoadedAnew:
+    """What is known of data that every process must load itself."""
 
-    Tensors become arrays, which workers map instead of copying them. A Dataset of the user's own is loaded anew by each
-    process: what it holds, and whether it can be sent, only its author knows.
+    fingerprint: str
+    labels: dict[str, NDArray[np.int64]]
+    """All labels (n,) of the splits that are map-style Datasets; the driver has read them."""
+
+
+def share_data(loaded: Mapping[str, Any]) -> Any:
+    """Returns an object reference of what a data function gave, or of what is known of it.
+
+    Tensors become arrays, which workers map instead of copying them. A user-defined Dataset is loaded again by each
+    process, because only its author knows whether it can be sent; its labels are sent, so that they are read once.
     """
-    if any(not isinstance(part, (tuple, list, BlockSource)) for part in _parts(loaded).values()):
-        return None
-    shared = {name: _as_arrays(part) for name, part in _parts(loaded).items()}
+    parts = _parts(loaded)
+    shared = {name: _as_arrays(part) for name, part in parts.items()}
     if any(part is None for part in shared.values()):
-        return None
+        labels = {name: part.labels.numpy() for name, part in parts.items() if isinstance(part, LabelledDataset)}
+        return ray.put(LoadedAnew(fingerprint(loaded), labels))
     return ray.put({**loaded, **shared})
 
 
 def worker_splits(config: Config, shared: Any) -> Splits:
-    """Returns the recipe's splits over what `share_data` put into the object store."""
-    if shared is None:
-        loaded: Mapping[str, Any] = load_source(config.data)
+    """Returns the recipe's splits over what `share_data` put into the object store.
+
+    Raises:
+        ValueError: If data that this process loads itself are not those of the driver.
+    """
+    found = ray.get(shared)
+    if isinstance(found, LoadedAnew):
+        loaded = load_source(config.data)
+        if fingerprint(loaded) != found.fingerprint:
+            raise ValueError(UNEQUAL_DATA)
+        known = {name: torch.tensor(labels) for name, labels in found.labels.items()}
+        loaded = {**loaded, **{name: LabelledDataset(loaded[name].dataset, labels) for name, labels in known.items()}}
     else:
-        found = ray.get(shared)
         loaded = {**found, **{name: _as_tensors(part) for name, part in _parts(found).items()}}
     splits = make_splits(loaded, config.data)
     for examples in (splits.train, splits.validation, splits.test):
@@ -50,9 +71,11 @@ def _parts(loaded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_arrays(part: Any) -> Any:
-    """A pair of tensors as arrays; None where NumPy lacks their type."""
+    """A pair of tensors as arrays; None for a Dataset, and where NumPy lacks their type."""
     if isinstance(part, BlockSource):
         return part
+    if isinstance(part, LabelledDataset):
+        return None
     try:
         return tuple(tensor.detach().cpu().contiguous().numpy() for tensor in part)
     except TypeError:  # bfloat16, for one

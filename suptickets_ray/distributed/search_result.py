@@ -18,7 +18,7 @@ from suptickets_ray.search.plan import SearchPlan
 from suptickets_ray.search.space import Point, point_key, settle
 from suptickets_ray.search.summary import noise_warning, ranked, to_parquet, trial_row
 from suptickets_ray.training.arithmetic import arithmetic_of
-from suptickets_ray.training.data import load_data
+from suptickets_ray.training.data.fingerprint import load_recorded
 from suptickets_ray.training.evaluation import evaluate_ticket
 from suptickets_ray.training.tensorboard import write_hparams
 
@@ -116,7 +116,9 @@ def _test_scores(plan: SearchPlan, files: SearchFiles, point: Point) -> list[dic
     for number in range(plan.config.search.seeds):
         config = plan.config_of(point, number)
         with arithmetic_of(config):
-            scores.append(evaluate_ticket(config, load_data(config.data), files.superposed(point, number)))
+            scores.append(
+                evaluate_ticket(config, load_recorded(config.data, files.store), files.superposed(point, number))
+            )
     return scores
 
 

@@ -13,9 +13,8 @@ from rich.table import Table
 from torch import Tensor
 
 from suptickets_ray.lookup import choose
-from suptickets_ray.reporting.stored_ticket import build_network, device_of, read_ticket, recipe_of
+from suptickets_ray.reporting.stored_ticket import build_network, device_of, read_ticket, recipe_of, splits_of
 from suptickets_ray.training.arithmetic import arithmetic_of
-from suptickets_ray.training.data import load_data
 from suptickets_ray.training.evaluation import predict, score
 
 SPLITS: dict[str, str] = {
@@ -50,7 +49,7 @@ def evaluate_stored(
     choose(SPLITS, split, "split")
     stored = read_ticket(path)
     config = recipe_of(path, recipe, overrides)
-    splits = load_data(config.data)
+    splits = splits_of(path, config)
     with arithmetic_of(config):
         model = build_network(config, splits, stored.ticket).to(device_of(config))
         examples = getattr(splits, split)

@@ -36,7 +36,8 @@ from suptickets_ray.sparse.masks import unpack
 from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.arithmetic import arithmetic_of
-from suptickets_ray.training.data import Splits, load_data
+from suptickets_ray.training.data import Splits
+from suptickets_ray.training.data.fingerprint import load_recorded
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.state import read_state
 
@@ -218,7 +219,7 @@ def _lines(run: RunFolder, findings: Findings, splits: Splits | None, is_over: C
         findings.curve_notes.append("There are no two networks yet to draw a line between.")
         return
     config = run.config
-    data = sampled(splits or load_data(config.data), config)
+    data = sampled(splits or load_recorded(config.data, run.store), config)
     findings.num_examples = len(data.validation)
     model = build_model(config.model, data.sample_shape, data.num_classes)
     uses_gpu = config.cluster.gpus_per_worker > 0 and torch.cuda.is_available()

@@ -18,7 +18,8 @@ from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.search.space import config_of
 from suptickets_ray.tickets.store import RunStore, child, split_path
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.data import Splits
+from suptickets_ray.training.data import Splits, load_data
+from suptickets_ray.training.data.fingerprint import load_recorded
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.state import restore
 
@@ -116,6 +117,31 @@ def recipe_of(path: str, recipe: str | None = None, overrides: Sequence[str] = (
         f"the ticket must lie in the folder of a run, whose config.yaml is its recipe; there is none above {path!r}. "
         "Name one with --recipe."
     )
+
+
+def splits_of(path: str, config: Config) -> Splits:
+    """Returns the data to evaluate a ticket on.
+
+    Args:
+        path: The ticket's file.
+        config: What `recipe_of` gave.
+
+    Raises:
+        ValueError: As `load_data`, and if the ticket lies in the folder of a run on the same data set, whose examples
+            differ from these.
+    """
+    for folder, _ in _folders_above(path):
+        store = RunStore(folder)
+        if store.exists("config.yaml"):
+            own = from_yaml(store.read("config.yaml").decode()).data
+            if (own.name, own.options, own.split_seed) == (
+                config.data.name,
+                config.data.options,
+                config.data.split_seed,
+            ):
+                return load_recorded(config.data, store)
+            break
+    return load_data(config.data)
 
 
 def build_network(config: Config, splits: Splits, ticket: Ticket) -> Module:

@@ -15,6 +15,8 @@ from suptickets_ray.config import Config
 from suptickets_ray.sparse.methods import criteria_needs
 from suptickets_ray.sparse.topology import drop_and_grow
 from suptickets_ray.training.data import Splits, load_source, make_splits
+from suptickets_ray.training.data.examples import UNEQUAL_DATA, LabelledDataset
+from suptickets_ray.training.data.fingerprint import fingerprint
 from suptickets_ray.training.evaluation import batch_norms
 from suptickets_ray.training.loop import Learner, build_learner, seed_torch
 
@@ -32,7 +34,10 @@ def rehearse(config: Config, loaded: Mapping[str, Any] | None = None) -> Mapping
     Raises:
         ValueError: If data, model and method do not fit together, or the user's own code fails.
     """
-    loaded = load_source(config.data) if loaded is None else loaded
+    if loaded is None:
+        loaded = load_source(config.data)
+        if any(isinstance(part, LabelledDataset) for part in loaded.values()):
+            _check_repeatable(config, loaded)
     splits = make_splits(loaded, config.data)
     seed_torch(config.seed, "rehearsal")
     learner = build_learner(config, splits, torch.device("cpu"))
@@ -53,6 +58,12 @@ def rehearse(config: Config, loaded: Mapping[str, Any] | None = None) -> Mapping
         raise ValueError(f"model.name must use every weight it has; {unused[0]!r} gets no gradient. Remove it.")
     _check_scores(learner)
     return loaded
+
+
+def _check_repeatable(config: Config, loaded: Mapping[str, Any]) -> None:
+    """Calls the data function a second time, as every worker will. Raises ValueError if it gives other examples."""
+    if fingerprint(load_source(config.data)) != fingerprint(loaded):
+        raise ValueError(UNEQUAL_DATA)
 
 
 def _check_modules(model: Module, config: Config) -> None:

@@ -84,6 +84,32 @@ def test_workers_map_one_copy_of_what_fits_in_memory(ray_address):
     assert torch.equal(found[0][2], found[1][2])
 
 
+def test_a_worker_whose_data_differ_from_the_drivers_is_refused_and_reads_no_labels(ray_address, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "counted_data.py").write_text(
+        "import torch\nREADS, SEED = [], 0\n"
+        "class Counted(torch.utils.data.Dataset):\n"
+        "    def __init__(self, seed):\n"
+        "        self.inputs = torch.rand(90, 4, generator=torch.Generator().manual_seed(seed))\n"
+        "    def __len__(self):\n        return 90\n"
+        "    def __getitem__(self, index):\n        READS.append(index)\n        return self.inputs[index], index % 3\n"
+        "def load():\n    return {'train': Counted(SEED), 'test': Counted(SEED + 1)}\n"
+    )
+    import counted_data
+
+    config = load_config(None, ["data.name=counted_data:load", "data.batch_size=10", "model.initialization=default"])
+    loaded = load_source(config.data)
+    shared = share_data(loaded)
+    counted_data.READS.clear()
+    splits = worker_splits(config, shared)
+    assert splits.num_classes == 3
+    assert torch.equal(splits.test.all_labels(), torch.arange(90) % 3)
+    assert len(counted_data.READS) < 100  # some examples of both sets, instead of all 180
+    monkeypatch.setattr(counted_data, "SEED", 7)
+    with pytest.raises(ValueError, match="data.name must give the same examples in every process"):
+        worker_splits(config, shared)
+
+
 @pytest.mark.slow
 def test_ray_data_reads_the_jobs_in_order_while_all_cpus_are_taken(ray_address, folder, tmp_path):
     size = ["data.options.image_size=16", "model.initialization=default"]

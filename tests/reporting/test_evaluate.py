@@ -198,3 +198,13 @@ def test_a_ticket_in_an_object_store_is_evaluated_with_the_recipe_there(run, tmp
     with pytest.raises(ValueError, match=r"Did you mean 's3://evaluated/runs/a/tickets/.*\?endpoint_override"):
         store.write("tickets/superposed.arrow", b"any")
         read_ticket(f"s3://evaluated/runs/a/tickets?{query}")
+
+
+def test_data_that_are_not_those_of_the_run_are_refused(run):
+    ticket = str(run / "superposed.arrow")
+    own = evaluate_stored(ticket)
+    (run / "data.sha256").write_text("another")
+    with pytest.raises(ValueError, match="the data must be those that the work in .* was begun with"):
+        evaluate_stored(ticket)
+    # Another data set is meant to be another one.
+    assert evaluate_stored(ticket, overrides=["data.split_seed=1"])["digest"] == own["digest"]

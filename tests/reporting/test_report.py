@@ -169,16 +169,16 @@ def test_a_result_that_is_not_stored_yet_is_shown(run):
 
 def test_data_at_hand_is_not_loaded_again(run, monkeypatch):
     splits = load_data(RunFolder(str(run)).config.data)
-    monkeypatch.setattr(report_runs, "load_data", lambda config: pytest.fail("loaded"))
+    monkeypatch.setattr(report_runs, "load_recorded", lambda config, store: pytest.fail("loaded"))
     write_run_report(str(run), splits)
     assert 'class="note"' not in (run / "report.html").read_text()
 
 
 def test_data_that_is_out_of_reach_costs_the_page_its_lines_only(run, monkeypatch):
-    def fail(config):
+    def fail(config, store):
         raise ValueError("data.root must hold the files <here>.")
 
-    monkeypatch.setattr(report_runs, "load_data", fail)
+    monkeypatch.setattr(report_runs, "load_recorded", fail)
     write_run_report(str(run))
     page = (run / "report.html").read_text()
     assert "This could not be found out: data.root must hold the files &lt;here&gt;." in page

@@ -12,7 +12,7 @@ from suptickets_ray.training.data.digits import digits
 from suptickets_ray.training.data.image_folder import image_folder, imagenet
 from suptickets_ray.training.data.mnist1d import mnist1d
 from suptickets_ray.training.data.parquet import parquet
-from suptickets_ray.training.data.splits import Splits, make_splits
+from suptickets_ray.training.data.splits import Splits, make_splits, with_labels
 from suptickets_ray.training.data.synthetic import synthetic
 from suptickets_ray.training.data.vision import cifar10, cifar100, fashion_mnist, mnist
 
@@ -58,4 +58,4 @@ def load_source(config: DataConfig) -> Mapping[str, Any]:
     loaded: Mapping[str, Any] = call_with(
         loader, "data.name", {"split_seed": config.split_seed}, config.options | files
     )
-    return loaded
+    return with_labels(loaded)

@@ -20,6 +20,49 @@ Batch = tuple[Tensor, Tensor]
 CPU = torch.device("cpu")
 
 
+class LabelledDataset:
+    """A map-style Dataset with the labels of all its examples: read through for them once, or known beforehand."""
+
+    def __init__(self, dataset: Any, labels: Tensor | None = None) -> None:
+        """Wraps a Dataset.
+
+        Args:
+            dataset: Gives pairs of an input and a label by index.
+            labels: Its labels, int64 (n,); what the Dataset gives is then compared with them.
+        """
+        self.dataset = dataset
+        self._known = labels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, indices: Sequence[int]) -> Batch:
+        """Returns inputs (len(indices), ...) and labels (len(indices),).
+
+        Raises:
+            ValueError: If these are no pairs, or the labels are not those that are known.
+        """
+        inputs, labels = collate([self.dataset[index] for index in indices])
+        if self._known is not None and not torch.equal(labels, self._known[list(indices)]):
+            raise ValueError(UNEQUAL_DATA)
+        return inputs, labels
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Labels of all examples, int64 (n,)."""
+        if self._known is None:
+            parts = torch.arange(len(self)).split(1024)
+            empty = torch.zeros(0, dtype=torch.int64)
+            self._known = torch.cat([empty, *(self.read(part.tolist())[1] for part in parts)])
+        return self._known
+
+
+UNEQUAL_DATA = (
+    "data.name must give the same examples in every process and at every call; labels or examples differ. Seed what it "
+    "draws, e.g. random_split(..., generator=torch.Generator().manual_seed(split_seed))."
+)
+
+
 class Examples:
     """Inputs with labels, read in batches by index."""
 
@@ -37,19 +80,23 @@ class Examples:
         """Wraps what a data function gave.
 
         Args:
-            source: A pair of tensors (inputs (m, ...), labels (m,)), or a map-style Dataset of such pairs.
+            source: A pair of tensors (inputs (m, ...), labels (m,)), or a map-style Dataset.
             indices: Which examples of the source, (n,); all when left out.
             labels: Labels (n,) in place of the source's own.
             scaling: Makes network inputs of the source's.
             augmentation: Random changes of images, in `epoch` alone.
         """
         self.in_memory = isinstance(source, (tuple, list))
-        self._source = (source[0], source[1].long()) if self.in_memory else source
+        self._source: Any = (source[0], source[1].long()) if self.in_memory else self._labelled(source)
         self._indices = indices
         self._size = len(indices) if indices is not None else len(source[0] if self.in_memory else source)
         self._labels = labels
         self._scaling = scaling or Scaling()
         self.augmentation = augmentation or Augmentation()
+
+    @staticmethod
+    def _labelled(source: Any) -> Any:
+        return source if isinstance(source, LabelledDataset) else LabelledDataset(source)
 
     def __len__(self) -> int:
         return self._size
@@ -101,19 +148,21 @@ class Examples:
         return max(self.batch(torch.arange(1))[0].numel(), 1)
 
     def all_labels(self) -> Tensor:
-        """Returns the labels of all examples (n,); a Dataset is read through for them once."""
+        """Returns the labels of all examples (n,)."""
         if self._labels is None:
             if self.in_memory:
                 labels = torch.as_tensor(self._source[1])
                 return labels if self._indices is None else labels[self._indices]
-            self._labels = torch.cat([labels for _, labels in self.batches(1024)])
+            labels = self._source.labels
+            self._labels = labels if self._indices is None else labels[self._indices]
         return self._labels
 
     def _read(self, indices: Tensor) -> Batch:
         if self.in_memory:
             inputs, labels = (tensor.index_select(0, indices) for tensor in self._source)
             return inputs, labels
-        return collate([self._source[index] for index in indices.tolist()])
+        batch: Batch = self._source.read(indices.tolist())
+        return batch
 
     def _prepare(self, inputs: Tensor, labels: Tensor, device: torch.device, generator: Generator | None) -> Batch:
         inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""What tells two data sets apart without reading all of them: sizes, labels and first examples."""
+"""What tells two data sets apart without reading all of them: sizes, labels and some examples."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from suptickets_ray.config import DataConfig
 from suptickets_ray.tickets.store import RunStore, patiently
+from suptickets_ray.training.data import Splits, load_source, make_splits
+from suptickets_ray.training.data.examples import LabelledDataset
 from suptickets_ray.training.data.image_folder import EncodedSource
 from suptickets_ray.training.data.splits import SPLITS
 from suptickets_ray.training.data.streaming import BlockSource
 
 _NUM_FIRST = 4
+_NUM_SPREAD = 32
+_DEEPEST = 20
 _LOOKS = 16
 """At an example that may change of itself: with a coin in it, all would be the same once in 32,768 times."""
 DATA_FILE = "data.sha256"
@@ -25,26 +31,51 @@ DATA_FILE = "data.sha256"
 
 
 def fingerprint(loaded: Mapping[str, Any]) -> str:
-    """Returns the sha256 of each set's size, its labels where they are at hand, and its first examples.
+    """Returns the sha256 of each set's size, labels or indices, and some examples, without reading all of them.
+
+    Every process that loads the data takes it, and so does every later command. Of a user-defined Dataset it covers the
+    indices of a `Subset`, labels that lie beside it (`targets`, `labels`, `tensors`), and 32 examples spread over it;
+    all labels of a `LabelledDataset` are compared when its examples are read.
 
     Args:
-        loaded: What a data function gave. A Dataset of the user's own whose examples change from one look to the next
-            counts by its size alone.
+        loaded: What a data function gave. A Dataset whose examples change from one look to the next counts by its size,
+            indices and labels alone.
 
     Raises:
-        OSError or ValueError: If the first examples of a streamed set cannot be read.
+        OSError or ValueError: If examples of a streamed set cannot be read.
     """
     summary = hashlib.sha256()
     for split in SPLITS:
         if split not in loaded:
             continue
-        source = loaded[split]
+        source = loaded[split].dataset if isinstance(loaded[split], LabelledDataset) else loaded[split]
         is_pair = isinstance(source, (tuple, list))
         summary.update(f"{split} {len(source[1]) if is_pair else len(source)}".encode())
         if is_pair or isinstance(source, BlockSource):
             summary.update(_bytes_of((source[1] if is_pair else source.labels).long()))
-        summary.update(_first_examples(source))
+            summary.update(_first_examples(source))
+        else:
+            summary.update(b"".join(_choices(source)))
+            summary.update(_some_examples(source))
     return summary.hexdigest()
+
+
+def _choices(dataset: Any, depth: int = 0) -> Iterator[bytes]:
+    """Yields which examples a Dataset of torch's chooses and how they are labelled, as far as that lies beside it."""
+    if depth > _DEEPEST:
+        return
+    if isinstance(dataset, Subset):
+        yield np.asarray(dataset.indices, dtype=np.int64).tobytes()
+        yield from _choices(dataset.dataset, depth + 1)
+    elif isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from _choices(part, depth + 1)
+    elif isinstance(dataset, TensorDataset):
+        yield from map(_bytes_of, dataset.tensors[1:])
+    else:
+        for name in ("targets", "labels"):
+            with suppress(Exception):  # whatever else a user's class calls so
+                yield _bytes_of(torch.as_tensor(getattr(dataset, name)))
 
 
 def _first_examples(source: Any) -> bytes:
@@ -53,12 +84,21 @@ def _first_examples(source: Any) -> bytes:
     indices = list(range(min(_NUM_FIRST, len(source))))
     if isinstance(source, EncodedSource):
         return b"".join(content for _, content in patiently(lambda: source.contents(indices)))
-    if isinstance(source, BlockSource):
-        return _bytes_of(patiently(lambda: source.read(indices, None)))
+    return _bytes_of(patiently(lambda: source.read(indices, None)))
+
+
+def _some_examples(dataset: Any) -> bytes:
+    """The digests of examples at positions that are always the same; nothing where the first one changes."""
     with suppress(Exception), _same_randomness():  # what cannot be read is found, and named, when it is trained on
-        looks = {hashlib.sha256(b"".join(_pieces(source[0]))).digest() for _ in range(_LOOKS)}
-        return looks.pop() if len(looks) == 1 else b""
+        looks = {_digest(dataset[0]) for _ in range(_LOOKS)}
+        if len(looks) == 1:
+            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+            return b"".join([*looks, *(_digest(dataset[index]) for index in order[:_NUM_SPREAD].tolist())])
     return b""
+
+
+def _digest(example: Any) -> bytes:
+    return hashlib.sha256(b"".join(_pieces(example))).digest()
 
 
 @contextmanager
@@ -68,7 +108,7 @@ def _same_randomness() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         try:
             yield
         finally:
@@ -99,6 +139,21 @@ def _bytes_of(tensor: Tensor) -> bytes:
     return f"{plain.dtype} {tuple(plain.shape)} ".encode() + plain.flatten().view(torch.uint8).numpy().tobytes()
 
 
+def load_recorded(config: DataConfig, store: RunStore) -> Splits:
+    """Returns the splits of a run's recipe, for work on what the run has stored.
+
+    Args:
+        config: The recipe's data; `root` may differ from the run's own.
+        store: The run's folder.
+
+    Raises:
+        ValueError: As `load_data`, and if the data are not those of the run.
+    """
+    loaded = load_source(config)
+    check_data(store, fingerprint(loaded))
+    return make_splits(loaded, config)
+
+
 def check_data(store: RunStore, found: str) -> None:
     """Finds out whether the data are those that the work in a folder was begun with.
 
@@ -113,6 +168,6 @@ def check_data(store: RunStore, found: str) -> None:
     """
     if store.exists(DATA_FILE) and store.read(DATA_FILE).decode() != found:
         raise ValueError(
-            f"the data must be those that the work in {store.location[1]} was begun with; sizes, labels or first "
+            f"the data must be those that the work in {store.location[1]} was begun with; sizes, labels or some "
             "examples differ. Choose another name=, or set data.root back."
         )

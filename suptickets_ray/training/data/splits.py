@@ -13,7 +13,7 @@ from suptickets_ray.config import DataConfig
 from suptickets_ray.lookup import suggestion
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.training.data.augmentation import Augmentation, Scaling
-from suptickets_ray.training.data.examples import Examples
+from suptickets_ray.training.data.examples import Examples, LabelledDataset
 from suptickets_ray.training.data.streaming import BlockSource, StreamedExamples
 
 SPLITS = ("train", "validation", "test")
@@ -39,6 +39,17 @@ class Splits:
                 raise ValueError(f"the {name} set must hold at least one example; it is empty.")
 
 
+def with_labels(loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a data function gave, its map-style Datasets as LabelledDataset. Raises as `check_loaded` does."""
+    check_loaded(loaded)
+    return {
+        name: part
+        if name not in SPLITS or isinstance(part, (tuple, list, BlockSource, LabelledDataset))
+        else LabelledDataset(part)
+        for name, part in loaded.items()
+    }
+
+
 def make_splits(loaded: Mapping[str, Any], config: DataConfig) -> Splits:
     """Returns what a data function gave, cut to `train_size`, with a validation set and label noise.
 
@@ -51,12 +62,13 @@ def make_splits(loaded: Mapping[str, Any], config: DataConfig) -> Splits:
     Raises:
         ValueError: If a set is missing, of the wrong form, or smaller than asked, or a setting does not fit.
     """
-    check_loaded(loaded)
+    loaded = with_labels(loaded)
     scaling = Scaling(loaded.get("mean"), loaded.get("std"))
     train, validation_indices = _cut(loaded, config)
     num_classes = loaded.get("num_classes")
     if num_classes is None:
-        num_classes = max(int(_examples(loaded["train"]).all_labels().max()) + 1, 1)
+        own = _examples(loaded["train"]).all_labels()
+        num_classes = max(int(own.max()) + 1, 1) if len(own) else 1
     _check_labels(loaded, num_classes)
     labels = None
     if config.label_noise:
@@ -166,7 +178,7 @@ def check_loaded(loaded: Mapping[str, Any]) -> None:
                 raise ValueError(f"the {name} set must be a pair of tensors (inputs, labels) of equal length.")
             if source[1].is_floating_point():
                 raise ValueError(f"the {name} labels must be whole numbers, one class each; got {source[1].dtype}.")
-        elif not isinstance(source, BlockSource) and not (
+        elif not isinstance(source, (BlockSource, LabelledDataset)) and not (
             hasattr(source, "__getitem__") and hasattr(source, "__len__")
         ):
             raise ValueError(

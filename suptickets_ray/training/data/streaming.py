@@ -123,6 +123,10 @@ class StreamedExamples(Examples):
         if self._labels is None:
             self._labels = source.labels if indices is None else source.labels[indices]
 
+    @staticmethod
+    def _labelled(source: Any) -> Any:
+        return source
+
     def batches(self, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
         """Yields all examples in their own order, in batches of at most `batch_size`, as they are."""
         pieces = list(torch.arange(len(self)).split(batch_size))

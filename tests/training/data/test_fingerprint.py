@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset, random_split
 
 from suptickets_ray import load_config
 from suptickets_ray.config_io import to_yaml
@@ -12,8 +12,11 @@ from suptickets_ray.distributed.result import stored_result
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.training.data import fingerprint as fingerprint_module
 from suptickets_ray.training.data.convert import convert
+from suptickets_ray.training.data.examples import Examples, LabelledDataset
 from suptickets_ray.training.data.fingerprint import DATA_FILE, check_data, fingerprint
 from suptickets_ray.training.data.parquet import parquet
+from suptickets_ray.training.data.splits import with_labels
+from suptickets_ray.training.rehearsal import rehearse
 
 
 def pairs(first=0.0, label=0, count=9):
@@ -99,8 +102,48 @@ def test_of_an_example_that_looks_into_a_large_tensor_only_itself_counts(monkeyp
     monkeypatch.setattr(fingerprint_module, "_bytes_of", counted)
     first, other, later = torch.zeros(5, 3), torch.zeros(5, 3), torch.zeros(5, 3)
     other[0, 1], later[4, 1] = 1.0, 1.0
-    assert of(Views(first)) == of(Views(later)) != of(Views(other))
+    assert len({of(Views(first)), of(Views(later)), of(Views(other))}) == 3
     assert max(looked_at) < 60
+
+
+def split_of(labels, seed):
+    data = TensorDataset(torch.arange(90.0).view(-1, 1), labels)
+    generator = torch.Generator() if seed is None else torch.Generator().manual_seed(seed)
+    if seed is None:
+        generator.seed()
+    train, test = random_split(data, [60, 30], generator=generator)
+    return {"train": train, "test": test, "num_classes": 2}
+
+
+def test_a_split_of_a_dataset_counts_by_its_indices_and_labels():
+    labels = torch.arange(90) % 2
+    assert fingerprint(split_of(labels, 0)) == fingerprint(with_labels(split_of(labels, 0)))
+    assert fingerprint(split_of(labels, 0)) != fingerprint(split_of(labels, 1))
+    assert fingerprint(split_of(labels, 0)) != fingerprint(split_of(1 - labels, 0))
+
+
+def test_data_that_differ_at_every_call_are_refused_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "unseeded_data.py").write_text(
+        "import torch\nfrom torch.utils.data import TensorDataset, random_split\n"
+        "def load():\n    data = TensorDataset(torch.rand(90, 64), torch.randint(10, (90,)))\n"
+        "    train, test = random_split(data, [60, 30])\n"
+        "    return {'train': train, 'test': test, 'num_classes': 10}\n"
+    )
+    config = load_config(None, ["data.name=unseeded_data:load", "data.batch_size=10", f"storage={tmp_path}"])
+    with pytest.raises(
+        ValueError, match="data.name must give the same examples in every process .* Seed what it draws"
+    ):
+        rehearse(config)
+
+
+def test_labels_that_are_known_are_compared_whenever_examples_are_read():
+    data = TensorDataset(torch.zeros(4, 1), torch.tensor([0, 1, 0, 1]))
+    examples = Examples(LabelledDataset(data, torch.tensor([0, 1, 1, 1])))
+    assert examples.all_labels().tolist() == [0, 1, 1, 1]
+    examples.batch(torch.tensor([0, 1, 3]))
+    with pytest.raises(ValueError, match="data.name must give the same examples in every process"):
+        examples.batch(torch.tensor([1, 2]))
 
 
 def test_a_streamed_set_that_cannot_be_read_is_said_and_not_counted_as_another(tmp_path, monkeypatch):
