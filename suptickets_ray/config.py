@@ -27,7 +27,7 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function that builds the model."""
     initialization: str = "default"
-    """First weights: the builder's own ("default"), or normal and scaled by each layer's density ("sparse_fan_in")."""
+    """First weights: "default" (the builder's), "kaiming_fan_in", "kaiming_fan_out", or "sparse_fan_in"."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,10 +45,10 @@ def resolve(config: Config) -> Config:
         superposition=_resolve_superposition(config),
     )
     distribution = resolved.method.distribution
-    if config.model.initialization != "default" and distribution in READ_WEIGHTS:
+    if config.model.initialization == "sparse_fan_in" and distribution in READ_WEIGHTS:
         raise ValueError(
-            f"model.initialization must be 'default' with method.distribution {distribution!r}, which chooses masks by "
-            f"the first weights; got {config.model.initialization!r}. Leave one of them out."
+            f"model.initialization must not be 'sparse_fan_in' with method.distribution {distribution!r}, which "
+            "chooses masks by the first weights. Leave one of them out."
         )
     parts = config.cluster.max_workers * config.train.accumulation_steps
     if parts > 1 and config.data.batch_size < 2 * parts:

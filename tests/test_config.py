@@ -102,7 +102,10 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("method.regrow_fraction=0.3", "method.regrow_fraction has no effect with method 'rigl'"),
         ("method.drop_gradient_weight=0.3", "method.drop_gradient_weight has no effect with method 'rigl'"),
         ("method.prune_scope=layer", "method.prune_scope has no effect with method 'rigl'"),
-        ("method.distribution=prune_global", "model.initialization must be 'default' with method.distribution"),
+        (
+            "method.distribution=prune_global",
+            "model.initialization must not be 'sparse_fan_in' with method.distribution",
+        ),
         ("name.first=a", "name.first must be a setting; name has no parts"),
         ("train.lr=[1", "the value of train.lr must be YAML"),
     ],

@@ -19,6 +19,8 @@ FIRST_MASK_NAMES = {"ERK": "erk", "GMP": "GMP", "uniform": "uniform"} | {
 }
 """Values of --sparse-init; GMP's own start needs no name here, where the method is called gmp."""
 GROWTH_NAMES = {name: name for name in ("random", "gradient", "momentum")}
+INITIALIZATION_NAMES = {"fanin": "kaiming_fan_in", "classic": "kaiming_fan_out"}
+"""Values of --model-config."""
 AVERAGE_NAMES = {"CAA": "cia", "CIMA": "cima"}
 """Values of --superposing_method: what the public code calls CAA is the paper's CIA."""
 
@@ -32,7 +34,8 @@ def _cifar_model(value: str) -> str:
     names = {
         _letters(name.removeprefix("cifar_")): name for name in sorted(MODELS, key=lambda n: n.startswith("cifar_"))
     }
-    return choose(names, _letters(value), "value of --model")
+    letters = _letters(value)
+    return choose(names, letters if letters in names else letters.removeprefix("cifar"), "value of --model")
 
 
 def _letters(text: str) -> str:
@@ -107,12 +110,22 @@ FLAGS: dict[str, Flag] = {
     "--master_port": Flag("", int, instead="Ray connects the processes"),
     "--workers": Flag("", int, instead="data.reader_threads reads ahead, where data does not fit in memory"),
     "--print-freq": Flag("", int, instead="every epoch is shown"),
-    "--model-config": Flag("", str, instead="first weights are the model's own"),
+    "--model-config": Flag("model.initialization", _one_of(INITIALIZATION_NAMES, "--model-config")),
 }
 """The flags of the public README (arXiv 2205.15322). lr_1 is the low rate and lr_2 the high one; its help text says the
 reverse."""
 
-SHORT_FLAGS = {"-b": "--batch-size", "-a": "--arch", "-j": "--workers", "-p": "--print-freq", "-c": "--model-config"}
+ALIASES = {
+    "-b": "--batch-size",
+    "-a": "--arch",
+    "-j": "--workers",
+    "-p": "--print-freq",
+    "-c": "--model-config",
+    "--wd": "--l2",
+    "--weight-decay": "--l2",
+    "--learning-rate": "--lr",
+}
+"""Other names of the same flags, in the public code."""
 
 
 def flags_of(setting: str) -> list[str]:
@@ -142,11 +155,11 @@ def parse_flags(command: str) -> tuple[dict[str, Any], str | None]:
             continue
         is_short = not word.startswith("--")
         name, equals, text = (word[:2], word[2:], word[2:]) if is_short else word.partition("=")
-        name = SHORT_FLAGS.get(name, name)
+        name = ALIASES.get(name, name)
         flag = FLAGS.get(name)
         if flag is None:
             raise ValueError(
-                f"unknown flag {name!r} of the public code{suggestion(name, [*FLAGS, *SHORT_FLAGS])} "
+                f"unknown flag {name!r} of the public code{suggestion(name, [*FLAGS, *ALIASES])} "
                 "Leave it out, and look at `suptickets options` for what there is here."
             )
         if flag.kind is None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from suptickets_ray.config import ModelConfig
-from suptickets_ray.config_io import load_config, read_settings
+from suptickets_ray.config_io import load_config, read_settings, to_dict
 from suptickets_ray.config_resolution import WINDOW_KEYS
 from suptickets_ray.lookup import choose
 from suptickets_ray.recipes import dump_yaml, in_order, shipped_recipes
@@ -80,8 +80,8 @@ def recipe_from_flags(command: str) -> Translation:
         settings["train"]["lr_milestone_epochs"] = [pretrain_epochs // 2, pretrain_epochs * 3 // 4]
     model = str(settings["model"]["name"]).removeprefix("cifar_")
     settings["name"] = f"{data}-{model}-{method}".replace("_", "-")
-    load_config(settings)
-    return Translation(settings, _warnings(flags, settings, pretrain_epochs), _left_out(flags, settings))
+    resolved = to_dict(load_config(settings))
+    return Translation(settings, _warnings(flags, settings, pretrain_epochs), _left_out(flags, settings, resolved))
 
 
 def _has_batch_norm(model: Mapping[str, Any]) -> bool:
@@ -230,12 +230,15 @@ def _warnings(flags: Mapping[str, Any], settings: Mapping[str, Any], pretrain_ep
     return found
 
 
-def _left_out(flags: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The flags that decide nothing, by the reason."""
+def _left_out(
+    flags: Mapping[str, Any], settings: Mapping[str, Any], resolved: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """Returns the flags that decide nothing, by the reason; a switch may decide by leaving a default as it is."""
     found: dict[str, list[str]] = {}
     for name in flags:
         flag = FLAGS[name]
         section, _, key = flag.setting.rpartition(".")
-        if flag.instead or key not in (settings.get(section, {}) if section else settings):
+        holds = resolved if flag.kind is None else settings
+        if flag.instead or key not in (holds.get(section, {}) if section else holds):
             found.setdefault(flag.instead or "no effect with the other flags", []).append(name)
     return found

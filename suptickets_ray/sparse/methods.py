@@ -76,8 +76,8 @@ METHODS: dict[str, Method] = {
         "1911.11134, section 4: delta T 100, alpha 0.3, cosine, until 75 % of the steps", _RIGL, exchanges=True
     ),
     "itop_set": Method(
-        "2102.02887: SET with a long interval, growth prefers never-active positions; use small batches",
-        _SET | _ITOP | {"grow": "random_unfired", "update_interval_steps": 1500},
+        "2102.02887: SET with a long interval, to the end of training; use small batches",
+        _SET | _ITOP | {"update_interval_steps": 1500},
         exchanges=True,
     ),
     "itop_rigl": Method(

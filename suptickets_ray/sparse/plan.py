@@ -42,6 +42,9 @@ class Plan:
         self.needs = criteria_needs(self.settings)
         self.density, self.total_steps, self.keep_updating = density, total_steps, keep_updating
         self._interval: int = self.settings.get("update_interval_steps", 1)
+        self._window_start = 0
+        if self.method.prunes:
+            self._window_start = count_down(self.settings["prune_start_fraction"], total_steps)
         self._first_pruning, self._last_pruning = self._prune_window() if self.method.prunes else (0, 0)
         if keep_updating and not self.method.exchanges:
             raise ValueError("keep_updating has no effect with a method that does not drop and grow. Leave it out.")
@@ -65,21 +68,28 @@ class Plan:
         return self.exchanges_at(step) or self.prunes_at(step)
 
     def exchanges_at(self, step: int) -> bool:
-        """Returns whether connections are dropped and grown after this step."""
+        """Returns whether connections are dropped and grown after this step; a method that prunes waits for its window.
+
+        Source: GraNet, 2106.10404, algorithm 1: an update prunes, then regenerates.
+        """
         if not self.method.exchanges or step % self._interval:
             return False
         if step > self.total_steps:
             return self.keep_updating
+        if step < self._window_start:
+            return False
         return step <= count_down(self.settings["update_end_fraction"], self.total_steps)
 
     def exchanges_after(self, step: int) -> bool:
         """Returns whether connections will be dropped and grown after a later step."""
-        next_update = (step // self._interval + 1) * self._interval
-        return self.exchanges_at(next_update)
+        earliest = max(step + 1, self._window_start)
+        return self.exchanges_at(-(-earliest // self._interval) * self._interval)
 
     def prunes_at(self, step: int) -> bool:
         """Returns whether connections are pruned after this step."""
-        return self.method.prunes and step % self._interval == 0 and step // self._interval <= self._last_pruning
+        if not self.method.prunes or step % self._interval or step < self._window_start:
+            return False
+        return step // self._interval <= self._last_pruning
 
     def needs_dense_gradients_at(self, step: int) -> bool:
         """Returns whether this step's gradients are needed off the masks: to exchange by them; always for momentum."""
@@ -102,7 +112,7 @@ class Plan:
 
     def _prune_window(self) -> tuple[int, int]:
         """First and last pruning update, as multiples of the interval; the last must come before the phase ends."""
-        first = count_down(self.settings["prune_start_fraction"], self.total_steps) // self._interval
+        first = self._window_start // self._interval
         last = count_down(self.settings["prune_end_fraction"], self.total_steps) // self._interval
         if last <= first:
             raise ValueError(

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from torch.amp import GradScaler
 from torch.nn import Module
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from suptickets_ray.config import Config, TrainConfig
@@ -31,8 +32,12 @@ from suptickets_ray.training.state import read_state, restore, write_state
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INITIALIZATIONS: dict[str, str] = {
     "default": "the weights that the model's builder drew",
+    "kaiming_fan_in": "convolutions normal with variance 2 / fan_in; the rest as the builder drew",
+    "kaiming_fan_out": "convolutions normal with variance 2 / fan_out; the rest as the builder drew",
     "sparse_fan_in": "normal with variance 1 / (3 * fan_in * layer density)",
 }
+
+_KAIMING_MODES = {"kaiming_fan_in": "fan_in", "kaiming_fan_out": "fan_out"}
 
 
 def seed_torch(seed: int, purpose: str, *keys: int) -> None:
@@ -103,6 +108,9 @@ def build_learner(config: Config, splits: Splits, device: torch.device, *, resto
     """
     seed_torch(config.seed, "model")
     model = build_model(config.model, splits.sample_shape, splits.num_classes).to(device)
+    if config.model.initialization in _KAIMING_MODES and not restores:
+        generator = Generator().manual_seed(derive_seed(config.seed, "weights"))
+        initialize_kaiming(model, _KAIMING_MODES[config.model.initialization], generator)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if not maskable_parameters(model, check=False):
@@ -170,6 +178,28 @@ def sparsifier_settings(config: Config) -> dict[str, Any]:
         settings["prune_start_fraction"] = section.prune_start_epoch / pretrain_epochs
         settings["prune_end_fraction"] = section.prune_end_epoch / pretrain_epochs
     return settings
+
+
+def initialize_kaiming(model: Module, mode: str, generator: Generator) -> None:
+    """Redraws the weights of all convolutions from a normal of variance 2 / `mode`.
+
+    Args:
+        model: The network.
+        mode: "fan_in" or "fan_out".
+        generator: Source of the weights, on the CPU.
+
+    Raises:
+        ValueError: If the network has no convolution.
+
+    Source: He et al., 1502.01852, section 2.2; "fanin" of the published ImageNet commands.
+    """
+    convolutions = [module for module in model.modules() if isinstance(module, _ConvNd)]
+    if not convolutions:
+        raise ValueError(f"model.initialization kaiming_{mode} has no effect on a network without convolutions.")
+    for module in convolutions:
+        drawn = torch.empty(module.weight.shape)
+        torch.nn.init.kaiming_normal_(drawn, mode=mode, nonlinearity="relu", generator=generator)  # type: ignore[arg-type]
+        module.weight.data.copy_(drawn)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import yaml
 
 from suptickets_ray import load_config
 from suptickets_ray.config_io import all_keys, differing_keys
-from suptickets_ray.reporting.flags import FLAGS, SHORT_FLAGS, flags_of
+from suptickets_ray.reporting.flags import ALIASES, FLAGS, flags_of
 from suptickets_ray.reporting.from_flags import recipe_from_flags
 
 _CIFAR = (
@@ -90,7 +90,7 @@ def test_a_command_over_several_lines_is_the_same():
 def test_what_has_no_counterpart_is_named_in_a_comment():
     text = recipe_from_flags(IMAGENET["granet"]).to_yaml()
     comments = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
-    for flag in ("--workers", "--print-freq", "--master_port", "--model-config", "--indicate_method", "--multiplier"):
+    for flag in ("--workers", "--print-freq", "--master_port", "--indicate_method", "--multiplier"):
         assert f"Left out: {flag}" in comments
     assert "--init-prune-epoch" in comments  # which RigL does not read
     assert "WARNING: --method DST" in comments
@@ -209,4 +209,33 @@ def test_every_flag_decides_a_setting_that_exists_or_says_what_there_is_instead(
         assert bool(flag.setting) != bool(flag.instead), name
         assert not flag.setting or flag.setting in all_keys()
         assert not flag.setting or name in flags_of(flag.setting)
-    assert set(SHORT_FLAGS.values()) <= set(FLAGS)
+    assert set(ALIASES.values()) <= set(FLAGS)
+
+
+def test_the_model_config_of_the_imagenet_commands_decides_the_initial_weights():
+    for name, command in IMAGENET.items():
+        assert recipe_from_flags(command).settings["model"]["initialization"] == "kaiming_fan_in", name
+    classic = recipe_from_flags(IMAGENET["granet"].replace("-c fanin", "-c classic"))
+    assert classic.settings["model"]["initialization"] == "kaiming_fan_out"
+
+
+def test_a_switch_that_leaves_a_default_as_it_is_decides():
+    text = recipe_from_flags(CIFAR["granet"]).to_yaml()
+    assert "no effect" not in text
+    without = recipe_from_flags(CIFAR["granet"].replace("--cyc_lr ", "")).to_yaml()
+    assert "cyclic_lr: false" in without
+    assert "no effect" in without  # --lr_2
+
+
+@pytest.mark.parametrize(
+    ("words", "section", "key", "value"),
+    [
+        ("--model cifar_resnet_32", "model", "name", "resnet32"),
+        ("--wd 0.001", "train", "weight_decay", 0.001),
+        ("--weight-decay 0.001", "train", "weight_decay", 0.001),
+        ("--learning-rate 0.05", "train", "lr", 0.05),
+    ],
+)
+def test_other_names_of_the_public_code_are_read(words, section, key, value):
+    command = CIFAR["granet"].replace("--model ResNet50", "") if section == "model" else CIFAR["granet"]
+    assert recipe_from_flags(f"{command} {words}").settings[section][key] == value

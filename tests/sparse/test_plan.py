@@ -23,7 +23,7 @@ def test_exchanges_come_at_multiples_of_the_interval_until_the_methods_end():
 
 def test_pruning_follows_the_cubic_in_its_window_and_ends_on_the_target():
     gmp = plan("gmp", prune_start_fraction=0.25, prune_end_fraction=0.5)
-    assert [step for step in range(1, 30) if gmp.prunes_at(step)] == [3, 6, 9, 12]
+    assert [step for step in range(1, 30) if gmp.prunes_at(step)] == [6, 9, 12]
     assert [gmp.density_at(step) for step in (3, 6, 9, 12)] == pytest.approx([1.0, 1.0, 0.25 + 0.75 / 8, 0.25])
     assert (gmp.first_density, plan("granet").first_density, plan().first_density) == (1.0, 0.5, 0.25)
 
@@ -49,3 +49,13 @@ def test_the_fraction_follows_its_schedule():
 def test_a_structured_start_that_is_pruned_later_is_refused():
     with pytest.raises(ValueError, match="must not be a structured one with a method that prunes single weights later"):
         plan("granet", distribution="prune_structured")
+
+
+@pytest.mark.parametrize("method", ["granet", "granet_uniform"])
+@pytest.mark.parametrize(("start", "first"), [(0.0, 3), (0.25, 6), (0.3, 9)])
+def test_granet_changes_nothing_before_its_prune_window_opens(method, start, first):
+    granet = plan(method, prune_start_fraction=start, prune_end_fraction=0.5)
+    due = [step for step in range(1, 25) if granet.is_due(step)]
+    assert due == list(range(first, 25, 3))
+    assert granet.prunes_at(first) and granet.exchanges_at(first)
+    assert granet.exchanges_after(0)

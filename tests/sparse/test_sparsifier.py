@@ -401,7 +401,7 @@ def test_layers_kept_dense_are_left_alone():
 
 
 def test_explored_positions_only_grow_in_number():
-    model, optimizer, sparsifier = build("itop_set", drop_fraction=0.5)
+    model, optimizer, sparsifier = build("itop_set", drop_fraction=0.5, grow="random_unfired")
     shares = [explored_fraction(sparsifier.explored)]
     for step in range(TOTAL):
         train_step(model, optimizer, sparsifier, step)
@@ -517,7 +517,13 @@ torch.save(continued, sys.argv[3])
 """
 EVERY_STEP = {"update_interval_steps": 1, "update_end_fraction": 1.0, "keep_updating": True}
 CONTINUED = {
-    "random_unfired": {"method": "itop_set", "optimizer": "adamw", "density": 0.25, **EVERY_STEP},
+    "random_unfired": {
+        "method": "itop_set",
+        "grow": "random_unfired",
+        "optimizer": "adamw",
+        "density": 0.25,
+        **EVERY_STEP,
+    },
     "momentum": {
         "method": "rigl",
         "grow": "momentum",

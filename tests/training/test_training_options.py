@@ -287,3 +287,16 @@ def test_a_compiler_that_is_missing_is_said_before_anything_starts(monkeypatch):
     words = "train.compile must find a C++ compiler; torch.compile failed: RuntimeError: no compiler. Install one"
     with pytest.raises(ValueError, match=re.escape(words)):
         rehearse(load_config(None, [*SMALL, "train.compile=true"]))
+
+
+@pytest.mark.parametrize(("mode", "axis"), [("fan_in", 1), ("fan_out", 0)])
+def test_kaiming_weights_have_the_variance_of_their_fan_before_masks_are_drawn(mode, axis):
+    wide = ["data.name=synthetic", "model.name=resnet20", "model.options.width=32", "method.density=0.5"]
+    learner, *_ = trained(*wide, f"model.initialization=kaiming_{mode}", epochs=0, small=())
+    for name, parameter in learner.sparsifier.parameters.items():
+        if parameter.ndim == 4 and parameter.shape[0] != parameter.shape[1]:
+            active = parameter.detach()[learner.sparsifier.masks[name]]
+            fan = parameter.shape[axis] * 9
+            assert float(active.var()) == pytest.approx(2 / fan, rel=0.15), name
+    with pytest.raises(ValueError, match="kaiming_fan_in has no effect on a network without convolutions"):
+        trained("model.initialization=kaiming_fan_in", epochs=0)
