@@ -108,6 +108,7 @@ class Explorer:
                 "config_digest": self._digest,
                 "parent": parent,
                 "versions": versions(),
+                "diverged": not all(bool(tensor.isfinite().all()) for tensor in self._learner.model.parameters()),
             }
         )
         state = self._learner.to_bytes(cycle=cycle)

@@ -46,6 +46,11 @@ def found_no_room(error: BaseException | None) -> bool:
     return any(_is_of(cause, {"WorkerGroupStartupTimeoutError"}) for cause in _causes(error))
 
 
+def has_diverged(error: BaseException | None) -> bool:
+    """Returns whether a Ray Train job ended because its loss or weights were not finite."""
+    return any(_is_of(cause, {"DivergedError"}) for cause in _causes(error))
+
+
 def _is_of(cause: BaseException | None, names: set[str]) -> bool:
     """By name: torch's and Ray Train's kinds take seconds to import."""
     return not names.isdisjoint(kind.__name__ for kind in type(cause).__mro__)
@@ -84,4 +89,6 @@ def root_cause(error: BaseException) -> str:
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     # Ray's own errors end in what happened; others begin with it, and torch's end in a trace of C++.
     chosen = lines[-1 if isinstance(cause, RayError) else 0] if lines else ""
+    if _is_of(cause, {"DivergedError"}):
+        return chosen
     return f"{type(cause).__name__}: {chosen}" if chosen else type(cause).__name__

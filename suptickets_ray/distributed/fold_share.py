@@ -35,6 +35,8 @@ class FoldShare:
         """Folds its tensors of one ticket, given in its Arrow form: from an explorer, or read and checked before."""
         if (chain, cycle) not in self._seen:
             self._seen.add((chain, cycle))
+            if Ticket.provenance_of(table).get("diverged"):
+                return
             self._accumulator = fold(self._accumulator, Ticket.some_of(table, self._names), self._rule)
 
     def accumulator(self) -> Accumulator | None:

@@ -112,7 +112,7 @@ class Folding:
     def _hand_over(self, ticket: Any, chain: int, cycle: int) -> None:
         if self._shares:
             self._pending += [share.fold.remote(ticket, chain, cycle) for share in self._shares]
-            self._pending.append(self._actor.note.remote(chain, cycle))
+            self._pending.append(self._actor.note.remote(ticket, chain, cycle))
         else:
             look = len(self._pending) < _MAX_UNLOOKED
             self._pending.append(self._actor.fold.remote(ticket, chain, cycle, look))

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest
-from suptickets_ray.distributed.failures import found_no_room, lost_elsewhere
+from suptickets_ray.distributed.failures import found_no_room, has_diverged, lost_elsewhere
 from suptickets_ray.distributed.monitor import Event, OnEvent, reported_warnings, watched
 from suptickets_ray.distributed.room import lack_of_room, worker_bundle, worker_labels
 from suptickets_ray.distributed.schedule import Setbacks
@@ -29,9 +29,11 @@ from suptickets_ray.sparse.statistics import explored_fraction
 from suptickets_ray.tickets.store import RunStore, patiently
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
+    DivergedError,
     Learner,
     budget_of,
     build_learner,
+    check_finite,
     order_seed,
     seed_torch,
     steps_per_epoch,
@@ -62,6 +64,7 @@ def pretrain(
         verbose: Whether Ray Train's own messages are shown.
 
     Raises:
+        DivergedError: If a loss or weight is not finite.
         RuntimeError: If training fails for good; the message is the worker's. Or if there is no room for it any more.
     """
     cluster = config.cluster
@@ -106,6 +109,8 @@ def pretrain(
             if found_no_room(error.__cause__):
                 standstill.look(True, lack_of_room(cluster))
                 continue
+            if has_diverged(error.__cause__):
+                raise DivergedError(str(error)) from error
             lost = lost_elsewhere(error.__cause__, in_object_store="://" in settings["run_path"])
             if not setbacks.died() or not (lost or setbacks.furthest > furthest):
                 raise
@@ -164,6 +169,7 @@ def train_worker(settings: dict[str, Any]) -> None:
                 if scalars is not None:
                     scalars.write_layer_densities(epoch * epoch_steps + step, learner.sparsifier.masks)
 
+            bad_steps: list[int] = []
             with reported_warnings(worker.send) if rank == 0 else nullcontext():
                 loss = train_epoch(
                     learner,
@@ -175,7 +181,9 @@ def train_worker(settings: dict[str, Any]) -> None:
                     rank=rank,
                     world_size=world_size,
                     on_update=updated,
+                    on_diverged=bad_steps.append,
                 )
+            check_finite(learner, config.train, epoch + 1, bad_steps[0] if bad_steps else None)
             if epoch + 1 == epochs:
                 learner.sparsifier.end_phase()
             if world_size > 1:

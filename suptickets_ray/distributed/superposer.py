@@ -93,17 +93,20 @@ class Superposer:
         sizes = {name: math.prod(part.shape) for name, part in parts.items()}
         return self._superposing.first, self._superposing.rule, sizes
 
-    def note(self, chain: int, cycle: int) -> None:
-        """Takes note of a ticket that others fold."""
-        report = {"chain": chain, "cycle": cycle, "accepted": True}
+    def note(self, table: pa.Table, chain: int, cycle: int) -> None:
+        """Takes note of a ticket that others fold, unless it has diverged."""
+        accepted = not Ticket.provenance_of(table).get("diverged")
+        report = {"chain": chain, "cycle": cycle, "accepted": accepted}
         if self._folded.setdefault((chain, cycle), report) is report:
-            self._scalars.write(len(self._folded), superposition__accepted=1.0)
+            self._scalars.write(len(self._folded), superposition__accepted=float(accepted))
             self._worker.report("fold", **report)
 
     def adopt(self, *folds: Accumulator) -> None:
         """Takes over what others have folded: each some tensors of every ticket noted."""
         names = self._superposing.superposed.parts
-        self._superposing.adopt(joined(folds, names), self._folded)
+        accepted = [key for key, report in self._folded.items() if report["accepted"]]
+        if accepted:
+            self._superposing.adopt(joined(folds, names), accepted)
 
     def validate(self, table: pa.Table) -> float:
         """Returns a single ticket's validation accuracy, a share of 1."""

@@ -37,13 +37,13 @@ from suptickets_ray.distributed.standstill import room_watch
 from suptickets_ray.distributed.trial import run_trial
 from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.reporting.logs import EventLog
-from suptickets_ray.search.files import SearchFiles
+from suptickets_ray.search.files import DIVERGED_FILE, SearchFiles
 from suptickets_ray.search.keys import phase_one_key
 from suptickets_ray.search.plan import SearchPlan
 from suptickets_ray.search.space import default_space, parse_space
 from suptickets_ray.tickets.store import RunStore, child
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
-from suptickets_ray.training.loop import budget_of
+from suptickets_ray.training.loop import DivergedError, budget_of
 from suptickets_ray.training.rehearsal import rehearse
 
 TUNE_FOLDER = "ray_tune"
@@ -240,7 +240,11 @@ def _pretrain_all(
             is_stored = is_stored or event["kind"] == "resumed"
             on_event(event)
 
-        phase_one(config, own, RunStore(path), noted, verbose)
+        try:
+            phase_one(config, own, RunStore(path), noted, verbose)
+        except DivergedError as error:  # its trials fail; the others go on
+            RunStore(path).write(DIVERGED_FILE, str(error).encode())
+            on_event({"kind": "warning", "text": str(error)})
         if not is_stored:
             files.count("phase one")
 

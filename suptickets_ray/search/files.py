@@ -24,6 +24,10 @@ def holds_search(store: RunStore) -> bool:
     return store.exists(SEARCH_FILE) or any(store.list(folder) for folder in _MADE_BY_SEARCH)
 
 
+DIVERGED_FILE = "diverged"
+"""Beside a phase one that has diverged: the sentence that says so."""
+
+
 class SearchFiles:
     """The folder of one search.
 
@@ -57,8 +61,16 @@ class SearchFiles:
         return child(self.path, "explorations", exploration_key(config))
 
     def phase_one(self, config: Config) -> bytes:
-        """Returns the state that phase one ended in. Raises FileNotFoundError before that."""
-        return RunStore(self.phase_one_path(config)).read(PRETRAINED_FILE)
+        """Returns the state that phase one ended in.
+
+        Raises:
+            FileNotFoundError: Before that.
+            RuntimeError: If it has diverged.
+        """
+        store = RunStore(self.phase_one_path(config))
+        if store.exists(DIVERGED_FILE) and not store.exists(PRETRAINED_FILE):
+            raise RuntimeError(store.read(DIVERGED_FILE).decode())
+        return store.read(PRETRAINED_FILE)
 
     def count(self, what: str) -> None:
         """Takes note that a "phase one" or "cycle" was trained, be it for the second time; one process may do this."""

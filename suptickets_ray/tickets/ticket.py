@@ -100,6 +100,12 @@ class Ticket:
         return self.num_active / self.num_maskable if self.num_maskable else 1.0
 
     @cached_property
+    def is_finite(self) -> bool:
+        """Whether no tensor holds NaN or infinity: a ticket of a diverged cycle does."""
+        entries = (part.values if isinstance(part, SparseTensor) else part for part in self._parts.values())
+        return all(bool(some.isfinite().all()) for some in entries if some.is_floating_point())
+
+    @cached_property
     def digest(self) -> str:
         """The sha256 of names, shapes, types, masks and active values: equal for equal content, whatever its origin."""
         return digest_of_rows(self._rows())
@@ -157,6 +163,11 @@ class Ticket:
         """
         rows = table.filter(pc.is_in(table["name"], value_set=pa.array(sorted(names)))).to_pylist()
         return Ticket.of_parts({row["name"]: decode(row) for row in rows}, {})
+
+    @staticmethod
+    def provenance_of(table: pa.Table) -> dict[str, Any]:
+        """Returns the provenance of a table that `to_arrow` made, without reading its tensors."""
+        return dict(json.loads((table.schema.metadata or {})[_METADATA_KEY])["provenance"])
 
     def to_bytes(self) -> bytes:
         """Returns the table as an Arrow IPC file."""

@@ -59,6 +59,10 @@ def budget_of(config: Config) -> Budget:
     return plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate)
 
 
+class DivergedError(RuntimeError):
+    """A loss or a weight is NaN or infinite: no later epoch can repair that."""
+
+
 @dataclass
 class Learner:
     """A network, its optimizer and its sparsifier: the state that a phase or a cycle starts from and ends in."""
@@ -229,6 +233,7 @@ def train_epoch(
     rank: int = 0,
     world_size: int = 1,
     on_update: Callable[[int], None] = lambda step: None,
+    on_diverged: Callable[[int], None] = lambda step: None,
 ) -> float:
     """Trains one epoch and returns the mean loss of this rank's examples.
 
@@ -242,25 +247,60 @@ def train_epoch(
         rank: This process among the ranks.
         world_size: Number of ranks.
         on_update: Called after every update of the topology with the number of steps that this epoch has had by then.
+        on_diverged: Called at the end with the first step, from 1, whose loss was not finite, if there is one.
     """
     batch_size, device = config.data.batch_size, next(learner.model.parameters()).device
     sizes = [batch_size] * steps_per_epoch(config, splits)
     forward.train()
     # On the device: moving every step's loss to the host would make a GPU wait for it.
     total_loss, num_examples = torch.zeros((), dtype=torch.float64, device=device), 0
+    first_bad = torch.zeros((), dtype=torch.int64, device=device)
     batches = splits.train.epoch(order_seed, sizes, device, rank=rank, world_size=world_size)
     for step, (inputs, labels) in enumerate(batches):
         for group in learner.optimizer.param_groups:
             group["lr"] = rate_of_step(step)
         learner.optimizer.zero_grad()
         # DDP averages over ranks, whose shares of a batch may differ by one: this makes it the batch's mean.
-        total_loss += backward(learner, forward, config.train, inputs, labels, world_size / batch_size)
+        loss = backward(learner, forward, config.train, inputs, labels, world_size / batch_size)
+        total_loss += loss
+        first_bad = torch.where((first_bad == 0) & ~loss.isfinite(), step + 1, first_bad)
         num_updates = learner.sparsifier.num_updates
         update(learner, config.train)
         if learner.sparsifier.num_updates > num_updates:
             on_update(step + 1)
         num_examples += len(labels)
+    if bad_step := int(first_bad):
+        on_diverged(bad_step)
     return float(total_loss / max(num_examples, 1))
+
+
+def check_finite(learner: Learner, section: TrainConfig, epoch: int, bad_step: int | None) -> None:
+    """Stops pretraining that has diverged.
+
+    Args:
+        learner: What was trained.
+        section: The recipe's settings of training.
+        epoch: Epochs so far.
+        bad_step: First step of the last epoch, from 1, whose loss was not finite; None where there is none. Under
+            loss scaling such a step is skipped, and weights decide alone.
+
+    Raises:
+        DivergedError: If the loss or a weight is not finite.
+    """
+    tensors = [tensor for tensor in learner.model.state_dict().values() if tensor.is_floating_point()]
+    # One answer for all tensors: each would make a GPU wait.
+    finite = bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+    if finite and (bad_step is None or learner.scaler.is_enabled()):
+        return
+    where = (
+        f"the loss is not finite from step {bad_step} of epoch {epoch} on"
+        if bad_step
+        else (f"a weight is not finite after epoch {epoch}")
+    )
+    raise DivergedError(
+        f"pretraining has diverged: {where}. Lower train.lr ({section.lr:g}), clip gradients with train.clip_norm=1, "
+        "or look for extreme inputs."
+    )
 
 
 def backward(

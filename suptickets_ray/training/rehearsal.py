@@ -14,11 +14,15 @@ from torch.nn.functional import cross_entropy
 from suptickets_ray.config import Config
 from suptickets_ray.sparse.methods import criteria_needs
 from suptickets_ray.sparse.topology import drop_and_grow
+from suptickets_ray.tickets.superposition import Rule, finish, fold
+from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import Splits, load_source, make_splits
-from suptickets_ray.training.data.examples import UNEQUAL_DATA, LabelledDataset
+from suptickets_ray.training.data.examples import UNEQUAL_DATA, LabelledDataset, num_not_finite
 from suptickets_ray.training.data.fingerprint import fingerprint
+from suptickets_ray.training.data.splits import SPLITS
 from suptickets_ray.training.evaluation import batch_norms
 from suptickets_ray.training.loop import Learner, build_learner, seed_torch
+from suptickets_ray.training.state import restore
 
 
 def rehearse(config: Config, loaded: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
@@ -44,6 +48,7 @@ def rehearse(config: Config, loaded: Mapping[str, Any] | None = None) -> Mapping
     _check_weights(learner)
     _check_modules(learner.model, config)
     _check_labels(splits)
+    _check_inputs(loaded)
     for name in ("test", "validation"):
         learner.model.eval()
         _forward(learner, splits, name, 2)
@@ -57,7 +62,36 @@ def rehearse(config: Config, loaded: Mapping[str, Any] | None = None) -> Mapping
     if unused:
         raise ValueError(f"model.name must use every weight it has; {unused[0]!r} gets no gradient. Remove it.")
     _check_scores(learner)
+    _check_ticket(learner, config)
     return loaded
+
+
+def _check_ticket(learner: Learner, config: Config) -> None:
+    """Stores, reads and merges a ticket and a state, as every cycle will."""
+    learner.optimizer.step()
+    try:
+        ticket = Ticket.from_bytes(learner.ticket({}).to_bytes())
+        learner.load_bytes(learner.to_bytes(epoch=0))
+        section = config.superposition
+        rule = Rule(section.method, config.method.density, section.cima_factor, section.prune, section.scope)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a layer was kept from being emptied says nothing about the run
+            merged = finish(fold(fold(None, ticket, rule), ticket, rule), rule, {})
+        restore(learner.model, merged.state_dict())
+    except Exception as error:
+        raise ValueError(
+            f"model.name must build a network that a ticket can hold; it failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_inputs(loaded: Mapping[str, Any]) -> None:
+    """Looks at the inputs that are in memory; those of a Dataset are checked as they are read."""
+    for name in SPLITS:
+        if isinstance(pair := loaded.get(name), (tuple, list)) and (bad := num_not_finite(pair[0])):
+            raise ValueError(
+                f"the {name} inputs must be finite; {bad} of {len(pair[0])} examples hold NaN or infinity. Correct or "
+                "remove them."
+            )
 
 
 def _check_repeatable(config: Config, loaded: Mapping[str, Any]) -> None:
@@ -109,8 +143,7 @@ def _check_compiler() -> None:
 
 def _check_labels(splits: Splits) -> None:
     for name in ("train", "validation", "test"):
-        examples = getattr(splits, name)
-        labels = examples.all_labels() if examples.in_memory else examples.batch(torch.arange(min(2, len(examples))))[1]
+        labels = getattr(splits, name).all_labels()
         if labels.ndim != 1 or int(labels.min()) < 0 or int(labels.max()) >= splits.num_classes:
             raise ValueError(
                 f"the {name} labels must be classes 0 to {splits.num_classes - 1}, of shape (n,); got values from "
@@ -128,9 +161,13 @@ def _forward(learner: Learner, splits: Splits, name: str, size: int) -> tuple[Te
             f"model.name must build a network for {name} inputs of shape {tuple(inputs.shape)}; it failed: "
             f"{type(error).__name__}: {error}"
         ) from error
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"model.name must return a tensor of logits; got {type(logits).__name__}. Return one tensor.")
     expected = (len(inputs), splits.num_classes)
     if tuple(logits.shape) != expected:
         raise ValueError(f"model.name must give logits of shape {expected}; got {tuple(logits.shape)}.")
+    if not bool(logits.isfinite().all()):
+        raise ValueError(f"model.name must give finite logits for {name} inputs; some are NaN or infinite.")
     return logits, labels
 
 

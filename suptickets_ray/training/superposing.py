@@ -14,7 +14,6 @@ from torch.nn import Module
 from suptickets_ray.config import Config
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.tickets.accumulator import Accumulator, start
-from suptickets_ray.tickets.arrow import SparseTensor
 from suptickets_ray.tickets.superposition import Rule, finish, finish_unpruned, fold
 from suptickets_ray.tickets.ticket import Ticket, overlap
 from suptickets_ray.training.data import Splits
@@ -46,7 +45,14 @@ class Superposing:
             splits: Its data.
             pretrained: The network that phase one ended in; its provenance is taken over.
             device: Where to evaluate.
+
+        Raises:
+            RuntimeError: If that network holds NaN or infinity.
         """
+        if not pretrained.is_finite:
+            raise RuntimeError(
+                "Cannot superpose: the network of phase one has diverged. Train it with a lower train.lr."
+            )
         self._config, self._splits, self._pretrained = config, splits, pretrained
         self._model = build_model(config.model, splits.sample_shape, splits.num_classes).to(device)
         section = config.superposition
@@ -109,7 +115,7 @@ class Superposing:
         return count
 
     def fold(self, ticket: Ticket, chain: int, cycle: int, *, look: bool = True) -> dict[str, Any]:
-        """Folds one ticket, unless merged with the others it costs too much validation accuracy.
+        """Folds one ticket, unless it has diverged, or merged with the others costs too much validation accuracy.
 
         Args:
             ticket: The ticket.
@@ -127,6 +133,8 @@ class Superposing:
         """
         if self._judged_already:
             raise RuntimeError("fold() must come before judge(). Make a new Superposing to fold more tickets.")
+        if not ticket.is_finite:  # whatever the gate: one NaN would make every weight of the average NaN
+            return {"chain": chain, "cycle": cycle, "accepted": False}
         folded = fold(self._accumulator, ticket, self._rule)
         accepted_with = [*self._accepted, [chain, cycle]]
         provenance = self._provenance(folded.num_tickets, accepted_with)
@@ -182,7 +190,7 @@ class Superposing:
         mean_rule = Rule("cia", 1.0, prune="last")
         for folded, ticket in tickets:
             row: dict[str, Any] = {key: folded[key] for key in ("chain", "cycle", "accepted")}
-            model, is_finite = self._load(ticket), _is_finite(ticket)
+            model, is_finite = self._load(ticket), ticket.is_finite
             for split in ("validation", "test"):
                 examples = getattr(self._splits, split)
                 logits = predict(model, examples)
@@ -274,11 +282,6 @@ def _compared(right: Tensor, other: Tensor) -> dict[str, Any]:
 def _error(differences: Tensor) -> float:
     """Standard error of the mean, which a single example does not have."""
     return float(differences.std() / math.sqrt(len(differences))) if len(differences) > 1 else math.nan
-
-
-def _is_finite(ticket: Ticket) -> bool:
-    entries = (part.values if isinstance(part, SparseTensor) else part for part in ticket.parts.values())
-    return all(bool(some.isfinite().all()) for some in entries if some.is_floating_point())
 
 
 def _prefixed(scores: Scores, split: str) -> Scores:

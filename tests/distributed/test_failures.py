@@ -8,7 +8,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from torch.distributed import DistBackendError
 
-from suptickets_ray.distributed.failures import lost_elsewhere, root_cause
+from suptickets_ray.distributed.failures import has_diverged, lost_elsewhere, root_cause
 
 
 class Wrapped(RuntimeError):
@@ -75,3 +75,13 @@ def test_of_several_ranks_the_one_that_is_to_blame_is_named():
     assert root_cause(of_ranks(own, gone)) == "NodeDiedError: its node was lost"
     alone = "RuntimeError: [gloo/transport/tcp/pair.cc:538] Connection closed by peer"
     assert root_cause(of_ranks(UserExceptionWithTraceback(GLOO, ""))) == alone
+
+
+def test_a_diverged_job_is_known_by_its_rank_and_named_without_its_type():
+    class DivergedError(RuntimeError):
+        pass
+
+    failed = Wrapped(worker_failures={0: DivergedError("pretraining has diverged: a weight")})
+    assert has_diverged(failed)
+    assert not has_diverged(RuntimeError("else"))
+    assert root_cause(failed) == "pretraining has diverged: a weight"

@@ -9,8 +9,10 @@ from suptickets_ray.training.cycle import cycle_rate, run_cycle
 from suptickets_ray.training.data import load_data
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
+    DivergedError,
     budget_of,
     build_learner,
+    check_finite,
     order_seed,
     sparsifier_settings,
     steps_per_epoch,
@@ -227,3 +229,19 @@ def test_chains_explore_on_batches_of_their_own_so_that_gradient_growth_gives_th
         masks.append(learner.ticket({}).masks)
     assert config.method.grow == "gradient"
     assert any(not torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
+def test_pretraining_that_diverges_stops_with_the_step_and_a_remedy():
+    config, splits, learner = prepare(*FAST)
+    seen = []
+
+    def rate(step):
+        return 1e30 if step == 2 else config.train.lr
+
+    train_epoch(learner, learner.forward, config, splits, 0, rate, on_diverged=seen.append)
+    assert seen == [4]  # the step after the one that was too large
+    with pytest.raises(DivergedError, match=r"not finite from step 4 of epoch 1 on. Lower train.lr \(0.1\), clip"):
+        check_finite(learner, config.train, 1, seen[0])
+    with pytest.raises(DivergedError, match="a weight is not finite after epoch 1"):
+        check_finite(learner, config.train, 1, None)
+    check_finite(prepare(*FAST)[2], config.train, 1, None)

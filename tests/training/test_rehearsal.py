@@ -8,7 +8,7 @@ from suptickets_ray.training.rehearsal import rehearse
 
 def test_what_cannot_be_built_is_found_before_anything_starts(tmp_path, monkeypatch):
     (tmp_path / "bad_models.py").write_text(
-        "from torch import nn\n"
+        "import torch\nfrom torch import nn\n"
         "def shape(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(3, num_classes))\n"
         "def logits():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
         "class Unused(nn.Module):\n"
@@ -17,12 +17,21 @@ def test_what_cannot_be_built_is_found_before_anything_starts(tmp_path, monkeypa
         "    def forward(self, x):\n        return self.used(x.flatten(1))\n"
         "def unused():\n    return Unused()\n"
         "def vectors():\n    return nn.BatchNorm2d(1)\n"
+        "class Pair(Unused):\n    def forward(self, x):\n        return self.used(x.flatten(1)), x\n"
+        "def pair():\n    return Pair()\n"
+        "def complex_buffer():\n    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+        "    net.register_buffer('frequencies', torch.ones(4, dtype=torch.complex64))\n    return net\n"
+        "class Infinite(Unused):\n    def forward(self, x):\n        return self.used(x.flatten(1)) / 0\n"
+        "def infinite():\n    return Infinite()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     for name, message in [
         ("shape", r"must build a network for test inputs of shape \(2, 1, 8, 8\)"),
         ("logits", r"must give logits of shape \(2, 10\); got \(2, 3\)"),
         ("unused", "must use every weight it has; 'idle.weight' gets no gradient"),
+        ("pair", "must return a tensor of logits; got tuple"),
+        ("complex_buffer", "that a ticket can hold; it failed: ValueError: the type of 'frequencies' must be one of"),
+        ("infinite", "must give finite logits for test inputs"),
         ("vectors", "must build a network with a weight of 2 or more dimensions"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -122,3 +131,22 @@ def test_a_module_that_cannot_be_imported_is_a_settings_error(tmp_path, monkeypa
 )
 def test_every_row_of_the_core_can_be_used_by_a_recipe(override):
     rehearse(load_config(None, [override, "model.initialization=default"]))
+
+
+@pytest.mark.parametrize("kind", ["pair", "dataset"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_inputs_that_are_not_finite_are_refused_with_their_number(tmp_path, monkeypatch, split, kind):
+    (tmp_path / "nan_data.py").write_text(
+        "import torch\n"
+        "def load(split, kind):\n"
+        "    labels = torch.arange(30) % 3\n"
+        "    parts = {name: (torch.zeros(30, 64), labels) for name in ('train', 'validation', 'test')}\n"
+        "    parts[split][0][17, 3] = float('nan')\n"
+        "    parts[split][0][20, 0] = float('inf')\n"
+        "    wrap = torch.utils.data.TensorDataset if kind == 'dataset' else lambda *pair: pair\n"
+        "    return {name: wrap(*pair) for name, pair in parts.items()}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ["data.name=nan_data:load", f"data.options={{split: {split}, kind: {kind}}}", "data.batch_size=10"]
+    with pytest.raises(ValueError, match="inputs must be finite; 2 of 30 examples"):
+        rehearse(load_config(None, [*own, "data.label_noise=0"]))

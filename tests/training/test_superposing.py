@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from suptickets_ray import load_config
+from suptickets_ray import Ticket, load_config
 from suptickets_ray.training.data import load_data
 from suptickets_ray.training.evaluation import predict
 from suptickets_ray.training.loop import build_learner
@@ -100,3 +100,22 @@ def test_the_sup_ticket_says_what_it_is_made_of():
     gated, rows = superposing_of(["superposition.gate_tolerance=0"], [True, True, True])
     accepted = [[row["chain"], row["cycle"]] for row in rows if row["accepted"]]
     assert gated.superposed.provenance.get("accepted", []) == accepted
+
+
+@pytest.mark.parametrize("tolerance", ["none", "0.5"])
+def test_a_diverged_ticket_is_left_out_whatever_the_gate(tolerance):
+    superposing, _ = superposing_of([f"superposition.gate_tolerance={tolerance}"], [True])
+    before = superposing.superposed.digest
+    state = superposing.superposed.state_dict()
+    name = next(iter(state))
+    for bad in (float("nan"), float("inf")):
+        state[name].view(-1)[0] = bad
+        ticket = Ticket(state, {}, {})
+        assert superposing.fold(ticket, 1, 0) == {"chain": 1, "cycle": 0, "accepted": False}
+        assert superposing.superposed.digest == before
+
+
+def test_a_pretrained_network_that_has_diverged_is_never_superposed():
+    config = load_config(None, SMALL)
+    with pytest.raises(RuntimeError, match="the network of phase one has diverged"):
+        Superposing(config, load_data(config.data), Ticket({"w": torch.tensor([float("nan")])}, {}, {}), CPU)

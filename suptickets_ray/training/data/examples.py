@@ -43,6 +43,8 @@ class LabelledDataset:
             ValueError: If these are no pairs, or the labels are not those that are known.
         """
         inputs, labels = collate([self.dataset[index] for index in indices])
+        if bad := num_not_finite(inputs):
+            raise ValueError(f"inputs must be finite; {bad} of {len(inputs)} examples read hold NaN or infinity.")
         if self._known is not None and not torch.equal(labels, self._known[list(indices)]):
             raise ValueError(UNEQUAL_DATA)
         return inputs, labels
@@ -169,6 +171,13 @@ class Examples:
         if generator is not None:
             inputs = self.augmentation(inputs, generator)
         return self._scaling(inputs), labels
+
+
+def num_not_finite(inputs: Tensor) -> int:
+    """Returns how many of the inputs (n, ...) hold NaN or infinity."""
+    if not inputs.is_floating_point():
+        return 0
+    return int((~inputs.isfinite()).flatten(1).any(1).sum()) if inputs.ndim > 1 else int((~inputs.isfinite()).sum())
 
 
 def collate(examples: list[Any]) -> Batch:
