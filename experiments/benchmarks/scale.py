@@ -150,7 +150,9 @@ def control_plane(config: Config, explorers: int, cycle_seconds: float, console:
     ):
         settings = worker_settings(config, path, monitor, loaded)
         pretrained = ray.put(learner.to_bytes(epoch=0))
-        running = Exploration(config, settings, pretrained, cycles, lambda: show_events(monitor, watch))
+        running = Exploration(
+            config, settings, pretrained, cycles, lambda: show_events(monitor, watch), pretrained_digest=""
+        )
         folding = Folding(settings, pretrained, running)
         began = time.monotonic()
         with running:

@@ -8,22 +8,25 @@ import ray
 
 from suptickets_ray.distributed.explorer import chain_state_path
 from suptickets_ray.distributed.schedule import cycles_behind_state, finished_cycles
-from suptickets_ray.tickets.store import RunStore, TicketStore
+from suptickets_ray.tickets.store import Origin, RunStore, TicketStore
+from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.state import read_progress
 
 
 class Chains:
     """All chains of a run. States are held by reference, only while a cycle may start from them."""
 
-    def __init__(self, store: RunStore, num_chains: int, cycles: int, pretrained: Any) -> None:
-        """Finds out what an earlier start of the run has finished.
+    def __init__(self, store: RunStore, num_chains: int, cycles: int, pretrained: Any, origin: Origin) -> None:
+        """Finds out what an earlier start of the run has finished; files of another run are run anew.
 
         Args:
             store: The run's files.
             num_chains: Number of chains.
             cycles: Cycles of every chain.
             pretrained: Object reference of the state that phase one ended in.
+            origin: What the run's own tickets have in common.
         """
+        self._origin = origin
         self._store, self._cycles, self._pretrained = store, cycles, pretrained
         self._states: dict[int, Any] = {}
         self.done: dict[int, int] = {}
@@ -31,10 +34,10 @@ class Chains:
         self.num_trained = 0
         """Cycles that were run to their end since then."""
         self.remade: list[int] = []
-        """Chains that are run anew because what is stored of them is damaged."""
-        stored = _whole_tickets(TicketStore(store))
+        """Chains that are run anew because what is stored of them is damaged, or of another run."""
+        stored = TicketStore(store).own(origin)
         for chain in range(num_chains):
-            state_cycle, _ = stored_state(store, chain)
+            state_cycle, _ = self._stored_state(chain)
             self.done[chain] = min(finished_cycles(stored, chain, state_cycle), cycles)
             if not self.done[chain] and store.exists(chain_state_path(chain)):
                 self.remade.append(chain)
@@ -58,7 +61,7 @@ class Chains:
         if not self.done[chain]:
             return self._pretrained
         if chain not in self._states:
-            state_cycle, state = stored_state(self._store, chain)
+            state_cycle, state = self._stored_state(chain)
             if state_cycle != self.done[chain] - 1:
                 raise RuntimeError(
                     f"{chain_state_path(chain)} must be what it was when the run began, and it was changed or damaged. "
@@ -87,32 +90,35 @@ class Chains:
         The storage may also hold a cycle more than was heard of. Its ticket is stored before its state; but of a chain
         that is made anew because a ticket was damaged, the old state may still be there.
         """
-        state_cycle, _ = stored_state(self._store, chain)
+        state_cycle, _ = self._stored_state(chain)
         cycles = cycles_behind_state(self.done[chain], state_cycle)
-        if cycles is not None and all(self._is_whole(chain, cycle) for cycle in range(self.done[chain], cycles)):
+        if cycles is not None and all(self._is_own(chain, cycle) for cycle in range(self.done[chain], cycles)):
             self.finish(chain, min(cycles, self._cycles), None)
 
-    def _is_whole(self, chain: int, cycle: int) -> bool:
+    def _is_own(self, chain: int, cycle: int) -> bool:
+        return self._own_ticket(chain, cycle) is not None
+
+    def _own_ticket(self, chain: int, cycle: int) -> Ticket | None:
         try:
-            TicketStore(self._store).get(chain, cycle)
+            ticket = TicketStore(self._store).get(chain, cycle)
         except (FileNotFoundError, ValueError):
-            return False
-        return True
+            return None
+        return ticket if self._origin.is_of(ticket) else None
 
+    def _stored_state(self, chain: int) -> tuple[int | None, bytes]:
+        """Returns the cycle after which a chain's stored state was taken, and the state; None where it is no good.
 
-def _whole_tickets(tickets: TicketStore) -> list[tuple[int, int]]:
-    """Those that are kept and whole; a damaged one counts as missing, and is made again."""
-    faults = tickets.verify()
-    return [key for key in tickets.list() if key not in faults]
-
-
-def stored_state(store: RunStore, chain: int) -> tuple[int | None, bytes]:
-    """Returns the cycle after which a chain's stored state was taken, and the state; None where it is no good."""
-    path = chain_state_path(chain)
-    if not store.exists(path):
-        return None, b""
-    content = store.read(path)
-    try:
-        return read_progress(content)["cycle"], content
-    except ValueError:
+        It must be the state of its ticket, or it is damaged or that of another run.
+        """
+        path = chain_state_path(chain)
+        if not self._store.exists(path):
+            return None, b""
+        content = self._store.read(path)
+        try:
+            progress = read_progress(content)
+            ticket = self._own_ticket(chain, progress["cycle"])
+            if ticket is not None and int(ticket.digest, 16) == progress["ticket"]:
+                return progress["cycle"], content
+        except (ValueError, KeyError):
+            pass
         return None, b""

@@ -27,7 +27,8 @@ from suptickets_ray.distributed.room import (
 from suptickets_ray.distributed.schedule import Setbacks, next_cycle, should_retry
 from suptickets_ray.distributed.sharing import JoiningMachines
 from suptickets_ray.distributed.standstill import Standstill
-from suptickets_ray.tickets.store import RunStore, TicketStore
+from suptickets_ray.search.keys import exploration_key
+from suptickets_ray.tickets.store import Origin, RunStore, TicketStore
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 3.0
@@ -44,7 +45,14 @@ class Exploration:
     """
 
     def __init__(
-        self, config: Config, settings: dict[str, Any], pretrained: Any, cycles: int, on_poll: Callable[[], None]
+        self,
+        config: Config,
+        settings: dict[str, Any],
+        pretrained: Any,
+        cycles: int,
+        on_poll: Callable[[], None],
+        *,
+        pretrained_digest: str,
     ) -> None:
         """Finds out what an earlier start of the run has finished. No explorer is started yet.
 
@@ -54,6 +62,7 @@ class Exploration:
             pretrained: Object reference of the state that phase one ended in.
             cycles: Cycles of every chain.
             on_poll: Called a few times a second while waiting.
+            pretrained_digest: The `state_digest` of that state.
         """
         self._config, self._settings, self._cycles, self._on_poll = config, settings, cycles, on_poll
         self._store = RunStore(settings["run_path"])
@@ -72,7 +81,8 @@ class Exploration:
         self._nodes: dict[Any, str] = {}
         self._draining: frozenset[str] = frozenset()
         self._looked = time.monotonic()
-        self._chains = Chains(self._store, config.tickets.chains, cycles, pretrained)
+        self._origin = Origin(exploration_key(config), pretrained_digest)
+        self._chains = Chains(self._store, config.tickets.chains, cycles, pretrained, self._origin)
         self.num_stored = sum(self._chains.done.values())
         """Tickets that an earlier start has finished."""
         self.remade = self._chains.remade

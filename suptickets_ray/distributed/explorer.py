@@ -14,11 +14,12 @@ from suptickets_ray.config_io import config_digest
 from suptickets_ray.distributed.result import versions
 from suptickets_ray.distributed.room import draining_nodes
 from suptickets_ray.distributed.worker import start_worker
+from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.tickets.store import TicketStore
 from suptickets_ray.training.cycle import cycle_rate, run_cycle
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import budget_of, build_learner, steps_per_epoch
-from suptickets_ray.training.state import read_progress
+from suptickets_ray.training.state import read_progress, state_digest
 from suptickets_ray.training.tensorboard import Scalars
 
 
@@ -71,7 +72,8 @@ class Explorer:
         worker, config = self._worker, self._worker.config
         tickets, epoch_steps = config.tickets, steps_per_epoch(config, worker.splits)
         first_step = (budget_of(config).pretrain_epochs + cycle * tickets.cycle_epochs) * epoch_steps
-        self._learner.load_bytes(state)
+        progress = self._learner.load_bytes(state)
+        pretrained = f"{progress['pretrained']:064x}" if cycle else state_digest(state)
         parent = self._learner.ticket({}).digest
         first_epoch = self._take_up(chain, cycle, parent) if again else 0
         redone = first_step + first_epoch * epoch_steps + 1
@@ -108,10 +110,12 @@ class Explorer:
                 "config_digest": self._digest,
                 "parent": parent,
                 "versions": versions(),
+                "exploration": exploration_key(config),
+                "pretrained": pretrained,
                 "diverged": not all(bool(tensor.isfinite().all()) for tensor in self._learner.model.parameters()),
             }
         )
-        state = self._learner.to_bytes(cycle=cycle)
+        state = self._learner.to_bytes(cycle=cycle, ticket=int(ticket.digest, 16), pretrained=int(pretrained, 16))
         TicketStore(worker.store).put(ticket, chain, cycle)
         worker.store.write(chain_state_path(chain), state)
         if part.is_stored:

@@ -25,6 +25,7 @@ from suptickets_ray.distributed.room import lack_of_room, worker_bundle, worker_
 from suptickets_ray.distributed.schedule import Setbacks
 from suptickets_ray.distributed.standstill import Standstill
 from suptickets_ray.distributed.worker import Worker, start_worker
+from suptickets_ray.search.keys import phase_one_key
 from suptickets_ray.sparse.statistics import explored_fraction
 from suptickets_ray.tickets.store import RunStore, patiently
 from suptickets_ray.training.evaluation import evaluate
@@ -191,7 +192,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             if scalars is not None:
                 _watch(worker, learner, scalars, epoch + 1, loss, time.monotonic() - began)
             if (epoch + 1) % config.train.checkpoint_every_epochs == 0 or epoch + 1 == epochs:
-                _checkpoint(learner, rank, epoch + 1)
+                _checkpoint(learner, rank, epoch + 1, int(phase_one_key(config), 16))
 
 
 def _watch(worker: Worker, learner: Learner, scalars: Scalars, epoch: int, loss: float, seconds: float) -> None:
@@ -223,13 +224,13 @@ def _last_checkpoint(learner: Learner) -> int:
         return learner.load_bytes((Path(folder) / STATE_FILE).read_bytes())["epoch"]
 
 
-def _checkpoint(learner: Learner, rank: int, epoch: int) -> None:
-    """Reports the state to Ray Train; every rank takes part, rank 0 brings the file."""
+def _checkpoint(learner: Learner, rank: int, epoch: int, recipe: int) -> None:
+    """Reports the state to Ray Train, with the digest of its recipe; every rank takes part, rank 0 brings the file."""
     if rank != 0:
         ray.train.report({"epoch": epoch})
         return
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / STATE_FILE).write_bytes(learner.to_bytes(epoch=epoch))
+        (Path(folder) / STATE_FILE).write_bytes(learner.to_bytes(epoch=epoch, recipe=recipe))
         ray.train.report({"epoch": epoch}, checkpoint=Checkpoint.from_directory(folder))
 
 

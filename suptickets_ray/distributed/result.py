@@ -81,10 +81,25 @@ def stored_result(
         )
     if not store.exists("result.json"):
         return None
-    result: dict[str, Any] = json.loads(store.read("result.json"))
+    result = _read_result(store)
+    if result is None:
+        return None  # cut off or damaged: it is made again from what is stored
+    if result.get("config_digest") not in (config_digest(old), config_digest(config)):
+        raise ValueError(
+            f"{path}/result.json must be that of the {what} in its folder; it belongs to another recipe. Remove it, "
+            "and the same command makes it again."
+        )
     if old.data.root != config.data.root and store.exists(DATA_FILE):
         check_data(store, fingerprint(load_source(config.data)))
     return result
+
+
+def _read_result(store: RunStore) -> dict[str, Any] | None:
+    try:
+        result = json.loads(store.read("result.json"))
+    except (ValueError, RecursionError):
+        return None
+    return result if isinstance(result, dict) else None
 
 
 def assemble_result(

@@ -39,13 +39,14 @@ from suptickets_ray.reporting.logs import EventLog
 from suptickets_ray.reporting.table import ROWS
 from suptickets_ray.reporting.timeline import Timeline
 from suptickets_ray.search.files import holds_search
+from suptickets_ray.search.keys import phase_one_key
 from suptickets_ray.tickets.cycles import canonical_order
-from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, child
+from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data.fingerprint import DATA_FILE, check_data, fingerprint
 from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.rehearsal import rehearse
-from suptickets_ray.training.state import is_whole
+from suptickets_ray.training.state import is_whole, read_progress, state_digest
 from suptickets_ray.training.tensorboard import write_summary
 
 RAY_TRAIN_FOLDER = "ray_train"
@@ -109,7 +110,14 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
 
         watch({"kind": "phase", "name": "explore", "chains": config.tickets.chains, "cycles": budget.cycles})
         pretrained = ray.put(state)
-        exploration = Exploration(config, settings, pretrained, budget.cycles, lambda: show_events(monitor, watch))
+        exploration = Exploration(
+            config,
+            settings,
+            pretrained,
+            budget.cycles,
+            lambda: show_events(monitor, watch),
+            pretrained_digest=state_digest(state),
+        )
         # Before the explorers: a GPU of its own must not be taken by them.
         superposer = stack.enter_context(closing(Folding(settings, pretrained, exploration)))
         with exploration:
@@ -117,7 +125,12 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
                 what = f"{exploration.num_stored} finished tickets"
                 watch({"kind": "resumed", "what": what, "tickets": exploration.num_stored})
             for chain in exploration.remade:
-                watch({"kind": "warning", "text": f"what was stored of chain {chain} is damaged; it is run anew."})
+                watch(
+                    {
+                        "kind": "warning",
+                        "text": f"what was stored of chain {chain} is damaged or of another run; it is run anew.",
+                    }
+                )
             order = list(canonical_order(config.tickets.chains, budget.cycles))
             for chain, cycle in superposer.best_first(order) if config.superposition.method == "greedy" else order:
                 superposer.fold(chain, cycle)
@@ -205,18 +218,32 @@ def finished_result(config: Config) -> dict[str, Any] | None:
     path = run_path(config)
     if holds_search(RunStore(path)):
         raise ValueError(f"the folder of a run must hold no search; {path} does. Give the run a name= of its own.")
-    return stored_result(path, config, "run")
+    result = stored_result(path, config, "run")
+    return result if result is not None and _is_whole(RunStore(path), result) else None
+
+
+def _is_whole(store: RunStore, result: dict[str, Any]) -> bool:
+    """Whether the files that a result speaks of are there and are its own; what is not is made again."""
+    try:
+        superposed = Ticket.from_bytes(store.read("superposed.arrow"))
+        tickets = {(row["chain"], row["cycle"]) for row in result["tickets"]}
+        own = superposed.digest == result["superposed"]["digest"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+    return own and tickets <= set(TicketStore(store).list()) and store.exists("report.html")
 
 
 def phase_one(config: Config, settings: dict[str, Any], store: RunStore, on_event: OnEvent, verbose: bool) -> bytes:
     """Returns the state that phase one ends in, trained unless an earlier start of the run has done that."""
     if store.exists(PRETRAINED_FILE):
         state = store.read(PRETRAINED_FILE)
-        if is_whole(state):
+        if is_whole(state) and read_progress(state).get("recipe") == int(phase_one_key(config), 16):
             on_event({"kind": "resumed", "what": "the finished phase one"})
             store.remove_folder(RAY_TRAIN_FOLDER)  # its checkpoints only serve a phase one that is not finished
             return state
-        on_event({"kind": "warning", "text": f"{PRETRAINED_FILE} is damaged; phase one is trained anew."})
+        on_event(
+            {"kind": "warning", "text": f"{PRETRAINED_FILE} is damaged or of another run; phase one is trained anew."}
+        )
     # Ray Train takes seconds to import, and an answer that all is done, or a refusal, does not need it.
     from suptickets_ray.distributed.pretrain import pretrain
 

@@ -24,9 +24,10 @@ from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.search.space import METRICS, config_of, point_key, settle
 from suptickets_ray.tickets.cycles import canonical_order
-from suptickets_ray.tickets.store import TicketStore, child
+from suptickets_ray.tickets.store import Origin, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.loop import budget_of, build_learner
+from suptickets_ray.training.state import state_digest
 from suptickets_ray.training.superposing import Superposing
 from suptickets_ray.training.tensorboard import Scalars
 
@@ -182,14 +183,18 @@ class _Seed:
         """Yields who gives a ticket, and who says how many cycles were run for it. What is stored is only read."""
         config, cycles = self.config, budget_of(self.config).cycles
         store = TicketStore(self._worker.store)
-        if set(store.list()) >= set(canonical_order(config.tickets.chains, cycles)) and not store.verify():
+        digest = state_digest(self._state)
+        origin = Origin(exploration_key(config), digest)
+        if set(store.own(origin)) >= set(canonical_order(config.tickets.chains, cycles)):
             yield store.get, lambda: 0
             return
         key = exploration_key(config)
         sized = replace(config, cluster=replace(config.cluster, num_explorers=self.search["explorers_per_trial"]))
         with leased(self.search["ledger"], key, str(tune.get_context().get_trial_id())) as lease:
             state = ray.put(self._state)
-            with Exploration(sized, self._settings, state, cycles, lease.check) as exploration:
+            with Exploration(
+                sized, self._settings, state, cycles, lease.check, pretrained_digest=digest
+            ) as exploration:
 
                 def ticket(chain: int, cycle: int) -> Ticket:
                     exploration.advance()

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -154,6 +155,22 @@ class RunStore:
         return str(PurePosixPath(self._root) / path)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What the tickets of one exploration have in common; a file of another one is never taken for its own."""
+
+    exploration: str
+    """Digest of all settings that a ticket depends on."""
+    pretrained: str
+    """Digest of the state that the first cycle of every chain started from."""
+
+    def is_of(self, ticket: Ticket) -> bool:
+        """Returns whether a ticket says that it comes from here."""
+        provenance = ticket.provenance
+        own = (provenance.get("exploration"), provenance.get("pretrained"))
+        return own == (self.exploration, self.pretrained)
+
+
 class TicketStore:
     """The tickets of one run, keyed by chain and cycle."""
 
@@ -196,6 +213,24 @@ class TicketStore:
             except ValueError as error:
                 faults[key] = str(error)
         return faults
+
+    def own(self, origin: Origin) -> dict[tuple[int, int], str]:
+        """Returns the digests of the tickets that are whole and of this origin, each made from the one before it.
+
+        All others count as missing: damaged files, and those of another run.
+        """
+        found: dict[tuple[int, int], str] = {}
+        for chain, cycle in self.list():
+            if cycle and (chain, cycle - 1) not in found:
+                continue
+            try:
+                ticket = self.get(chain, cycle)
+            except ValueError:
+                continue
+            before = found[chain, cycle - 1] if cycle else None
+            if origin.is_of(ticket) and before in (None, ticket.provenance.get("parent")):
+                found[chain, cycle] = ticket.digest
+        return found
 
     def list(self) -> list[tuple[int, int]]:
         """Returns the (chain, cycle) of every ticket that is kept, sorted."""

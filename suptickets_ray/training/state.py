@@ -98,6 +98,11 @@ def read_progress(content: bytes) -> dict[str, int]:
     return dict(_checked(content)["progress"])
 
 
+def state_digest(content: bytes) -> str:
+    """Returns the sha256 of what `write_state` stored, as it stands at its end."""
+    return content[-_SEAL_BYTES:].hex()
+
+
 def is_whole(content: bytes) -> bool:
     """Returns whether content is what `write_state` stored, undamaged."""
     try:

@@ -1,5 +1,7 @@
 """Exploration on its own, without a superposer that asks for tickets."""
 
+from pathlib import Path
+
 import pytest
 import ray
 
@@ -9,6 +11,7 @@ from suptickets_ray.distributed.monitor import Monitor
 from suptickets_ray.distributed.worker import worker_settings
 from suptickets_ray.training.data import load_source
 from suptickets_ray.training.loop import budget_of
+from suptickets_ray.training.state import state_digest
 
 pytestmark = pytest.mark.ray
 
@@ -26,7 +29,8 @@ def test_explorers_go_on_while_tickets_wait_and_no_more_than_two_each_stay_in_me
     state = ray.put((forked_run / "pretrained.pt").read_bytes())
     workers = worker_settings(config, str(forked_run), Monitor.remote(), load_source(config.data))
     cycles = budget_of(config).cycles
-    with Exploration(config, workers, state, cycles, lambda: None) as exploration:
+    digest = state_digest((forked_run / "pretrained.pt").read_bytes())
+    with Exploration(config, workers, state, cycles, lambda: None, pretrained_digest=digest) as exploration:
         while not exploration.is_done:
             exploration.advance()
         assert len(list(forked_run.glob("tickets/*/*.arrow"))) == 2 * cycles
@@ -43,7 +47,8 @@ def test_explorers_go_on_while_tickets_wait_and_no_more_than_two_each_stay_in_me
 def test_a_resumed_exploration_holds_no_state_until_a_cycle_needs_it(finished_run, ray_address):
     config = load_config(f"{finished_run.path}/config.yaml")
     workers = worker_settings(config, finished_run.path, Monitor.remote(), load_source(config.data))
-    exploration = Exploration(config, workers, None, budget_of(config).cycles, lambda: None)
+    digest = state_digest((Path(finished_run.path) / "pretrained.pt").read_bytes())
+    exploration = Exploration(config, workers, None, budget_of(config).cycles, lambda: None, pretrained_digest=digest)
     assert exploration.num_stored == 6
     assert exploration.num_states == 0
     with exploration:

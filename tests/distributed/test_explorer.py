@@ -96,7 +96,7 @@ def test_what_is_no_good_is_not_gone_on_with(explorer, state, tmp_path, harm):
     if harm == "damaged":
         path.write_bytes(path.read_bytes()[:-40])
     again, cycle = explorer(), int(harm == "of another cycle")
-    start = after if harm == "of another state" else state
+    start = state if harm == "damaged" else after
     again.run_cycle(start, 0, cycle, again=True)
     assert again.epochs == [1, 2, 3, 4]
     if harm == "damaged":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from suptickets_ray import load_config, train, tune
-from suptickets_ray.config_io import to_yaml
+from suptickets_ray.config_io import config_digest, to_yaml
 from suptickets_ray.distributed.lock import only_process
 from suptickets_ray.distributed.search_result import conclude, finished_search
 from suptickets_ray.distributed.tuning import trainable
@@ -79,7 +79,10 @@ def test_a_trainable_keeps_out_of_a_search_that_runs(config, ray_address):
 
 def result(config, *states):
     points = SearchPlan(config).points
-    return {"trials": [{"values": point, "state": state} for point, state in zip(points, states, strict=True)]}
+    return {
+        "config_digest": config_digest(config),
+        "trials": [{"values": point, "state": state} for point, state in zip(points, states, strict=True)],
+    }
 
 
 def test_a_search_with_failed_trials_is_not_done(config, monkeypatch):

@@ -1,13 +1,14 @@
 """What tells two data sets apart, and that a run does not go on with another one."""
 
 import itertools
+import json
 
 import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset, random_split
 
 from suptickets_ray import load_config
-from suptickets_ray.config_io import to_yaml
+from suptickets_ray.config_io import config_digest, to_yaml
 from suptickets_ray.distributed.result import stored_result
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.training.data import fingerprint as fingerprint_module
@@ -182,10 +183,11 @@ def test_a_finished_run_is_no_answer_to_a_question_about_other_data(tmp_path):
 
     store = RunStore(str(tmp_path / "run"))
     store.write("config.yaml", to_yaml(asked(0)).encode())
-    store.write("result.json", b'{"state": "complete"}')
+    done = {"state": "complete", "config_digest": config_digest(asked(0))}
+    store.write("result.json", json.dumps(done).encode())
     store.write(DATA_FILE, fingerprint(parquet(str(tmp_path / "0"))).encode())
-    assert stored_result(str(tmp_path / "run"), asked(0), "run") == {"state": "complete"}
+    assert stored_result(str(tmp_path / "run"), asked(0), "run") == done
     (tmp_path / "0").rename(tmp_path / "2")
-    assert stored_result(str(tmp_path / "run"), asked(2), "run") == {"state": "complete"}
+    assert stored_result(str(tmp_path / "run"), asked(2), "run") == done
     with pytest.raises(ValueError, match="the data must be those that the work in"):
         stored_result(str(tmp_path / "run"), asked(1), "run")
