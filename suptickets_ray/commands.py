@@ -213,7 +213,10 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         return _print_translated(options)
     from suptickets_ray.config_io import load_config
 
-    config = load_config(*_recipe_and_overrides(options.settings))
+    recipe, overrides = _recipe_and_overrides(options.settings)
+    if searched := [text for text in overrides if text.startswith(("search.", "search="))]:
+        raise ValueError(f"{searched[0]} has no effect with train; suptickets tune reads it. Leave it out.")
+    config = load_config(recipe, overrides)
 
     from suptickets_ray.distributed.run import train
     from suptickets_ray.reporting.table import closing_table

@@ -413,9 +413,51 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises ValueError on a value out of range."""
+        _check_largest(self)
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
         plain = bool(self.name) and not set(self.name) & set("/\\\0") and not self.name.startswith(".")
         _require(plain, "name", "a plain folder name", repr(self.name), "storage= says where it lies.")
+
+
+_LARGEST = {
+    "seed": 2**63 - 1,
+    "data.split_seed": 2**63 - 1,
+    "data.batch_size": 10**7,
+    "data.crop_padding": 4096,
+    "data.reader_threads": 1024,
+    "train.epochs": 10**6,
+    "train.lr": 10**6,
+    "train.weight_decay": 10**3,
+    "train.clip_norm": 10**30,
+    "train.accumulation_steps": 10**5,
+    "tickets.chains": 10**5,
+    "tickets.cycle_epochs": 10**6,
+    "cluster.num_workers": 10**4,
+    "cluster.num_explorers": 10**5,
+    "cluster.cpus_per_worker": 1024,
+    "cluster.threads_per_worker": 1024,
+    "cluster.gpus_per_worker": 1024,
+    "cluster.superposer_gpus": 1024,
+    "cluster.fold_shares": 1024,
+    "cluster.memory_per_worker_gb": 10**5,
+    "cluster.wait_minutes": 60 * 24 * 365,
+    "search.num_trials": 10**6,
+    "search.seeds": 10**4,
+    "search.max_concurrent_trials": 10**5,
+}
+"""Larger values are slips of the keyboard that would fill memory, overflow or never end."""
+_LARGEST_NUMBER = 10**12
+
+
+def _check_largest(config: Config) -> None:
+    """Raises ValueError on a whole number, or one of `_LARGEST`, that no machine can satisfy."""
+    for section, part in [("", config), *((f"{key}.", value) for key, value in vars(config).items())]:
+        for key, value in vars(part).items() if hasattr(part, "__dict__") else ():
+            most = _LARGEST.get(section + key, _LARGEST_NUMBER)
+            for number in value if isinstance(value, list) else [value]:
+                counts = isinstance(number, int) or section + key in _LARGEST
+                if counts and isinstance(number, (int, float)) and number > most:
+                    raise ValueError(f"{section}{key} must be at most {most:,}; got {number}.")
 
 
 PLACEMENT_KEYS = frozenset(

@@ -247,11 +247,71 @@ def _sentence(error: ValidationError) -> str:
     if finding["type"] == "missing":
         return f"{key} must be given; it is missing from the recipe. Add it, or start from the built-in digits recipe."
     if finding["type"] == "unexpected_keyword_argument":
-        return f"unknown key {key!r}{suggestion(key, all_keys())}"
+        return f"unknown key {key!r}{_hint(key, finding['input'])}"
     got = json.dumps(finding["input"])
     if finding["type"].startswith("dataclass"):
         return f"{key or 'the recipe'} must be a section with keys of its own; got {got}."
     return f"{key} must be {_KINDS.get(finding['type'], finding['msg'])}; got {got}."
+
+
+_OTHER_NAMES = {
+    "lr": "train.lr",
+    "learning_rate": "train.lr",
+    "epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "max_epochs": "train.epochs",
+    "momentum": "train.momentum",
+    "wd": "train.weight_decay",
+    "l2": "train.weight_decay",
+    "weight_decay": "train.weight_decay",
+    "batch": "data.batch_size",
+    "batch_size": "data.batch_size",
+    "bs": "data.batch_size",
+    "dataset": "data.name",
+    "data_dir": "data.root",
+    "data_path": "data.root",
+    "arch": "model.name",
+    "density": "method.density",
+    "gpus": "cluster.gpus_per_worker",
+    "num_gpus": "cluster.gpus_per_worker",
+    "nproc_per_node": "cluster.num_workers",
+    "world_size": "cluster.num_workers",
+    "output_dir": "storage",
+    "out": "storage",
+    "run_name": "name",
+    "warmup": "train.warmup_epochs",
+    "fp16": "train.precision",
+    "amp": "train.precision",
+    "scheduler": "train.lr_schedule",
+    "grad_clip": "train.clip_norm",
+}
+"""What other tools call our keys."""
+_EXPLAINED = {
+    "optimizer": " The optimizer is SGD; train.lr, train.momentum and train.weight_decay set it.",
+    "workers": " cluster.num_workers are the ranks of phase one, data.reader_threads read data ahead.",
+    "num_workers": " cluster.num_workers are the ranks of phase one, data.reader_threads read data ahead.",
+    "device": " cluster.gpus_per_worker=1 trains on GPUs; on CPUs otherwise.",
+}
+_SPARSITIES = {
+    "sparsity": "method.density",
+    "final_sparsity": "method.density",
+    "init_sparsity": "method.initial_density",
+}
+
+
+def _hint(key: str, value: Any) -> str:
+    """Returns the right key for one that does not exist: by its meaning, or else by its letters."""
+    leaf = key.rpartition(".")[2].lower().replace("-", "_")
+    if leaf in _SPARSITIES:
+        right = _SPARSITIES[leaf]
+        if isinstance(value, (int, float)) and 0 <= value < 1:
+            return f"; did you mean {right}={1 - value:.10g}? Density is the share that is kept, 1 - sparsity."
+        return f"; did you mean {right}? Density is the share that is kept, 1 - sparsity."
+    if leaf in _EXPLAINED and key not in all_keys():
+        return f".{_EXPLAINED[leaf]}"
+    if leaf in _OTHER_NAMES and _OTHER_NAMES[leaf] != key:
+        return f"; did you mean {_OTHER_NAMES[leaf]!r}?"
+    return suggestion(key, all_keys())
 
 
 _KINDS = {

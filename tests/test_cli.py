@@ -437,3 +437,23 @@ def test_whoever_stops_watching_a_submitted_job_is_told_that_it_goes_on_and_how_
     said = capsys.readouterr().out
     assert "Job raysubmit_1 goes on" in said
     assert "ray job stop --address http://127.0.0.1:8265 raysubmit_1" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "search.seeds=5"], "search.seeds=5 has no effect with train; suptickets tune reads it"),
+        (["train", "model.options.widths=many"], "model.options.widths must be"),
+        (["train", "model.options.batchnorm=maybe"], "model.options.batchnorm must be a valid boolean; got 'maybe'"),
+        (["train", "data.options.split=3"], "data.options.split has no effect"),
+        (["train", "cluster.superposer_gpus=1"], "cluster.superposer_gpus must fit this machine's 0 GPUs"),
+        (["evaluate", "a.arrow", "data.batch_size=3"], "has no effect: it acts in training only"),
+    ],
+)
+def test_what_does_nothing_or_cannot_be_is_exit_code_2(
+    arguments, sentence, capsys, tmp_path, monkeypatch, stored_ticket
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    assert main([stored_ticket if text == "a.arrow" else text for text in arguments]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from typing import get_type_hints
 
 import pytest
@@ -470,3 +471,46 @@ def test_another_data_set_leaves_augmentation_and_validation_share_behind():
 def test_settings_that_together_do_nothing_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.sparsity=0.9", "did you mean method.density=0.1? Density is the share that is kept"),
+        ("sparsity=0.95", "did you mean method.density=0.05?"),
+        ("method.init_sparsity=0.5", "did you mean method.initial_density=0.5?"),
+        ("method.sparsity=high", "did you mean method.density?"),
+        ("optimizer=adam", "unknown key 'optimizer'. The optimizer is SGD; train.lr"),
+        ("train.optimizer=adam", "unknown key 'train.optimizer'. The optimizer is SGD"),
+        ("lr=0.1", "did you mean 'train.lr'?"),
+        ("epochs=3", "did you mean 'train.epochs'?"),
+        ("batch_size=4", "did you mean 'data.batch_size'?"),
+        ("train.batch_size=4", "did you mean 'data.batch_size'?"),
+        ("workers=2", "cluster.num_workers are the ranks of phase one, data.reader_threads read data ahead"),
+        ("gpus=1", "did you mean 'cluster.gpus_per_worker'?"),
+        ("tickets.chain=2", "did you mean 'tickets.chains'?"),
+    ],
+)
+def test_names_of_other_tools_lead_to_the_right_key(override, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_config(None, [override])
+
+
+def kinds(section=Config, prefix=""):
+    """Dotted key to annotation of every setting."""
+    found = {}
+    for key, kind in get_type_hints(section).items():
+        found |= kinds(kind, f"{prefix}{key}.") if dataclasses.is_dataclass(kind) else {prefix + key: str(kind)}
+    return found
+
+
+WHOLE = {key for key, kind in kinds().items() if "int" in kind and "str" not in kind}
+FLOATS = {key for key, kind in kinds().items() if "float" in kind and "dict" not in kind}
+
+
+# A cycle's rates may be as large as float32 holds: how a run stands divergence is tested so.
+@pytest.mark.parametrize("key", sorted((WHOLE | FLOATS) - {"tickets.lr_low", "tickets.lr_high"}))
+def test_every_number_has_a_largest_value(key):
+    value = f"[1, {10**30}]" if key == "cluster.num_workers" else str(10**30 if key in WHOLE else "1e39")
+    with pytest.raises(ValueError, match=rf"{key} must be .*"):
+        load_config(None, [f"{key}={value}"])

@@ -49,6 +49,19 @@ def only_process(path: str, on_wait: Callable[[str], None] = lambda text: None) 
         yield
 
 
+def check_free(path: str) -> None:
+    """Finds out early, and without taking it, whether another process works on a run in a local folder.
+
+    Raises:
+        ValueError: If it does. A run in an object store is only known to be busy after some silence: `only_process`.
+    """
+    file = Path(path) / LOCK_FILE
+    if "://" in path or not file.is_file():
+        return
+    with _in_folder(path):
+        pass
+
+
 @contextmanager
 def _in_folder(path: str) -> Iterator[None]:
     try:

@@ -16,7 +16,7 @@ from suptickets_ray.config_io import changes_results, flatten, to_dict, to_yaml
 from suptickets_ray.config_resolution import resolve
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.folding import Folding
-from suptickets_ray.distributed.lock import only_process
+from suptickets_ray.distributed.lock import check_free, only_process
 from suptickets_ray.distributed.monitor import (
     Event,
     OnEvent,
@@ -74,8 +74,11 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     config = resolve(config)
     path = run_path(config)
     store = RunStore(path)
+    store.check(writes=False)
     if (result := finished_result(config)) is not None:
         return RunResult(path, result, resumed=True)
+    check_free(path)
+    store.check(writes=True)
     clock = Clock()
     warnings: list[str] = []
     timeline: Timeline | None = None
@@ -158,13 +161,13 @@ def _alone(config: Config, on_event: OnEvent) -> Iterator[None]:
 
 def _prepare(config: Config, store: RunStore, on_event: OnEvent) -> tuple[Mapping[str, Any], str]:
     """Finds what cannot work before anything is started; returns what the data function gave, and its fingerprint."""
+    if config.cluster.gpus_per_worker and not config.cluster.superposer_gpus:
+        on_event({"kind": "warning", "text": _SLOW_SUPERPOSER})
+    check_address(config.cluster)
     with reported_warnings(on_event):
         loaded = rehearse(config)
     data = fingerprint(loaded)
     check_data(store, data)
-    if config.cluster.gpus_per_worker and not config.cluster.superposer_gpus:
-        on_event({"kind": "warning", "text": _SLOW_SUPERPOSER})
-    check_address(config.cluster)
     return loaded, data
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import ray
 
 from suptickets_ray.config import ClusterConfig
+from suptickets_ray.distributed.local_ray import check_local, loopback_only
 from suptickets_ray.distributed.monitor import OnEvent
 from suptickets_ray.distributed.room import wait_for_room
 
@@ -73,6 +74,7 @@ def ray_session(
         else:
             make_token()
             stack.enter_context(_quick_ray_train())
+            stack.enter_context(loopback_only())
             _start_local(config, verbose)
             is_open = not asks_for_token()
         if is_open:
@@ -272,18 +274,11 @@ def check_address(config: ClusterConfig) -> None:
     """Finds out whether anybody listens where the cluster should be, or whether this machine can be one.
 
     Raises:
-        ValueError: If nobody listens, or no cluster is named and this machine has too few GPUs.
+        ValueError: If nobody listens, or no cluster is named and this machine cannot run the recipe.
     """
     address = cluster_address(config)
     if address is None and not ray.is_initialized():
-        import torch  # takes longer to import than all the rest of this module
-
-        wanted, found = config.min_workers * config.gpus_per_worker, torch.cuda.device_count()
-        if wanted > found:
-            raise ValueError(
-                f"cluster.gpus_per_worker must fit this machine's {found} GPUs, {config.min_workers} workers at once; "
-                f"got {config.gpus_per_worker:g}. Leave it out, or name a cluster with cluster.address."
-            )
+        check_local(config)
     host, colon, port = (address or "").rpartition(":")
     if not colon or "://" in host or not port.isdigit():
         return  # "auto", a file or a scheme of Ray's: only Ray knows what it means

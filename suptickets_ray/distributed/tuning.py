@@ -14,7 +14,7 @@ from suptickets_ray.config import Config
 from suptickets_ray.config_io import all_keys, to_dict
 from suptickets_ray.config_resolution import resolve
 from suptickets_ray.distributed.ledger import Ledger
-from suptickets_ray.distributed.lock import only_process
+from suptickets_ray.distributed.lock import check_free, only_process
 from suptickets_ray.distributed.monitor import (
     Event,
     Monitor,
@@ -69,9 +69,14 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
     config = resolve(config)
     plan = SearchPlan(config)
     files = SearchFiles(run_path(config), config)
+    files.store.check(writes=False)
     earlier = finished_search(files, config)
     if earlier is not None and not num_failed(earlier):
         return RunResult(files.path, earlier, resumed=True)
+    if files.path not in _held:
+        check_free(files.path)
+    files.store.check(writes=True)
+    check_address(config.cluster)
     clock = Clock()
     warnings: list[str] = []
     log = EventLog(config.name)
@@ -89,7 +94,6 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
         loaded = _rehearse(plan)
     data = fingerprint(loaded)
     check_data(files.store, data)
-    check_address(config.cluster)
     _give_back(files.path)
     with (
         only_process(files.path, lambda text: watch({"kind": "waiting", "text": text})),

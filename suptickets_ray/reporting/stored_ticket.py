@@ -100,6 +100,8 @@ def recipe_of(path: str, recipe: str | None = None, overrides: Sequence[str] = (
                 f"an override must be a setting of the data, such as data.root=PATH: the ticket is as it is; "
                 f"got {text!r}. Leave it out."
             )
+        if text.startswith(_UNREAD):
+            raise ValueError(f"{text} has no effect: it acts in training only. Leave it out.")
     if recipe is not None:
         return load_config(recipe, overrides)
     for folder, below in _folders_above(path):
@@ -117,6 +119,9 @@ def recipe_of(path: str, recipe: str | None = None, overrides: Sequence[str] = (
         f"the ticket must lie in the folder of a run, whose config.yaml is its recipe; there is none above {path!r}. "
         "Name one with --recipe."
     )
+
+
+_UNREAD = ("data.batch_size=", "data.crop_padding", "data.flip=")
 
 
 def splits_of(path: str, config: Config) -> Splits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from suptickets_ray.tickets.ticket import Ticket
 
 _PATIENCE_SECONDS = 90.0
 """How long a storage that is out of reach is asked again before a run gives up."""
+_CHECK_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
 _PASSING = ("curlcode", "network_connection", "service_unavailable", "slow_down", "internal", "timeout", "timed out")
 """What errors of object stores say that may have passed a little later."""
@@ -81,6 +83,42 @@ class RunStore:
             raise ValueError(
                 f"storage must be an absolute path or a URI that pyarrow.fs knows; got {root!r}: {error}."
             ) from error
+
+    def check(self, *, writes: bool, seconds: float = _CHECK_SECONDS) -> None:
+        """Finds out whether an object store answers, before anything is built on it.
+
+        Args:
+            writes: Whether it must take a file as well.
+            seconds: How long to wait for an answer.
+
+        Raises:
+            ValueError: If it does not; the sentence says what to set.
+        """
+        if isinstance(self._filesystem, fs.LocalFileSystem):
+            return
+        errors: list[Exception] = []
+
+        def probe() -> None:
+            try:
+                path = self._absolute(f".probe-{uuid.uuid4().hex}")
+                self._type_of(path)
+                if writes:
+                    with self._filesystem.open_output_stream(path) as stream:
+                        stream.write(b"")
+                    self._filesystem.delete_file(path)
+            except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
+                errors.append(error)
+
+        thread = threading.Thread(target=probe, name="storage-probe", daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if thread.is_alive() or errors:
+            reason = " ".join(str(errors[0]).split()) if errors else f"no answer within {seconds:g} s"
+            raise ValueError(
+                f"storage must be an object store that can be {'written' if writes else 'read'}; got: {reason}. Check "
+                "the address, the bucket and the credentials (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "?region= and &endpoint_override=)."
+            )
 
     def exists(self, path: str) -> bool:
         """Returns whether there is a file of this name."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 _KEYS_OF_FILES = ("root", "download")
 """Arguments that a recipe gives beside the options."""
@@ -29,6 +31,8 @@ def call_with(function: Callable[..., Any], what: str, offered: Mapping[str, Any
         if not takes(function, key):
             known = ", ".join(key for key in parameters if key not in offered) or "none"
             raise ValueError(f"{section}.options.{key} has no effect: {what} does not take it. Known: {known}.")
+    if function.__module__.startswith("suptickets_ray."):
+        _check_types(function, section, options)
     arguments |= options
     missing = [
         key
@@ -46,6 +50,19 @@ def call_with(function: Callable[..., Any], what: str, offered: Mapping[str, Any
         raise
     except Exception as error:
         raise ValueError(f"{what} must work with these options; it failed: {type(error).__name__}: {error}") from error
+
+
+def _check_types(function: Callable[..., Any], section: str, options: Mapping[str, Any]) -> None:
+    """Compares options with the annotations of one of our own functions. Raises ValueError if one does not fit."""
+    kinds = get_type_hints(function)
+    for key, value in options.items():
+        if key not in kinds:
+            continue
+        try:
+            TypeAdapter(kinds[key], config={"strict": True, "arbitrary_types_allowed": True}).validate_python(value)
+        except ValidationError as error:
+            message = error.errors(include_url=False)[0]["msg"].removeprefix("Input should be ")
+            raise ValueError(f"{section}.options.{key} must be {message}; got {value!r}.") from None
 
 
 def takes(function: Callable[..., Any], key: str) -> bool:

@@ -189,3 +189,11 @@ def test_a_lock_of_another_user_is_refused(tmp_path):
         lock.only_process(str(tmp_path)),
     ):
         pass
+
+
+def test_a_busy_run_is_found_without_taking_it(tmp_path):
+    lock.check_free(str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+    with lock.only_process(str(tmp_path)), pytest.raises(ValueError, match="must be free; another process works on it"):
+        lock.check_free(str(tmp_path))
+    lock.check_free(str(tmp_path))

@@ -252,3 +252,74 @@ def test_an_open_cluster_is_joined_with_a_warning_whether_or_not_a_token_is_at_h
         assert len(joined["warned"]) == 1
         assert "asks for no token" in joined["warned"][0]
     assert "it asks for none" in join(address, tmp_path, RAY_AUTH_MODE="token")["said"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"superposer_gpus": 1.0}, "cluster.superposer_gpus must fit this machine's 0 GPUs"),
+        ({"gpus_per_worker": 1.0}, "cluster.gpus_per_worker must fit this machine's 0 GPUs"),
+        ({"memory_per_worker_gb": 90000.0}, "cluster.memory_per_worker_gb must fit this machine's"),
+        ({"worker_resources": {"spot": 1.0}}, "cluster.worker_resources must name resources of a cluster"),
+        ({"explorer_resources": {"spot": 1.0}}, "cluster.explorer_resources must name resources of a cluster"),
+        ({"keep_head_free": True}, "cluster.keep_head_free must be false on this machine alone"),
+    ],
+)
+def test_what_this_machine_lacks_is_refused_before_a_local_ray_starts(monkeypatch, asked, message):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        check_address(ClusterConfig(**asked))
+
+
+def test_folders_that_ray_cannot_use_are_refused_by_their_variable(monkeypatch, tmp_path):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    check_address(ClusterConfig())
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * 60)
+    with pytest.raises(ValueError, match="RAY_TMPDIR must be a path of at most 39 bytes"):
+        check_address(ClusterConfig())
+    monkeypatch.setenv("RAY_TMPDIR", "/nowhere")
+    with pytest.raises(ValueError, match="RAY_TMPDIR must be a folder that this user can write; got '/nowhere'"):
+        check_address(ClusterConfig())
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setenv("HOME", "/nowhere")
+    with pytest.raises(ValueError, match="HOME must be a folder that this user can write; got '/nowhere'"):
+        check_address(ClusterConfig())
+
+
+LISTENING = """
+import os, sys
+from pathlib import Path
+from suptickets_ray.config import ClusterConfig
+from suptickets_ray.distributed.session import ray_session
+import ray
+with ray_session(ClusterConfig()):
+    @ray.remote
+    def work():
+        return 1
+    ray.get([work.remote() for _ in range(2)])
+    inodes = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.environ["MARK"].encode() in (process / "environ").read_bytes():
+                inodes |= {os.readlink(fd) for fd in (process / "fd").iterdir()}
+        except OSError:
+            continue
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                print("LISTENS", fields[1].partition(":")[0])
+assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_local_ray_listens_on_loopback_only():
+    environment = {**os.environ, "MARK": f"listening-{os.getpid()}"}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    places = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("LISTENS")]
+    assert len(places) > 4
+    assert set(places) <= {"0100007F", "0000000000000000FFFF00000100007F"}

@@ -1,5 +1,9 @@
 """The store on a local S3 server, over real HTTP."""
 
+import http.server
+import socket
+import threading
+
 import boto3
 import pytest
 import torch
@@ -94,3 +98,47 @@ def test_what_is_missing_and_what_was_left_half_written(store, client):
     assert store.read("a/file") == b"content"
     store.remove_folder("a")
     assert not store.exists("a/file")
+
+
+class Forbidding(http.server.BaseHTTPRequestHandler):
+    def answer(self):
+        self.send_response(403)
+        self.end_headers()
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(params=["closed", "silent", "forbidding", "no bucket"])
+def unusable(request, s3_server):
+    """HOST:PORT of a server on which no run can be kept, and the bucket to ask it for."""
+    if request.param == "no bucket":
+        yield s3_server, "nowhere"
+        return
+    if request.param == "forbidding":
+        with http.server.HTTPServer(("127.0.0.1", 0), Forbidding) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f"127.0.0.1:{server.server_port}", BUCKET
+            server.shutdown()
+        return
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        if request.param == "silent":
+            taken.listen()
+        yield f"127.0.0.1:{taken.getsockname()[1]}", BUCKET
+
+
+def test_a_storage_that_cannot_be_used_is_refused_within_seconds(unusable):
+    server, bucket = unusable
+    store = RunStore(f"s3://{bucket}/runs/a?endpoint_override={server}&scheme=http&region=us-east-1")
+    with pytest.raises(
+        ValueError, match="storage must be an object store that can be written; got: .*Check the address"
+    ):
+        store.check(writes=True, seconds=3)
+
+
+def test_a_storage_that_can_be_used_is_left_as_it_is(store, client):
+    store.check(writes=True)
+    assert not [name for name in names(client) if not name.endswith("/")]
