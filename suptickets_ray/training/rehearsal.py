@@ -49,6 +49,7 @@ def rehearse(config: Config, loaded: Mapping[str, Any] | None = None) -> Mapping
     _check_modules(learner.model, config)
     _check_labels(splits)
     _check_inputs(loaded)
+    _check_range(splits)
     for name in ("test", "validation"):
         learner.model.eval()
         _forward(learner, splits, name, 2)
@@ -92,6 +93,28 @@ def _check_inputs(loaded: Mapping[str, Any]) -> None:
                 f"the {name} inputs must be finite; {bad} of {len(pair[0])} examples hold NaN or infinity. Correct or "
                 "remove them."
             )
+
+
+_LOOKED_AT = 64
+_DARK, _LARGE = 64, 50.0
+"""uint8 pixels that all lie below, or other inputs beyond, are hardly meant as they are."""
+
+
+def _check_range(splits: Splits) -> None:
+    """Warns where inputs have another range than their type suggests: they would be scaled wrongly, or not at all."""
+    inputs = splits.train.raw_inputs(_LOOKED_AT)
+    low, high = float(inputs.min()), float(inputs.max())
+    if inputs.dtype == torch.uint8 and 0 < high < _DARK:
+        warnings.warn(
+            f"the training images are uint8 with values from {low:.0f} to {high:.0f}, and are scaled as if 255 were "
+            "white. Store them in the full range, or give inputs as floats. (Files of 16 bits keep their upper 8.)",
+            stacklevel=2,
+        )
+    if inputs.is_floating_point() and max(-low, high) > _LARGE:
+        warnings.warn(
+            f"the training inputs range from {low:g} to {high:g} and are not scaled. Give mean and std, or scale them.",
+            stacklevel=2,
+        )
 
 
 def _check_repeatable(config: Config, loaded: Mapping[str, Any]) -> None:

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from suptickets_ray import load_config
@@ -150,3 +152,24 @@ def test_inputs_that_are_not_finite_are_refused_with_their_number(tmp_path, monk
     own = ["data.name=nan_data:load", f"data.options={{split: {split}, kind: {kind}}}", "data.batch_size=10"]
     with pytest.raises(ValueError, match="inputs must be finite; 2 of 30 examples"):
         rehearse(load_config(None, [*own, "data.label_noise=0"]))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (
+            "torch.full((30, 1, 8, 8), 15, dtype=torch.uint8)",
+            "uint8 with values from 15 to 15, and are scaled as if 255",
+        ),
+        ("torch.full((30, 1, 8, 8), 255.0)", "range from 255 to 255 and are not scaled"),
+    ],
+)
+def test_inputs_of_another_range_than_their_type_are_reported(tmp_path, monkeypatch, inputs, message):
+    (tmp_path / "ranged_data.py").write_text(
+        f"import torch\ndef load():\n    pair = ({inputs}, torch.arange(30) % 10)\n"
+        "    return {'train': pair, 'test': pair, 'num_classes': 10}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "ranged_data", raising=False)
+    with pytest.warns(UserWarning, match=message):
+        rehearse(load_config(None, ["data.name=ranged_data:load", "data.batch_size=10"]))

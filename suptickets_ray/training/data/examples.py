@@ -116,6 +116,11 @@ class Examples:
             labels = self._labels.index_select(0, indices)
         return self._prepare(inputs, labels, device, generator)
 
+    def raw_inputs(self, count: int) -> Tensor:
+        """Returns up to `count` inputs (n, ...), spread over the set, as they are stored: not scaled, not augmented."""
+        chosen = torch.linspace(0, len(self) - 1, min(count, len(self))).long()
+        return self._read(chosen if self._indices is None else self._indices[chosen])[0]
+
     def batches(self, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
         """Yields all examples in their own order, in batches of at most `batch_size`, as they are."""
         for indices in torch.arange(len(self)).split(batch_size):

@@ -8,6 +8,7 @@ or by Ray Data.
 from __future__ import annotations
 
 import itertools
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,9 @@ BLOCK_SIZE = 128
 """Examples that are read at once, unless chosen: neighbours in a folder's listing, or in a Parquet file."""
 WINDOW_BLOCKS = 8
 """Blocks whose examples are mixed; a rank holds so many in memory."""
+_LEAST_PIECE = 4
+_WELL_MIXED = 0.9
+_MEASURED_BATCH, _MEASURED_BATCHES = 128, 40
 
 
 class BlockSource(ABC):
@@ -120,6 +124,7 @@ class StreamedExamples(Examples):
         """Wraps a source; the other arguments are those of `Examples`."""
         super().__init__(source, indices, *arguments)
         self._blocks = source
+        self._reading: Reading | None = None
         if self._labels is None:
             self._labels = source.labels if indices is None else source.labels[indices]
 
@@ -140,11 +145,15 @@ class StreamedExamples(Examples):
         """Yields this rank's share of every batch; see the module's note on the order."""
         shares = [[len(range(other, size, world_size)) for size in sizes] for other in range(rank + 1)]
         mine = shares.pop()
-        pieces = epoch_pieces(len(self), seed, sum(map(sum, shares)), sum(mine), self._blocks.block_size)
+        if self._reading is None:
+            self._reading = reading_of(self.all_labels(), self._blocks.block_size)
+        reading = self._reading
+        pieces = epoch_pieces(len(self), seed, sum(map(sum, shares)), sum(mine), reading.piece_size)
         crop_seed, generator = derive_seed(seed, "crop"), self.augmenting(seed, rank)
         jobs = (Job(self._positions(torch.arange(piece.start, piece.stop)), crop_seed) for piece in pieces)
         images = self.fetch(self._blocks, jobs, self.num_readers)
-        mixed = _mix(zip(pieces, images, strict=True), Generator().manual_seed(derive_seed(seed, "mix", rank)))
+        mix_generator = Generator().manual_seed(derive_seed(seed, "mix", rank))
+        mixed = _mix(zip(pieces, images, strict=True), mix_generator, reading.window)
         for positions, inputs in _rebatch(mixed, mine):
             yield self._prepare(inputs, self.all_labels()[positions], device, generator)
 
@@ -162,13 +171,65 @@ Piece = tuple[Tensor, Tensor]
 """Positions (n,) and images (n, c, h, w)."""
 
 
-def _mix(pieces: Iterable[tuple[range, Tensor]], generator: Generator) -> Iterator[Piece]:
+@dataclass(frozen=True)
+class Reading:
+    """How finely an epoch is read."""
+
+    piece_size: int
+    """Neighbours that are read at once: fewer where neighbours have equal labels."""
+    window: int
+    """Pieces whose examples are mixed; together as many examples whatever the size of a piece."""
+
+
+def reading_of(labels: Tensor, block_size: int) -> Reading:
+    """Returns how finely to read a set so that batches hold nearly as many classes as shuffled ones.
+
+    Where examples are stored in the order of their labels, blocks of neighbours are of one class, and batches of a few
+    classes ruin BatchNorm and gradients. A warning with the numbers says so.
+
+    Args:
+        labels: Labels (n,) in the order of reading.
+        block_size: Largest number of neighbours to read at once.
+    """
+    sizes = [block_size]
+    while sizes[-1] > _LEAST_PIECE:
+        sizes.append(max(sizes[-1] // 2, _LEAST_PIECE))
+    readings = [Reading(size, WINDOW_BLOCKS * block_size // size) for size in sizes]
+    shuffled = classes_per_batch(labels[torch.randperm(len(labels), generator=Generator().manual_seed(0))], readings[0])
+    found = [classes_per_batch(labels, readings[0])]
+    while found[-1] < _WELL_MIXED * shuffled and len(found) < len(readings):
+        found.append(classes_per_batch(labels, readings[len(found)]))
+    chosen = readings[len(found) - 1]
+    if len(found) > 1:
+        warnings.warn(
+            f"the training examples are stored in the order of their labels: a batch of {_MEASURED_BATCH} read in "
+            f"blocks of {block_size} holds {found[0]:.0f} classes, a shuffled one {shuffled:.0f}. They are read in "
+            f"pieces of {chosen.piece_size}, which is slower and gives {found[-1]:.0f}. Store them in random order.",
+            stacklevel=2,
+        )
+    return chosen
+
+
+def classes_per_batch(labels: Tensor, reading: Reading) -> float:
+    """Returns the mean number of classes in batches of 128 of an epoch that is read so; of its first batches."""
+    size = min(_MEASURED_BATCH, len(labels))
+    pieces = epoch_pieces(len(labels), 0, 0, len(labels), reading.piece_size)
+    stream = ((piece, torch.arange(piece.start, piece.stop)) for piece in pieces)
+    batches = _rebatch(_mix(stream, Generator().manual_seed(0), reading.window), [size] * (len(labels) // size))
+    # Spread over the stream: its first batch comes before anything has been replaced.
+    counts = [len(labels[positions].unique()) for positions, _ in itertools.islice(batches, _MEASURED_BATCHES)]
+    return sum(counts) / len(counts)
+
+
+def _mix(
+    pieces: Iterable[tuple[range, Tensor]], generator: Generator, window_size: int = WINDOW_BLOCKS
+) -> Iterator[Piece]:
     """Holds the examples of some pieces; each piece that comes takes the places of random ones, which go out.
 
     So the readers are asked for one block at a time, and work while the network does.
     """
     stream = ((torch.arange(piece.start, piece.stop), images) for piece, images in pieces)
-    window = list(itertools.islice(stream, WINDOW_BLOCKS))
+    window = list(itertools.islice(stream, window_size))
     positions, images = (torch.cat(parts) for parts in zip(*window, strict=True))
     del window  # half of the memory
     for more_positions, more_images in stream:

@@ -16,11 +16,14 @@ from suptickets_ray.training.data.image_folder import image_folder
 from suptickets_ray.training.data.parquet import parquet
 from suptickets_ray.training.data.splits import make_splits
 from suptickets_ray.training.data.streaming import (
+    WINDOW_BLOCKS,
     BlockSource,
     Job,
+    Reading,
     StreamedExamples,
     epoch_pieces,
     fetch_by_threads,
+    reading_of,
 )
 
 
@@ -274,3 +277,26 @@ def test_all_threads_together_read_what_one_reads(folder):
     jobs = [Job(list(range(start, start + 20)), 3) for start in range(0, 300, 20)]
     one, many = (torch.cat(list(fetch_by_threads(source, jobs, number))) for number in (1, 6))
     assert torch.equal(one, many)
+
+
+def sorted_examples(order):
+    class Stored(BlockSource):
+        labels = order
+
+        def read(self, indices, seed):
+            return torch.zeros(len(indices), 1, 1, 1, dtype=torch.uint8)
+
+    return StreamedExamples(Stored())
+
+
+def test_examples_stored_in_the_order_of_their_labels_are_mixed_nearly_as_shuffled_ones_with_a_warning():
+    examples = sorted_examples(torch.arange(20_000) * 100 // 20_000)
+    with pytest.warns(UserWarning, match=r"in blocks of 128 holds \d\d classes, a shuffled one 72. They are read in"):
+        batches = [labels for _, labels in examples.epoch(1, [128] * (20_000 // 128))]
+    assert len(torch.cat(batches)) == 128 * (20_000 // 128)
+    assert sum(len(labels.unique()) for labels in batches) / len(batches) > 0.85 * 72
+
+
+def test_examples_in_random_order_are_read_in_whole_blocks_without_a_warning():
+    labels = torch.randint(100, (5_000,), generator=torch.Generator().manual_seed(0))
+    assert reading_of(labels, 128) == Reading(128, WINDOW_BLOCKS)
