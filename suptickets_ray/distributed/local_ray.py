@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
 
 from suptickets_ray.config import ClusterConfig
 
+_MARK = "of-suptickets"
+_SESSION_SECONDS = 24 * 3600.0
 _SOCKET_BYTES = 107
 """Longest path of a Unix socket on Linux."""
 _SOCKET_PATH = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
@@ -61,7 +64,7 @@ def check_local(config: ClusterConfig) -> None:
 
 
 def _check_folders() -> None:
-    temporary = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    temporary = temporary_folder()
     if len(os.fsencode(f"{temporary}/{_SOCKET_PATH}")) > _SOCKET_BYTES:
         most = _SOCKET_BYTES - len(_SOCKET_PATH) - 1
         raise ValueError(
@@ -73,6 +76,41 @@ def _check_folders() -> None:
             raise ValueError(
                 f"{name} must be a folder that this user can write; got {folder!r}. Set it to another one."
             )
+
+
+def temporary_folder() -> str:
+    """Returns the folder below which Ray keeps its sessions."""
+    return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+
+
+def remove_old_sessions(now: float) -> int:
+    """Removes the folders of local Rays that this package started more than a day ago and that have ended.
+
+    Args:
+        now: Seconds since 1970.
+
+    Returns:
+        The number of folders removed.
+    """
+    removed = 0
+    for mark in Path(temporary_folder(), "ray").glob(f"session_*/{_MARK}"):
+        session = mark.parent
+        with suppress(OSError):  # another process removes it, or it is another user's
+            is_old = now - mark.stat().st_mtime > _SESSION_SECONDS and mark.stat().st_uid == os.geteuid()
+            if is_old and not session.is_symlink() and not _is_alive(session.name.rpartition("_")[2]):
+                shutil.rmtree(session)
+                removed += 1
+    return removed
+
+
+def mark_session() -> None:
+    """Marks the folder of the Ray that was just started as one that may be removed later."""
+    with suppress(OSError, AttributeError):
+        Path(ray._private.worker._global_node.get_session_dir_path(), _MARK).touch()
+
+
+def _is_alive(pid: str) -> bool:
+    return not pid.isdigit() or Path("/proc", pid).exists()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 import ray
 
 from suptickets_ray.config import ClusterConfig
-from suptickets_ray.distributed.local_ray import check_local, loopback_only
+from suptickets_ray.distributed.local_ray import check_local, loopback_only, mark_session, remove_old_sessions
 from suptickets_ray.distributed.monitor import OnEvent
 from suptickets_ray.distributed.room import wait_for_room
 
@@ -127,6 +127,7 @@ def _quick_ray_train() -> Iterator[None]:
 
 
 def _start_local(config: ClusterConfig, verbose: bool) -> None:
+    remove_old_sessions(time.time())
     with _interrupts_deferred():
         ray.init(
             address="local",
@@ -135,6 +136,7 @@ def _start_local(config: ClusterConfig, verbose: bool) -> None:
             log_to_driver=verbose,
             logging_level=_logging_level(verbose),
         )
+        mark_session()
 
 
 def _join(address: str, verbose: bool) -> bool:

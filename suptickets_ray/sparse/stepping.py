@@ -51,6 +51,7 @@ class MaskedStep:
         )
         self._masked: dict[str, tuple[int, int]] = {}
         self._withheld: list[tuple[Parameter, Tensor]] = []
+        self._has_foreign_state = False
         self._rewritten: set[str] = set()
         """Layers that this step has written whole."""
         self._register()
@@ -60,6 +61,7 @@ class MaskedStep:
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
             self.optimizer.register_state_dict_post_hook(self._with_dense_state),
+            self.optimizer.register_load_state_dict_post_hook(self._state_was_loaded),
         ]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskedStep:
@@ -140,7 +142,17 @@ class MaskedStep:
         for hook in self._hooks:
             hook.remove()
 
+    def _state_was_loaded(self, optimizer: Optimizer) -> None:
+        # Masked at the next step: the masks that belong to it may be loaded after it.
+        self._has_foreign_state = True
+
     def _before_step(self, optimizer: Optimizer, arguments: Any, options: Any) -> Any:
+        if self._has_foreign_state:
+            with torch.no_grad():
+                for name, parameter in self._parameters.items():
+                    for tensor in self._state_tensors(parameter):
+                        self.connections[name].fill_(tensor)
+            self._has_foreign_state = False
         self._withheld.clear()  # of a step that broke off
         self._rewritten.clear()
         # `arguments` begins with the optimizer itself.

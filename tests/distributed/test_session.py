@@ -12,6 +12,7 @@ import pytest
 
 from suptickets_ray import load_config, train
 from suptickets_ray.config import ClusterConfig
+from suptickets_ray.distributed.local_ray import remove_old_sessions
 from suptickets_ray.distributed.room import places_for_workers, worker_labels
 from suptickets_ray.distributed.session import (
     _local_cpus,
@@ -323,3 +324,23 @@ def test_a_local_ray_listens_on_loopback_only():
     places = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("LISTENS")]
     assert len(places) > 4
     assert set(places) <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def test_old_sessions_of_our_own_are_removed_and_no_others(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    day, ended = 24 * 3600, 2**22 + 1
+    sessions = {
+        "old": (f"session_2026-01-01_00-00-00_000000_{ended}", 2 * day, True),
+        "new": (f"session_2026-01-02_00-00-00_000000_{ended}", day / 2, True),
+        "alive": (f"session_2026-01-01_00-00-00_000000_{os.getpid()}", 2 * day, True),
+        "others": (f"session_2026-01-01_00-00-01_000000_{ended}", 2 * day, False),
+    }
+    for name, age, is_own in sessions.values():
+        folder = tmp_path / "ray" / name
+        folder.mkdir(parents=True)
+        if is_own:
+            (folder / "of-suptickets").touch()
+            os.utime(folder / "of-suptickets", (time.time() - age, time.time() - age))
+    assert remove_old_sessions(time.time()) == 1
+    left = {path.name for path in (tmp_path / "ray").iterdir()}
+    assert left == {name for key, (name, _, _) in sessions.items() if key != "old"}

@@ -1022,3 +1022,16 @@ def test_copies_made_together_go_on_with_equal_bits_and_apart(how):
 def test_a_sparsifier_is_not_pickled():
     with pytest.raises(TypeError, match="cannot be pickled. Save its state_dict"):
         pickle.dumps(build(method="static")[2])
+
+
+@pytest.mark.parametrize("width", [64, 16_384], ids=["masked", "gathered"])
+def test_a_dense_optimizer_state_that_is_loaded_is_masked_at_the_next_step(width):
+    _, dense, _ = built = build(method="dense", density=1.0, width=width)
+    train_step(*built, 0)
+    model, optimizer, sparsifier = build(method="static", width=width)
+    optimizer.load_state_dict(dense.state_dict())
+    train_step(model, optimizer, sparsifier, 1)
+    state = optimizer.state_dict()["state"]
+    for index, (name, _) in enumerate(model.named_parameters()):
+        if name in sparsifier.masks:
+            assert not state[index]["momentum_buffer"][~sparsifier.masks[name]].any()
