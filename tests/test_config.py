@@ -1,14 +1,17 @@
+import contextlib
 import dataclasses
 import re
 from typing import get_type_hints
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from suptickets_ray import load_config
 from suptickets_ray.config import PLACEMENT_KEYS, Config
 from suptickets_ray.config_io import config_digest, differing_keys, from_yaml, read_settings, to_dict, to_yaml
-from suptickets_ray.recipes import copy_recipe, find_recipe, question_of, shipped_recipes
+from suptickets_ray.recipes import copy_recipe, find_recipe, parse_yaml, question_of, shipped_recipes
 from suptickets_ray.sparse.methods import METHODS
 
 
@@ -514,3 +517,11 @@ def test_every_number_has_a_largest_value(key):
     value = f"[1, {10**30}]" if key == "cluster.num_workers" else str(10**30 if key in WHOLE else "1e39")
     with pytest.raises(ValueError, match=rf"{key} must be .*"):
         load_config(None, [f"{key}={value}"])
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=2000)
+@given(st.text("[]{}:,&*!?|>-#'\"\n ab0.~", max_size=200))
+def test_any_text_is_a_value_or_a_yaml_error(text):
+    with contextlib.suppress(yaml.YAMLError):
+        parse_yaml(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -112,6 +113,16 @@ def is_whole(content: bytes) -> bool:
     return True
 
 
+def _check_archive(saved: bytes) -> None:
+    """Raises ValueError if the archive would expand: torch writes it uncompressed, and reads whatever it holds."""
+    with zipfile.ZipFile(io.BytesIO(saved)) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("its entries are compressed")
+    if sum(entry.file_size for entry in entries) > len(saved):
+        raise ValueError("its entries are larger than the file")
+
+
 def _seal(saved: bytes) -> bytes:
     """What follows the archive: torch.load takes no notice of it."""
     return hashlib.sha256(saved).digest()
@@ -123,6 +134,7 @@ def _checked(content: bytes, device: torch.device | str = "cpu") -> dict[str, An
         saved, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
         if seal != _seal(saved):
             raise ValueError("its check sum does not hold")
+        _check_archive(saved)
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         for part in ("model", "optimizer", "sparsifier", "scaler", "progress"):
             dict(state[part])

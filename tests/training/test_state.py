@@ -1,5 +1,7 @@
+import hashlib
 import io
 import random
+import zipfile
 
 import pytest
 import torch
@@ -96,3 +98,16 @@ def test_a_foreign_file_is_refused():
     torch.save({"weights": torch.zeros(3)}, buffer)
     with pytest.raises(ValueError, match="must be whole; it is damaged"):
         read_state(buffer.getvalue())
+
+
+def test_an_archive_that_expands_is_refused_though_its_seal_holds():
+    buffer, packed = io.BytesIO(), io.BytesIO()
+    torch.save(
+        {part: {"w": torch.zeros(10**6)} for part in ("model", "optimizer", "sparsifier", "scaler", "progress")}, buffer
+    )
+    with zipfile.ZipFile(buffer) as archive, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as smaller:
+        for entry in archive.infolist():
+            smaller.writestr(entry.filename, archive.read(entry))
+    saved = packed.getvalue()
+    with pytest.raises(ValueError, match="the stored state must be whole; .*its entries are compressed"):
+        read_state(saved + hashlib.sha256(saved).digest())

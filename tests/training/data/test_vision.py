@@ -1,17 +1,22 @@
 """CIFAR's pickled batches and MNIST's IDX files in their true on-disk form."""
 
+import contextlib
 import io
 import os
 import pickle
+import pickletools
 import struct
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from suptickets_ray.config import DataConfig
 from suptickets_ray.training.data import load_data
 from suptickets_ray.training.data.vision import cifar10, cifar100, fashion_mnist, mnist
+from suptickets_ray.training.data.vision_files import read_cifar
 
 
 def published_pickle(content):
@@ -344,3 +349,28 @@ def test_files_are_fetched_only_when_asked_and_checked_afterwards(tmp_path, monk
     assert calls == [str(tmp_path)]
     load(str(tmp_path), download=True)  # nothing is missing now, and one's own files are not replaced
     assert len(calls) == 1
+
+
+WHOLE = published_pickle({"data": np.arange(2 * 3072).astype(np.uint8).reshape(2, 3072), "labels": [3, 4]})
+OPCODES = [bytes([code]) for code in range(256) if any(op.code == chr(code) for op in pickletools.opcodes)]
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None)
+@given(data=st.data())
+def test_crafted_pickles_are_a_batch_or_a_value_error(data, tmp_path_factory):
+    """Opcodes at random places of a whole batch, and programs of opcodes alone."""
+    if data.draw(st.booleans()):
+        content = bytearray(WHOLE)
+        for _ in range(data.draw(st.integers(1, 4))):
+            place = data.draw(st.integers(0, 200) | st.integers(len(content) - 60, len(content) - 1))
+            content[place : place + data.draw(st.integers(0, 2))] = data.draw(st.sampled_from(OPCODES))
+    else:
+        parts = data.draw(st.lists(st.sampled_from(OPCODES) | st.binary(max_size=5), max_size=30))
+        content = bytearray(b"\x80\x02" + b"".join(parts) + b".")
+    path, meta = (tmp_path_factory.getbasetemp() / name for name in ("fuzzed_batch", "fuzzed_meta"))
+    path.write_bytes(bytes(content))
+    meta.write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    with contextlib.suppress(ValueError):
+        (images, labels), *_ = read_cifar([path], meta, "label_names", "CIFAR-10", 10)
+        assert images.shape == (len(labels), 3072)
