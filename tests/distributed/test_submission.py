@@ -1,11 +1,12 @@
 """`--submit` against a real head with token authentication, in a process group of its own."""
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,11 +59,15 @@ def head(free_ports):
         while True:
             assert process.poll() is None
             assert time.monotonic() < deadline
-            try:
-                socket.create_connection(("127.0.0.1", dashboard), timeout=1).close()
+            try:  # the port is open before the dashboard knows of jobs
+                urllib.request.urlopen(f"http://127.0.0.1:{dashboard}/api/version", timeout=5).close()
                 break
+            except urllib.error.HTTPError as error:
+                if error.code in (401, 403):
+                    break
             except OSError:
-                time.sleep(0.3)
+                pass
+            time.sleep(0.3)
         yield f"http://127.0.0.1:{dashboard}", home
     finally:
         process.terminate()  # --block: it ends what it started
