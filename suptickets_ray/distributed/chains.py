@@ -17,7 +17,7 @@ class Chains:
     """All chains of a run. States are held by reference, only while a cycle may start from them."""
 
     def __init__(self, store: RunStore, num_chains: int, cycles: int, pretrained: Any, origin: Origin) -> None:
-        """Finds out what an earlier start of the run has finished; files of another run are run anew.
+        """Finds out what an earlier start of the run has finished; files of another run do not count.
 
         Args:
             store: The run's files.
@@ -34,7 +34,7 @@ class Chains:
         self.num_trained = 0
         """Cycles that were run to their end since then."""
         self.remade: list[int] = []
-        """Chains that are run anew because what is stored of them is damaged, or of another run."""
+        """Chains that run again because their files are damaged or belong to another run."""
         stored = TicketStore(store).own(origin)
         for chain in range(num_chains):
             state_cycle, _ = self._stored_state(chain)

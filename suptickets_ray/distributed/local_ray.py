@@ -20,15 +20,19 @@ _SOCKET_BYTES = 107
 _SOCKET_PATH = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """Longest path that Ray 2.60 makes below its temporary folder."""
 _LOOPBACK = {
-    # Ray takes a machine that cannot be part of a cluster for 127.0.0.1, and then binds every port of its own to that.
+    # Ray takes a machine that cannot be part of a cluster for 127.0.0.1, and then binds all its ports to that.
     # `_node_ip_address` is replaced by the machine's address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "GLOO_SOCKET_IFNAME": "lo",
 }
 
 
-def check_local(config: ClusterConfig) -> None:
+def check_local(config: ClusterConfig, *, makes_token: bool) -> None:
     """Finds out, without starting it, whether a local Ray can run a recipe.
+
+    Args:
+        config: What the run will ask for.
+        makes_token: Whether a token has to be written below HOME.
 
     Raises:
         ValueError: If this machine lacks GPUs, memory or resources that are asked for, or Ray's folders cannot be used.
@@ -60,10 +64,10 @@ def check_local(config: ClusterConfig) -> None:
             raise ValueError(f"cluster.{key} must name resources of a cluster; a local Ray has no {name!r}. {remedy}")
     if config.keep_head_free:
         raise ValueError(f"cluster.keep_head_free must be false on this machine alone, which is the head. {remedy}")
-    _check_folders()
+    _check_folders(makes_token)
 
 
-def _check_folders() -> None:
+def _check_folders(makes_token: bool) -> None:
     temporary = temporary_folder()
     if len(os.fsencode(f"{temporary}/{_SOCKET_PATH}")) > _SOCKET_BYTES:
         most = _SOCKET_BYTES - len(_SOCKET_PATH) - 1
@@ -71,7 +75,8 @@ def _check_folders() -> None:
             f"RAY_TMPDIR must be a path of at most {most} bytes, since Ray makes sockets below it; got {temporary!r}. "
             "Set it to a shorter one, e.g. RAY_TMPDIR=/tmp."
         )
-    for name, folder in (("RAY_TMPDIR", temporary), ("HOME", str(Path("~").expanduser()))):
+    folders = {"RAY_TMPDIR": temporary} | ({"HOME": str(Path("~").expanduser())} if makes_token else {})
+    for name, folder in folders.items():
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ValueError(
                 f"{name} must be a folder that this user can write; got {folder!r}. Set it to another one."

@@ -131,7 +131,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
                 watch(
                     {
                         "kind": "warning",
-                        "text": f"what was stored of chain {chain} is damaged or of another run; it is run anew.",
+                        "text": f"the files of chain {chain} are damaged or belong to another run; it runs again.",
                     }
                 )
             order = list(canonical_order(config.tickets.chains, budget.cycles))
@@ -245,7 +245,10 @@ def phase_one(config: Config, settings: dict[str, Any], store: RunStore, on_even
             store.remove_folder(RAY_TRAIN_FOLDER)  # its checkpoints only serve a phase one that is not finished
             return state
         on_event(
-            {"kind": "warning", "text": f"{PRETRAINED_FILE} is damaged or of another run; phase one is trained anew."}
+            {
+                "kind": "warning",
+                "text": f"{PRETRAINED_FILE} is damaged or belongs to another run; phase one is trained again.",
+            }
         )
     # Ray Train takes seconds to import, and an answer that all is done, or a refusal, does not need it.
     from suptickets_ray.distributed.pretrain import pretrain

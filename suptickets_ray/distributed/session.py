@@ -235,11 +235,17 @@ def _shown_token() -> list[tuple[str, str]]:
     return list(ray._raylet.AuthenticationTokenLoader.instance().get_token_for_http_header().items())
 
 
+def has_token() -> bool:
+    """Returns whether no token needs to be made for a local Ray: there is one, or none is wanted."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    wanted = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+    return bool(named) or not wanted or Path(TOKEN_PATH).expanduser().exists()
+
+
 def make_token() -> None:
     """Makes the token that a new local Ray asks for, if there is none: Ray would let everybody here read its file."""
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(TOKEN_PATH).expanduser()
-    if named or path.exists() or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+    if has_token():
         close_token_file()
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -280,7 +286,7 @@ def check_address(config: ClusterConfig) -> None:
     """
     address = cluster_address(config)
     if address is None and not ray.is_initialized():
-        check_local(config)
+        check_local(config, makes_token=not has_token())
     host, colon, port = (address or "").rpartition(":")
     if not colon or "://" in host or not port.isdigit():
         return  # "auto", a file or a scheme of Ray's: only Ray knows what it means

@@ -14,13 +14,15 @@ from suptickets_ray.config import Config
 from suptickets_ray.config_io import config_digest, from_yaml, load_config, to_dict
 from suptickets_ray.reporting.stored_ticket import device_of
 from suptickets_ray.reporting.verdict import verdict
+from suptickets_ray.search.keys import exploration_key, phase_one_key
 from suptickets_ray.tickets.cycles import canonical_order
-from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, TicketStore
+from suptickets_ray.tickets.store import PRETRAINED_FILE, Origin, RunStore, TicketStore
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.arithmetic import arithmetic_of
 from suptickets_ray.training.data import Splits, load_source, make_splits
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 from suptickets_ray.training.loop import budget_of, build_learner
+from suptickets_ray.training.state import state_digest
 from suptickets_ray.training.superposing import Superposing
 
 SWEPT_FACTORS = (0.1, 0.2, 0.5, 0.8, 0.9)
@@ -42,10 +44,14 @@ class StoredRun:
 
     def ticket(self, chain: int, cycle: int) -> Ticket:
         """Reads a ticket. Raises ValueError if its file is damaged."""
-        try:
-            return TicketStore(RunStore(self.path)).get(chain, cycle)
-        except ValueError as error:
-            raise ValueError(f"{self.path}/{error}") from error
+        return _read_ticket(self.path, chain, cycle)
+
+
+def _read_ticket(path: str, chain: int, cycle: int) -> Ticket:
+    try:
+        return TicketStore(RunStore(path)).get(chain, cycle)
+    except ValueError as error:
+        raise ValueError(f"{path}/{error}") from error
 
 
 def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
@@ -68,14 +74,25 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
     splits, data = make_splits(loaded, config.data), fingerprint(loaded)
     check_data(store, data)
     learner = build_learner(config, splits, torch.device("cpu"), restores=True)
+    content = store.read(PRETRAINED_FILE)
     try:
-        learner.load_bytes(store.read(PRETRAINED_FILE))
+        progress = learner.load_bytes(content)
     except ValueError as error:
         raise ValueError(f"{path}/{PRETRAINED_FILE}: {error}") from error
-    stored = set(TicketStore(store).list())
+    if progress.get("recipe") != int(phase_one_key(config), 16):
+        raise ValueError(f"{path}/{PRETRAINED_FILE} must be that of the run in its folder. Start the run again.")
+    tickets = TicketStore(store)
+    stored, own = set(tickets.list()), tickets.own(Origin(exploration_key(config), state_digest(content)))
     keys = [key for key in canonical_order(config.tickets.chains, budget_of(config).cycles) if key in stored]
     if not keys:
         raise ValueError(f"{path} must hold tickets; it has none yet. Start the run again; it goes on.")
+    for key in keys:
+        if key not in own:
+            _read_ticket(path, *key)  # says what is damaged
+            raise ValueError(
+                f"{path}/{tickets.path(*key)} must be a ticket of the run in its folder, made from the one before it. "
+                "Start the run again; it makes it."
+            )
     pretrained = learner.ticket({"run": config.name, "config_digest": config_digest(config)})
     return StoredRun(path, config, pretrained, splits, data, keys)
 

@@ -114,7 +114,7 @@ class Sparsifier:
         """Returns a copy that is attached to the copies of model and optimizer.
 
         Copy all three at once, as in `model, optimizer, sparsifier = copy.deepcopy((model, optimizer, sparsifier))`:
-        copied one by one each would hold weights of its own.
+        copied one by one they would hold different weights.
 
         Raises:
             RuntimeError: If the model is trained by DistributedDataParallel, which cannot be copied.
@@ -207,7 +207,7 @@ class Sparsifier:
             if module._parameters.get(leaf) is not self.parameters[name]:
                 raise RuntimeError(
                     f"the model must keep the tensors that the optimizer trains; {name!r} was replaced, as by "
-                    "load_state_dict(assign=True). Write into the tensors, or build optimizer and Sparsifier anew."
+                    "load_state_dict(assign=True). Write into the tensors, or build a new optimizer and Sparsifier."
                 )
         self.num_steps = self._stepping.num_steps
         for name, connections in self._stepping.connections.items():

@@ -182,3 +182,16 @@ def test_damage_is_named_with_its_file(copied_run, capsys):
     (copied_run / "pretrained.pt").write_bytes(bytes(state))
     assert main(["superpose", str(copied_run)]) == 2
     assert "copied/pretrained.pt: the stored state must be whole" in " ".join(capsys.readouterr().err.split())
+
+
+def test_files_of_another_run_are_refused_by_name(copied_run, tmp_path, capsys):
+    path = copied_run / "tickets/chain-001/cycle-001.arrow"
+    ticket = Ticket.load(path)
+    Ticket.of_parts(ticket.parts, {**ticket.provenance, "exploration": "of another run"}).save(path)
+    assert main(["superpose", str(copied_run)]) == 2
+    said = "".join(capsys.readouterr().err.split())
+    assert "tickets/chain-001/cycle-001.arrowmustbeaticketoftherun" in said
+    other = to_yaml(load_config(copied_run / "config.yaml", ["train.lr=0.05"]))
+    (copied_run / "config.yaml").write_text(other)
+    assert main(["superpose", str(copied_run)]) == 2
+    assert "pretrained.pt must be that of the run in its folder" in " ".join(capsys.readouterr().err.split())

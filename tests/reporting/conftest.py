@@ -57,11 +57,13 @@ def make_run(path, overrides=()):
     from suptickets_ray import load_config
     from suptickets_ray.config_io import config_digest, to_yaml
     from suptickets_ray.distributed.result import assemble_result, without_nan
+    from suptickets_ray.search.keys import exploration_key, phase_one_key
     from suptickets_ray.tickets.store import RunStore, TicketStore
     from suptickets_ray.training.arithmetic import arithmetic_of
     from suptickets_ray.training.cycle import run_cycle
     from suptickets_ray.training.data import load_data
     from suptickets_ray.training.loop import budget_of, build_learner, order_seed, train_epoch
+    from suptickets_ray.training.state import state_digest
     from suptickets_ray.training.superposing import Superposing
 
     config = load_config(None, [*SMALL, f"storage={path.parent}", f"name={path.name}", *overrides])
@@ -73,7 +75,7 @@ def make_run(path, overrides=()):
         for epoch in range(budget.pretrain_epochs):
             seed = order_seed(config.seed, epoch)
             train_epoch(learner, learner.forward, config, splits, seed, lambda step: config.train.lr)
-        state = learner.to_bytes(epoch=budget.pretrain_epochs)
+        state = learner.to_bytes(epoch=budget.pretrain_epochs, recipe=int(phase_one_key(config), 16))
         store.write("pretrained.pt", state)
         provenance = {"run": config.name, "config_digest": config_digest(config)}
         superposing = Superposing(config, splits, learner.ticket(provenance), device)
@@ -81,8 +83,10 @@ def make_run(path, overrides=()):
         for chain in range(config.tickets.chains):
             learner.load_bytes(state)
             for cycle in range(budget.cycles):
+                origin = {"exploration": exploration_key(config), "pretrained": state_digest(state)}
+                parent = learner.ticket({}).digest
                 run_cycle(learner, config, splits, chain, cycle)
-                ticket = learner.ticket({**provenance, "chain": chain, "cycle": cycle})
+                ticket = learner.ticket({**provenance, **origin, "parent": parent, "chain": chain, "cycle": cycle})
                 TicketStore(store).put(ticket, chain, cycle)
                 judged.append((superposing.fold(ticket, chain, cycle), ticket))
         report = superposing.judge(judged)

@@ -210,7 +210,7 @@ class FolderWalk:
             place = str(folder / relative)
             if (first := self._folders.setdefault(os.path.realpath(place), place)) != place:
                 raise ValueError(
-                    f"{place} must be a folder of its own; it leads to the same files as {first}, whose images would "
+                    f"{place} must be read once; it leads to the same files as {first}, whose images would "
                     "be read twice. Remove one of them."
                 )
             with os.scandir(place) as entries:
