@@ -515,7 +515,7 @@ FLOATS = {key for key, kind in kinds().items() if "float" in kind and "dict" not
 @pytest.mark.parametrize("key", sorted((WHOLE | FLOATS) - {"tickets.lr_low", "tickets.lr_high"}))
 def test_every_number_has_a_largest_value(key):
     value = f"[1, {10**30}]" if key == "cluster.num_workers" else str(10**30 if key in WHOLE else "1e39")
-    with pytest.raises(ValueError, match=rf"{key} must be .*"):
+    with pytest.raises(ValueError, match=rf"{key} (must be|has no effect)"):
         load_config(None, [f"{key}={value}"])
 
 
