@@ -10,6 +10,7 @@ import pytest
 from suptickets_ray import Ticket, load_config
 from suptickets_ray.cli import main
 from suptickets_ray.config_io import config_digest, to_yaml
+from suptickets_ray.reporting import superpose as superpose_module
 from suptickets_ray.reporting.superpose import (
     SWEPT_FACTORS,
     fold_runs,
@@ -18,6 +19,7 @@ from suptickets_ray.reporting.superpose import (
     open_runs,
     sweep,
 )
+from suptickets_ray.search.keys import exploration_key, phase_one_key
 from suptickets_ray.sparse.masks import num_active
 
 pytestmark = pytest.mark.ray
@@ -122,7 +124,9 @@ def test_the_mean_that_is_not_pruned_is_denser_than_the_sup_ticket(finished_run)
     assert 0.1 < recorded["unpruned_mean"]["density"] < 0.7
 
 
-def test_what_cannot_be_folded_is_one_sentence_with_exit_code_2(finished_run, copied_run, tmp_path, capsys):
+def test_what_cannot_be_folded_is_one_sentence_with_exit_code_2(
+    finished_run, copied_run, tmp_path, capsys, monkeypatch
+):
     def refused(*arguments):
         assert main(["superpose", *arguments]) == 2
         return " ".join(capsys.readouterr().err.split())
@@ -137,7 +141,12 @@ def test_what_cannot_be_folded_is_one_sentence_with_exit_code_2(finished_run, co
     assert "--output must lie in a folder that is there" in refused(finished_run.path, "--output", "no/such/a.arrow")
     assert "cima_factor=0.3 has no effect with --sweep" in refused(finished_run.path, "--sweep", "cima_factor=0.3")
     assert "is named twice" in refused(finished_run.path, finished_run.path + "/")
-    assert "has another cut of the data than" in refused(finished_run.path, str(copied_run))
+    own = load_config(f"{finished_run.path}/config.yaml")
+    with monkeypatch.context() as as_if_made_on_it:
+        for key in (phase_one_key, exploration_key):
+            as_if_made_on_it.setattr(superpose_module, key.__name__, lambda _, key=key: key(own))
+        assert "has another cut of the data than" in refused(finished_run.path, str(copied_run))
+    (copied_run / "config.yaml").write_text(to_yaml(own))
     (copied_run / "data.sha256").write_text("another")
     assert "the data must be those that the work in" in refused(str(copied_run))
     (copied_run / "data.sha256").unlink()

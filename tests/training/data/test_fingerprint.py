@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset, random_split
+from torch.utils.data import Dataset, Subset, TensorDataset, random_split
 
 from suptickets_ray import load_config
 from suptickets_ray.config_io import config_digest, to_yaml
@@ -121,6 +121,11 @@ def test_a_split_of_a_dataset_counts_by_its_indices_and_labels():
     assert fingerprint(split_of(labels, 0)) == fingerprint(with_labels(split_of(labels, 0)))
     assert fingerprint(split_of(labels, 0)) != fingerprint(split_of(labels, 1))
     assert fingerprint(split_of(labels, 0)) != fingerprint(split_of(1 - labels, 0))
+
+
+def test_indices_tell_splits_apart_whose_examples_change_at_every_look():
+    changing = [of(Subset(Own(changes=True), indices)) for indices in ([0, 1], [0, 1], [1, 2])]
+    assert changing[0] == changing[1] != changing[2]
 
 
 def test_data_that_differ_at_every_call_are_refused_before_anything_starts(tmp_path, monkeypatch):
