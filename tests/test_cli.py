@@ -457,3 +457,30 @@ def test_what_does_nothing_or_cannot_be_is_exit_code_2(
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     assert main([stored_ticket if text == "a.arrow" else text for text in arguments]) == 2
     assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+READ = {
+    "train": lambda key: not key.startswith("search."),
+    "evaluate": lambda key: key.startswith("data.") and not re.search("batch_size|crop_padding|flip", key),
+    "export": lambda key: key.startswith("data.") and not re.search("batch_size|crop_padding|flip", key),
+    "superpose": lambda key: key.startswith("superposition.") or key == "data.root",
+    "data convert": lambda key: key in ("data.name", "data.options", "data.root", "data.download", "data.split_seed"),
+}
+
+
+@pytest.mark.parametrize("command", READ)
+def test_every_key_that_a_command_does_not_read_is_refused_by_it(command, stored_ticket, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "evaluate": [stored_ticket],
+        "export": [stored_ticket, "--format", "onnx", "--output", str(tmp_path / "a")],
+        "superpose": [str(Path(stored_ticket).parent)],
+        "data convert": ["--to", str(tmp_path / "to")],
+    }
+    sections = {"model", "data", "train", "method", "tickets", "superposition", "cluster", "search"}
+    for key in set(all_keys()) - sections:
+        if READ[command](key):
+            continue
+        assert main([*command.split(), *given.get(command, []), f"{key}=1"]) == 2, key
+        said = " ".join(capsys.readouterr().err.split())
+        assert key in said or key.rpartition(".")[2] in said, (key, said)

@@ -99,6 +99,7 @@ class Explorer:
                 validation__accuracy=validation["accuracy"],
                 validation__loss=validation["loss"],
             )
+        tensors = self._learner.model.state_dict().values()
         ticket = self._learner.ticket(
             {
                 "run": config.name,
@@ -112,7 +113,7 @@ class Explorer:
                 "versions": versions(),
                 "exploration": exploration_key(config),
                 "pretrained": pretrained,
-                "diverged": not all(bool(tensor.isfinite().all()) for tensor in self._learner.model.parameters()),
+                "diverged": not all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point()),
             }
         )
         state = self._learner.to_bytes(cycle=cycle, ticket=int(ticket.digest, 16), pretrained=int(pretrained, 16))

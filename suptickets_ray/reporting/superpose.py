@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from suptickets_ray.config import Config
+from suptickets_ray.config import Config, SuperpositionConfig
 from suptickets_ray.config_io import config_digest, from_yaml, load_config, to_dict
+from suptickets_ray.lookup import suggestion
 from suptickets_ray.reporting.stored_ticket import device_of
 from suptickets_ray.reporting.verdict import verdict
 from suptickets_ray.search.keys import exploration_key, phase_one_key
@@ -120,6 +121,8 @@ def open_runs(paths: Sequence[str], overrides: Sequence[str] = ()) -> list[Store
         ValueError: As `open_run`, and if a run is named twice, or the runs differ in model, examples, masked layers or
             density.
     """
+    for text in overrides:
+        _of_superposition(text)  # refuses what is none, before anything is read
     of_all = [text for text in overrides if text.startswith("data.")]
     runs = [open_run(path, of_all if index else overrides) for index, path in enumerate(paths)]
     for index, run in enumerate(runs):
@@ -254,4 +257,6 @@ def _of_superposition(override: str) -> str:
         raise ValueError(
             f"an override must be a setting of superposition, since nothing is trained here, or data.root; got {key!r}."
         )
+    if "." not in key and key not in (own := [field.name for field in fields(SuperpositionConfig)]):
+        raise ValueError(f"unknown key 'superposition.{key}'{suggestion(key, own)}")
     return override if "." in key else f"superposition.{override}"

@@ -292,11 +292,9 @@ def check_finite(learner: Learner, section: TrainConfig, epoch: int, bad_step: i
     finite = bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
     if finite and (bad_step is None or learner.scaler.is_enabled()):
         return
-    where = (
-        f"the loss is not finite from step {bad_step} of epoch {epoch} on"
-        if bad_step
-        else (f"a weight is not finite after epoch {epoch}")
-    )
+    where = f"a weight is not finite after epoch {epoch}"
+    if bad_step is not None:
+        where = f"the loss is not finite from step {bad_step} of epoch {epoch} on"
     raise DivergedError(
         f"pretraining has diverged: {where}. Lower train.lr ({section.lr:g}), clip gradients with train.clip_norm=1, "
         "or look for extreme inputs."

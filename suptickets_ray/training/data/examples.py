@@ -53,9 +53,9 @@ class LabelledDataset:
     def labels(self) -> Tensor:
         """Labels of all examples, int64 (n,)."""
         if self._known is None:
-            parts = torch.arange(len(self)).split(1024)
-            empty = torch.zeros(0, dtype=torch.int64)
-            self._known = torch.cat([empty, *(self.read(part.tolist())[1] for part in parts)])
+            starts = range(0, len(self), 1024)
+            parts = [self.read(range(start, min(start + 1024, len(self))))[1] for start in starts]
+            self._known = torch.cat([torch.zeros(0, dtype=torch.int64), *parts])
         return self._known
 
 
