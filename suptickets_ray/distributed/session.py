@@ -282,7 +282,7 @@ def check_address(config: ClusterConfig) -> None:
     """Finds out whether anybody listens where the cluster should be, or whether this machine can be one.
 
     Raises:
-        ValueError: If nobody listens, or no cluster is named and this machine cannot run the recipe.
+        ValueError: If no cluster answers there, or none is named and this machine cannot run the recipe.
     """
     address = cluster_address(config)
     if address is None and not ray.is_initialized():

@@ -488,7 +488,8 @@ class Sparsifier:
             return
         assert self._gradients is not None
         for name in self._gradients:
-            self._dense_gradient_steps[name] += self.parameters[name].numel() - self.counts[name]
+            count = self._stepping.connections[name].count
+            self._dense_gradient_steps[name] += self.parameters[name].numel() - count
         if "momentum" in self._needs:
             decay = self.settings["momentum_decay"]
             for name, gradient in self._gradients.items():

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -430,6 +431,38 @@ def test_phase_one_waits_aloud_for_cpus_that_others_hold_and_goes_on_once_they_a
     patience.cancel()
     assert said == ["waiting for phase one to start: others may hold the machines for it, or it still loads data"]
     assert (tmp_path / "held/pretrained.pt").is_file()
+
+
+@pytest.fixture
+def copied_run(finished_run, ray_address, tmp_path):
+    """The whole folder of the finished run, to be damaged."""
+    run = tmp_path / "undisturbed"
+    shutil.copytree(finished_run.path, run)
+    return run
+
+
+def test_the_result_of_another_recipe_is_refused_by_its_file(copied_run):
+    other = read(copied_run) | {"config_digest": "of another recipe"}
+    (copied_run / "result.json").write_text(json.dumps(other))
+    config = load_config(copied_run / "config.yaml", [f"storage={copied_run.parent}"])
+    with pytest.raises(ValueError, match=r"result\.json must be that of the run in its folder; .* Remove it"):
+        train(config)
+
+
+@pytest.mark.slow
+def test_files_that_are_missing_or_cut_off_are_made_again_with_equal_digests(copied_run, finished_run):
+    (copied_run / "superposed.arrow").unlink()
+    (copied_run / "report.html").unlink()
+    (copied_run / "tickets/chain-001/cycle-001.arrow").unlink()
+    (copied_run / "result.json").write_bytes((copied_run / "result.json").read_bytes()[:-40])
+    config = load_config(copied_run / "config.yaml", [f"storage={copied_run.parent}"])
+    assert not train(config).resumed
+    expected = read(finished_run.path)
+    assert read(copied_run)["superposed"]["digest"] == expected["superposed"]["digest"]
+    assert [row["digest"] for row in read(copied_run)["tickets"]] == [row["digest"] for row in expected["tickets"]]
+    assert Ticket.load(copied_run / "superposed.arrow").digest == expected["superposed"]["digest"]
+    assert (copied_run / "report.html").is_file()
+    assert train(config).resumed
 
 
 # With three ranks, on whose number the order of sums depends: test_faults.py.

@@ -187,7 +187,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 class FolderWalk:
-    """Walks the folders of a data set once, and accounts for what it leaves out or would read twice."""
+    """Walks the folders of a data set once; counts skipped files and refuses files that are reached twice."""
 
     def __init__(self) -> None:
         """Starts with nothing seen; one walk serves all splits, which must not share images."""
