@@ -14,12 +14,14 @@ from typing import Any
 from rich.console import Console
 
 from suptickets_ray.commands import COMMANDS, EXIT_INTERRUPTED, submit_job
+from suptickets_ray.process_start import collect_rarely
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 done, 2 bad configuration, 1 the run failed, 130 interrupted."""
+    collect_rarely()
     parser = _parser()
     options, late = parser.parse_known_args(arguments)
     # argparse takes no positional arguments after an option of a command: `superpose RUN --sweep prune=last`.

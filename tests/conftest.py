@@ -1,5 +1,6 @@
 """A private HOME for all tests, and one Ray for those that need it."""
 
+import gc
 import itertools
 import os
 import pickle
@@ -23,6 +24,8 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+os.environ["RAY_preload_python_modules"] = "suptickets_ray.distributed.preload"  # noqa: SIM112 - as a local Ray has it
+gc.set_threshold(10_000, 10, 10)  # imports are faster
 # Tensors are small here: a second thread only waits for the first one.
 os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -14,6 +14,7 @@ from suptickets_ray.config_io import config_digest
 from suptickets_ray.distributed.result import versions
 from suptickets_ray.distributed.room import draining_nodes
 from suptickets_ray.distributed.worker import start_worker
+from suptickets_ray.process_start import collect_normally
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.tickets.store import TicketStore
 from suptickets_ray.training.cycle import cycle_rate, run_cycle
@@ -51,6 +52,7 @@ class Explorer:
         self._learner = build_learner(self._worker.config, self._worker.splits, self._worker.device, restores=True)
         self._digest = config_digest(self._worker.config)
         self._node = self.node()
+        collect_normally()
 
     def node(self) -> str:
         """Returns the id of the machine that it runs on; whoever answers is ready."""

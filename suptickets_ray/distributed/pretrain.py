@@ -25,6 +25,7 @@ from suptickets_ray.distributed.room import lack_of_room, worker_bundle, worker_
 from suptickets_ray.distributed.schedule import Setbacks
 from suptickets_ray.distributed.standstill import Standstill
 from suptickets_ray.distributed.worker import Worker, start_worker
+from suptickets_ray.process_start import collect_normally
 from suptickets_ray.search.keys import phase_one_key
 from suptickets_ray.sparse.statistics import explored_fraction
 from suptickets_ray.tickets.store import RunStore, patiently
@@ -137,6 +138,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     epochs, epoch_steps = budget_of(config).pretrain_epochs, steps_per_epoch(config, splits)
     learner = build_learner(config, splits, worker.device)
+    collect_normally()
     first_epoch = _last_checkpoint(learner)
     forward = prepare_model(
         learner.model,

@@ -19,7 +19,7 @@ from suptickets_ray.tickets.accumulator import Accumulator, joined
 from suptickets_ray.tickets.store import TicketStore
 from suptickets_ray.tickets.superposition import Rule
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.loop import build_learner
+from suptickets_ray.training.state import read_ticket
 from suptickets_ray.training.superposing import Superposing
 from suptickets_ray.training.tensorboard import Scalars
 
@@ -41,9 +41,8 @@ class Superposer:
         device = torch.device("cuda" if settings["config"]["cluster"]["superposer_gpus"] else "cpu")
         self._worker = start_worker(settings, device)
         config, splits = self._worker.config, self._worker.splits
-        learner = build_learner(config, splits, device, restores=True)
-        learner.load_bytes(pretrained)
-        net = learner.ticket({"run": config.name, "config_digest": config_digest(config), "versions": versions()})
+        provenance = {"run": config.name, "config_digest": config_digest(config), "versions": versions()}
+        net = read_ticket(pretrained, provenance, device)
         began = time.monotonic()
         self._superposing = Superposing(config, splits, net, device)  # looks at phase one's network on validation
         seconds = (time.monotonic() - began) * self._superposing.look_examples / len(splits.validation)

@@ -26,8 +26,8 @@ from suptickets_ray.search.space import METRICS, config_of, point_key, settle
 from suptickets_ray.tickets.cycles import canonical_order
 from suptickets_ray.tickets.store import Origin, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.loop import budget_of, build_learner
-from suptickets_ray.training.state import state_digest
+from suptickets_ray.training.loop import budget_of
+from suptickets_ray.training.state import read_ticket, state_digest
 from suptickets_ray.training.superposing import Superposing
 from suptickets_ray.training.tensorboard import Scalars
 
@@ -138,9 +138,8 @@ class _Seed:
         device = trial_device(config)
         self._worker = start_worker(self._settings, device)
         self._state = files.phase_one(config)
-        learner = build_learner(config, self._worker.splits, device, restores=True)
-        learner.load_bytes(self._state)
-        net = learner.ticket({"run": config.name, "config_digest": config_digest(config), "versions": versions()})
+        provenance = {"run": config.name, "config_digest": config_digest(config), "versions": versions()}
+        net = read_ticket(self._state, provenance, device)
         self._superposing = Superposing(config, self._worker.splits, net, device)
 
     @property

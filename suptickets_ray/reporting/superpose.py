@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from suptickets_ray.config import Config, SuperpositionConfig
@@ -22,8 +21,8 @@ from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.arithmetic import arithmetic_of
 from suptickets_ray.training.data import Splits, load_source, make_splits
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
-from suptickets_ray.training.loop import budget_of, build_learner
-from suptickets_ray.training.state import state_digest
+from suptickets_ray.training.loop import budget_of
+from suptickets_ray.training.state import read_progress, read_ticket, state_digest
 from suptickets_ray.training.superposing import Superposing
 
 SWEPT_FACTORS = (0.1, 0.2, 0.5, 0.8, 0.9)
@@ -74,10 +73,10 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
     loaded = load_source(config.data)
     splits, data = make_splits(loaded, config.data), fingerprint(loaded)
     check_data(store, data)
-    learner = build_learner(config, splits, torch.device("cpu"), restores=True)
     content = store.read(PRETRAINED_FILE)
     try:
-        progress = learner.load_bytes(content)
+        progress = read_progress(content)
+        pretrained = read_ticket(content, {"run": config.name, "config_digest": config_digest(config)})
     except ValueError as error:
         raise ValueError(f"{path}/{PRETRAINED_FILE}: {error}") from error
     if progress.get("recipe") != int(phase_one_key(config), 16):
@@ -94,7 +93,6 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
                 f"{path}/{tickets.path(*key)} must be a ticket of the run in its folder, made from the one before it. "
                 "Start the run again; it makes it."
             )
-    pretrained = learner.ticket({"run": config.name, "config_digest": config_digest(config)})
     return StoredRun(path, config, pretrained, splits, data, keys)
 
 

@@ -35,4 +35,5 @@ def _set_deterministic(deterministic: bool) -> None:
         # cuBLAS reads it when it is first used, and torch refuses to multiply matrices without it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.get_deterministic_debug_mode() != (2 if deterministic else 0):  # setting it loads torch's compiler
+        torch.use_deterministic_algorithms(deterministic)

@@ -15,6 +15,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from suptickets_ray.sparse.masks import true_positions, unpack
+from suptickets_ray.tickets.ticket import Ticket
 
 _SEAL_BYTES = 32
 
@@ -85,6 +86,23 @@ def read_state(content: bytes, device: torch.device | str = "cpu") -> dict[str, 
             "state": {index: {key: spread(entry) for key, entry in some.items()} for index, some in entries},
         },
     }
+
+
+def read_ticket(content: bytes, provenance: Mapping[str, Any], device: torch.device | str = "cpu") -> Ticket:
+    """Returns the network in what `write_state` stored, without building a model or an optimizer.
+
+    Args:
+        content: The stored state.
+        provenance: What the ticket says about its origin.
+        device: Where its tensors are placed.
+
+    Raises:
+        ValueError: If the content is damaged.
+    """
+    state = read_state(content, device)
+    bits, shapes = state["sparsifier"]["masks"], state["sparsifier"]["shapes"]
+    masks = {name: unpack(packed, shapes[name]) for name, packed in bits.items()}
+    return Ticket(state["model"], masks, dict(provenance))
 
 
 def restore(model: Module, tensors: Mapping[str, Tensor]) -> None:

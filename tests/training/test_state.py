@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from suptickets_ray.sparse import Sparsifier
-from suptickets_ray.training.state import is_whole, read_progress, read_state, write_state
+from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.training.state import is_whole, read_progress, read_state, read_ticket, write_state
 
 
 def trained(make_optimizer, density=0.1, method="rigl", width=300):
@@ -111,3 +112,10 @@ def test_an_archive_that_expands_is_refused_though_its_seal_holds():
     saved = packed.getvalue()
     with pytest.raises(ValueError, match="the stored state must be whole; .*its entries are compressed"):
         read_state(saved + hashlib.sha256(saved).digest())
+
+
+def test_the_network_in_a_state_is_read_without_a_model():
+    model, optimizer, sparsifier = trained(OPTIMIZERS["momentum"])
+    content = write_state(model, optimizer, sparsifier.state_dict(), {"epoch": 3})
+    expected = Ticket(model.state_dict(), sparsifier.masks, {"run": "a"})
+    assert read_ticket(content, {"run": "a"}).digest == expected.digest

@@ -1,0 +1,31 @@
+import subprocess
+import sys
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split("\n")
+
+
+def test_a_started_process_collects_as_before():
+    out = run(
+        "import gc\nfrom suptickets_ray.process_start import collect_normally, collect_rarely\n"
+        "before = gc.get_threshold()\ncollect_rarely()\nprint(gc.get_threshold() > before)\n"
+        "collect_normally()\nprint(gc.get_threshold() == before, gc.get_freeze_count() > 0)"
+    )
+    assert out[:2] == ["True", "True True"]
+
+
+def test_thresholds_that_a_user_has_set_are_left_alone():
+    out = run(
+        "import gc\nfrom suptickets_ray.process_start import collect_normally\n"
+        "gc.set_threshold(5, 6, 7)\ncollect_normally()\nprint(gc.get_threshold(), gc.get_freeze_count())"
+    )
+    assert out[0] == "(5, 6, 7) 0"
+
+
+def test_an_ordinary_recipe_does_not_load_torchs_compiler():
+    out = run(
+        "import sys\nfrom suptickets_ray import load_config\nfrom suptickets_ray.training.arithmetic import set_arithmetic\n"
+        "set_arithmetic(load_config())\nprint('torch._dynamo' in sys.modules)"
+    )
+    assert out[0] == "False"
