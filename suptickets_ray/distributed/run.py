@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from suptickets_ray.config import Config
-from suptickets_ray.config_io import changes_results, flatten, to_dict, to_yaml
+from suptickets_ray.config_io import changes_results, config_digest, flatten, to_dict, to_yaml
 from suptickets_ray.config_resolution import resolve
 from suptickets_ray.distributed.exploration import Exploration
 from suptickets_ray.distributed.folding import Folding
@@ -101,7 +101,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         ExitStack() as stack,
     ):
         begin_folder(store, config, data)
-        timeline = stack.enter_context(closing(Timeline(store, clock.began)))
+        timeline = stack.enter_context(closing(Timeline(store, config_digest(config), clock.began)))
         settings = worker_settings(config, path, monitor, loaded)
         del loaded  # from here on it lies in the object store
         budget = budget_of(config)

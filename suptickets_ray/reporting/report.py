@@ -262,7 +262,9 @@ def _time(result: Mapping[str, Any] | None, timeline: Mapping[str, Any] | None) 
         lanes = lanes_of(timeline)
         drawn = lanes_figure("Timeline of phase one, explorers and superposer", lanes) if lanes.lanes else ""
     except Exception as error:  # noqa: BLE001 - a damaged file must not cost the run its page
-        return "".join([*parts, note(f"The timeline cannot be drawn; timeline.json is damaged: {error!r}.")])
+        return "".join(
+            [*parts, note(f"The timeline cannot be drawn; timeline.json is damaged or of another recipe: {error!r}.")]
+        )
     return "".join([*parts, f"<p>{escape(_said(lanes))}</p>", drawn])
 
 

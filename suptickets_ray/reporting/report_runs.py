@@ -32,14 +32,13 @@ from suptickets_ray.reporting.analysis import (
 from suptickets_ray.reporting.comparison import ComparedRun, render_comparison
 from suptickets_ray.reporting.report import render_report
 from suptickets_ray.reporting.timeline import TIMELINE_FILE
-from suptickets_ray.sparse.masks import unpack
 from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.arithmetic import arithmetic_of
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.fingerprint import load_recorded
 from suptickets_ray.training.models import build_model
-from suptickets_ray.training.state import read_state
+from suptickets_ray.training.state import read_ticket
 
 REPORT_FILE = "report.html"
 _RESULT_KEYS = ("superposed", "pretrained", "tickets", "mean_ticket", "best_ticket", "unpruned_mean", "ensemble")
@@ -78,14 +77,15 @@ class RunFolder:
 
     @cached_property
     def timeline(self) -> dict[str, Any] | None:
-        """What `timeline.json` holds; None if there is none, nothing in it if it is damaged."""
+        """What `timeline.json` holds; None if there is none, {} if it is damaged or of another recipe."""
         if not self.store.exists(TIMELINE_FILE):
             return None
         try:
             content = json.loads(self.store.read(TIMELINE_FILE))
         except ValueError:
             return {}
-        return content if isinstance(content, dict) else {}
+        is_own = isinstance(content, dict) and content.get("config_digest") == config_digest(self.config)
+        return content if is_own else {}
 
     @cached_property
     def keys(self) -> list[Key]:
@@ -103,10 +103,8 @@ class RunFolder:
             return TicketStore(self.store).get(*name)
         if name == SUP_TICKET:
             return Ticket.from_bytes(self.store.read("superposed.arrow"))
-        state = read_state(self.store.read(PRETRAINED_FILE))
-        sparsifier = state["sparsifier"]
-        masks = {layer: unpack(bits, sparsifier["shapes"][layer]) for layer, bits in sparsifier["masks"].items()}
-        return Ticket(state["model"], masks, {"run": self.config.name, "config_digest": config_digest(self.config)})
+        provenance = {"run": self.config.name, "config_digest": config_digest(self.config)}
+        return read_ticket(self.store.read(PRETRAINED_FILE), provenance)
 
     @property
     def compared(self) -> list[str | Key]:

@@ -20,21 +20,25 @@ _SPANS = {"ticket": "cycle", "fold": "fold"}
 class Timeline:
     """Gathers spans from a run's events. What a killed start had not saved yet is lost: some seconds of a picture."""
 
-    def __init__(self, store: RunStore, began: float | None = None, now: Callable[[], float] = time.time) -> None:
-        """Takes over what earlier starts of the run have left. Until its first phase a start is "starting".
+    def __init__(
+        self, store: RunStore, recipe: str, began: float | None = None, now: Callable[[], float] = time.time
+    ) -> None:
+        """Continues the timeline of earlier starts of the run. Until its first phase a start is "starting".
 
         Args:
             store: The run's files.
+            recipe: The digest of the run's recipe. A timeline of another recipe is not continued.
             began: When this start began, in seconds since 1970; now when left out.
             now: Gives the time.
         """
-        self._store, self._now = store, now
+        self._store, self._recipe, self._now = store, recipe, now
         self._starts: list[dict[str, float]] = []
         self._spans: list[dict[str, Any]] = []
         if store.exists(TIMELINE_FILE):
             with suppress(ValueError, KeyError, TypeError):  # damaged; it only shows
                 earlier = json.loads(store.read(TIMELINE_FILE))
-                self._starts, self._spans = list(earlier["starts"]), list(earlier["spans"])
+                if earlier["config_digest"] == recipe:
+                    self._starts, self._spans = list(earlier["starts"]), list(earlier["spans"])
         began = now() if began is None else began
         self._phase: dict[str, Any] | None = {"kind": "starting", "began": began}
         self._saved = now()
@@ -53,7 +57,7 @@ class Timeline:
     def save(self) -> None:
         """Writes the file. A storage that cannot be written is passed over: the run itself will say so."""
         self._saved = self._starts[-1]["ended"] = self._now()
-        content = {"starts": self._starts, "spans": [*self._spans, *self._open_phase()]}
+        content = {"config_digest": self._recipe, "starts": self._starts, "spans": [*self._spans, *self._open_phase()]}
         with suppress(OSError):
             self._store.write(TIMELINE_FILE, json.dumps(content).encode())
 

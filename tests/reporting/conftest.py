@@ -94,7 +94,7 @@ def make_run(path, overrides=()):
     seconds = {"pretrain": 14.0, "explore": 20.0, "superpose": 3.0, "total": 40.0}
     result = assemble_result(config, report, seconds, [])
     store.write("result.json", json.dumps(without_nan(result), indent=2).encode())
-    store.write("timeline.json", json.dumps(timeline()).encode())
+    store.write("timeline.json", json.dumps({"config_digest": config_digest(config), **timeline()}).encode())
 
 
 @pytest.fixture(scope="session")

@@ -226,8 +226,16 @@ def test_a_damaged_timeline_is_a_note(run, content):
     assert "timeline.json is damaged" in (run / "report.html").read_text()
 
 
+def test_the_timeline_of_another_recipe_is_not_shown(run):
+    path = run / "timeline.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "config_digest": "0"}))
+    write_run_report(str(run))
+    assert "timeline.json is damaged or of another recipe" in (run / "report.html").read_text()
+
+
 def test_a_timeline_without_spans_draws_nothing(run):
-    (run / "timeline.json").write_text('{"starts": [{"began": 1.0, "ended": 2.0}], "spans": []}')
+    path = run / "timeline.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "starts": [{"began": 1.0, "ended": 2.0}], "spans": []}))
     write_run_report(str(run))
     assert "All starts together took 1.0 s" in (run / "report.html").read_text()
 

@@ -25,7 +25,7 @@ def stored(store):
 
 def test_phases_cycles_and_folds_become_spans(store):
     clock = Clock(100.0)
-    timeline = Timeline(store, 90.0, now=clock)
+    timeline = Timeline(store, "0a", 90.0, now=clock)
     timeline.note({"kind": "phase", "name": "pretrain", "epochs": 3})
     clock.now = 130.0
     timeline.note({"kind": "phase", "name": "explore"})
@@ -37,6 +37,7 @@ def test_phases_cycles_and_folds_become_spans(store):
     clock.now = 150.0
     timeline.close()
     assert stored(store) == {
+        "config_digest": "0a",
         "starts": [{"began": 90.0, "ended": 150.0}],
         "spans": [
             {"kind": "starting", "began": 90.0, "ended": 100.0, "start": 0},
@@ -51,9 +52,9 @@ def test_phases_cycles_and_folds_become_spans(store):
 
 def test_a_later_start_adds_to_the_earlier_ones(store):
     clock = Clock(1.0)
-    Timeline(store, now=clock).close()
+    Timeline(store, "0a", now=clock).close()
     clock.now = 50.0
-    again = Timeline(store, now=clock)
+    again = Timeline(store, "0a", now=clock)
     again.note({"kind": "ticket", "chain": 0, "cycle": 0, "began": 51.0, "ended": 52.0})
     again.close()
     assert [start["began"] for start in stored(store)["starts"]] == [1.0, 50.0]
@@ -66,7 +67,7 @@ def test_a_later_start_adds_to_the_earlier_ones(store):
 
 def test_a_killed_start_leaves_the_phase_it_was_in(store):
     clock = Clock(1.0)
-    killed = Timeline(store, now=clock)
+    killed = Timeline(store, "0a", now=clock)
     killed.note({"kind": "phase", "name": "pretrain", "epochs": 3})
     clock.now = 30.0
     killed.note({"kind": "epoch"})
@@ -75,7 +76,7 @@ def test_a_killed_start_leaves_the_phase_it_was_in(store):
 
 def test_it_is_saved_while_the_run_goes_on(store):
     clock = Clock(1.0)
-    timeline = Timeline(store, now=clock)
+    timeline = Timeline(store, "0a", now=clock)
     timeline.note({"kind": "epoch"})
     assert not store.exists(TIMELINE_FILE)
     clock.now = 12.0
@@ -85,5 +86,11 @@ def test_it_is_saved_while_the_run_goes_on(store):
 
 def test_a_damaged_file_is_begun_anew(store):
     store.write(TIMELINE_FILE, b'{"starts": 3')
-    Timeline(store, now=Clock(5.0)).close()
+    Timeline(store, "0a", now=Clock(5.0)).close()
     assert len(stored(store)["starts"]) == 1
+
+
+def test_the_file_of_another_recipe_is_not_continued(store):
+    Timeline(store, "0b", now=Clock(1.0)).close()
+    Timeline(store, "0a", now=Clock(5.0)).close()
+    assert [start["began"] for start in stored(store)["starts"]] == [5.0]
