@@ -13,6 +13,10 @@ from torch import Generator, Tensor
 
 from suptickets_ray.seeding import derive_seed
 
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+"""Of all that Pillow reads: EPS, for one, would be given to an interpreter."""
+_MAX_PIXELS = 89_000_000
+"""A file of a few kilobytes can declare enough pixels to exhaust memory. Pillow only warns above this number."""
 _SCALE, _RATIO, _TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # as torchvision
 
 
@@ -43,7 +47,9 @@ class Decoder:
             ValueError: If the content is no image.
         """
         try:
-            with Image.open(io.BytesIO(content)) as opened:
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
+                if opened.width * opened.height > _MAX_PIXELS:
+                    raise ValueError(f"it has {opened.width} x {opened.height} pixels, more than {_MAX_PIXELS:,}")
                 image = _to_rgb(opened)
         except UnidentifiedImageError as error:  # whose own text names an object in memory
             raise ValueError(

@@ -22,6 +22,8 @@ _OPENING_THREADS = 16
 """Files whose footers or labels are read at once: over a network, each takes a while and little work."""
 _MOST_OPEN_FILES = 128
 """Of each process; a system gives it 1,024 or so."""
+_ROWS_PER_BYTE = 10
+"""Run-length coding lets a small file declare billions of equal labels. Rows of images take more than this."""
 _DAMAGE = (OSError, ValueError, pa.ArrowException)
 """What reading a damaged file raises."""
 _OF_A_PROCESS = ("_filesystem", "_open_files", "_lock", "_last_read")
@@ -155,9 +157,15 @@ class ParquetFiles:
                 sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
             except _DAMAGE as error:
                 raise _damaged(path, error) from error
+        if footer.num_rows > _ROWS_PER_BYTE * (num_bytes := self._num_bytes(path)):
+            raise _damaged(path, f"it declares {footer.num_rows:,} rows in {num_bytes:,} bytes")
         if sum(sizes) != footer.num_rows:
             raise _damaged(path, f"its row groups have {sum(sizes)} rows and not {footer.num_rows}")
         return schema, sizes
+
+    def _num_bytes(self, path: str) -> int:
+        assert self._filesystem is not None
+        return int(self._filesystem.get_file_info(path).size)
 
     def _whole_column(self, path: str, name: str) -> pa.ChunkedArray:
         with self._opened(path) as file:
