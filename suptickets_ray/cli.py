@@ -15,8 +15,15 @@ from rich.console import Console
 
 from suptickets_ray.commands import COMMANDS, EXIT_INTERRUPTED, submit_job
 from suptickets_ray.process_start import collect_rarely
+from suptickets_ray.supervisor import EXIT_FAILED, supervise
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
+EXIT_USAGE = 2
+
+
+def run() -> int:
+    """Runs the command of this process's arguments; training and searching in a child process (see `supervisor`)."""
+    trains = sys.argv[1:2] in (["train"], ["tune"]) and not any(text.startswith("--submit") for text in sys.argv)
+    return supervise(main) if trains else main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,4 +212,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -19,6 +19,7 @@ from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed.local_ray import check_local, loopback_only, mark_session, remove_old_sessions
 from suptickets_ray.distributed.monitor import OnEvent
 from suptickets_ray.distributed.room import wait_for_room
+from suptickets_ray.supervisor import report_local_ray, report_lost_ray
 
 TOKEN_PATH = "~/.ray/auth_token"  # noqa: S105 - where Ray keeps it, not the token
 _OPEN = (
@@ -76,6 +77,7 @@ def ray_session(
             stack.enter_context(_quick_start())
             stack.enter_context(loopback_only())
             _start_local(config, verbose)
+            stack.enter_context(_losses_reported())
             is_open = not asks_for_token()
         if is_open:
             on_event({"kind": "warning", "text": _OPEN})
@@ -103,6 +105,20 @@ def _interrupts_deferred() -> Iterator[None]:
             signal.signal(number, handler)
     if received:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _losses_reported() -> Iterator[None]:
+    """Tells the supervisor of a local Ray, and of a failure because one of its processes has died."""
+    report_local_ray()
+    try:
+        yield
+    except Exception:
+        # Ray has no public way to ask.
+        node = ray._private.worker._global_node
+        if node is None or node.dead_processes():
+            report_lost_ray()
+        raise
 
 
 def _logging_level(verbose: bool) -> int:

@@ -16,7 +16,7 @@ from suptickets_ray.distributed.local_ray import remove_old_sessions
 from suptickets_ray.distributed.room import places_for_workers, worker_labels
 from suptickets_ray.distributed.session import (
     _local_cpus,
-    _quick_ray_train,
+    _quick_start,
     asks_for_token,
     check_address,
     cluster_address,
@@ -70,10 +70,10 @@ def test_a_local_ray_is_given_the_cpus_that_were_asked_for(monkeypatch):
     assert _local_cpus(ClusterConfig(num_workers=4, cpus_per_worker=2)) == 8
 
 
-def test_ray_train_is_quick_on_this_machine_alone_unless_the_environment_says_otherwise(monkeypatch):
+def test_a_local_ray_starts_quickly_unless_the_environment_says_otherwise(monkeypatch):
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "3")
     monkeypatch.delenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", raising=False)
-    with _quick_ray_train():
+    with _quick_start():
         assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "3"
         assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
     assert "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER" not in os.environ

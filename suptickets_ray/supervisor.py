@@ -1,0 +1,191 @@
+"""A parent process for a driver, which outlives it.
+
+When a part of a local Ray dies, Ray ends the driver's process too, without a Python exception. The parent then starts
+the driver again, once, and after any end of it removes those processes of its Ray that are still there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+EXIT_FAILED = 1
+_GRACE_SECONDS = 3.0
+"""Time that processes of a Ray are given to end by themselves."""
+_FORWARDED = (signal.SIGINT, signal.SIGTERM)
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_USES_LOCAL_RAY, _LOST_RAY, _ENDED = b"l", b"x", b"e"
+
+_to_parent: list[int] = []
+"""In a supervised driver: the file descriptor of a pipe to its parent."""
+
+
+def report_local_ray() -> None:
+    """Tells the parent process, if there is one, that this driver has started a Ray that ends with it."""
+    _report(_USES_LOCAL_RAY)
+
+
+def report_lost_ray() -> None:
+    """Tells the parent process, if there is one, that this driver fails because a part of its local Ray died."""
+    _report(_LOST_RAY)
+
+
+def supervise(drive: Callable[[], int]) -> int:
+    """Runs a driver in a child process, and returns its exit code.
+
+    A driver that lost its local Ray is run a second time. SIGINT and SIGTERM are passed on. Where the system has no
+    fork, or is not Linux, the driver runs in this process.
+
+    Args:
+        drive: Runs the driver and returns its exit code. Called before anything large is imported.
+    """
+    if sys.platform != "linux":
+        return drive()
+    _set_process_control(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the driver become children of this process
+    end = _run(drive)
+    if end.lost_ray and not end.interrupted:
+        _say("A process of the local Ray died. Ray is started again; the run continues from what is finished.")
+        end = _run(drive)
+    if end.lost_ray:
+        _say("Cannot continue: a process of the local Ray died. The same command continues from what is finished.")
+    elif not end.is_orderly:
+        _say(f"Cannot continue: {end.cause}. The same command continues from what is finished.")
+    return end.code if end.is_orderly else EXIT_FAILED
+
+
+@dataclass
+class _End:
+    """How a driver ended."""
+
+    status: int
+    """As `os.waitpid` gives it."""
+    reports: bytes
+    interrupted: bool
+
+    @property
+    def is_orderly(self) -> bool:
+        """Whether Python ended it, whatever the exit code."""
+        return _ENDED in self.reports and self.code >= 0
+
+    @property
+    def code(self) -> int:
+        return os.waitstatus_to_exitcode(self.status)
+
+    @property
+    def lost_ray(self) -> bool:
+        """Whether it lost its local Ray: it says so, or Ray ended it. The kernel or a user ends it by SIGKILL."""
+        ended_by_ray = not self.is_orderly and _USES_LOCAL_RAY in self.reports and self.code != -signal.SIGKILL
+        return _LOST_RAY in self.reports or ended_by_ray
+
+    @property
+    def cause(self) -> str:
+        if self.code < 0:
+            return f"the driver was ended by {signal.Signals(-self.code).name}"
+        return f"Ray ended the driver with exit code {self.code}"
+
+
+@dataclass
+class _Signals:
+    """Those that reach the parent process while a driver runs, held back until they are waited for."""
+
+    held: set[int] = field(default_factory=lambda: {signal.SIGCHLD, *_FORWARDED})
+
+    def __enter__(self) -> _Signals:
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, self.held)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+
+
+def _run(drive: Callable[[], int]) -> _End:
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with _Signals() as signals:
+        driver = os.fork()
+        if driver == 0:
+            os.close(reader)
+            _to_parent[:] = [writer]
+            signals.release()
+            _set_process_control(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the driver ends with its parent
+            try:
+                sys.exit(drive())  # handlers at exit run, Ray's among them
+            finally:
+                _report(_ENDED)
+        os.close(writer)
+        status, interrupted = _wait(driver)
+    with os.fdopen(reader, "rb") as reports:
+        end = _End(status, _read(reports.fileno()), interrupted)
+    _end_ray()
+    return end
+
+
+def _wait(driver: int) -> tuple[int, bool]:
+    """Returns the driver's status, and whether it was interrupted."""
+    interrupted = False
+    while True:
+        info = signal.sigwaitinfo({signal.SIGCHLD, *_FORWARDED})
+        if info.si_signo in _FORWARDED:
+            interrupted = True
+            if info.si_code <= 0:  # of one from the terminal the kernel has told the driver as well
+                os.kill(driver, info.si_signo)
+            continue
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == driver:
+                    return ended[1], interrupted
+
+
+def _read(pipe: int) -> bytes:
+    """What is in the pipe. It is not read to its end: a process that outlived the driver may hold it open."""
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        return os.read(pipe, 1024)
+    return b""
+
+
+def _end_ray() -> None:
+    """Ends the processes of a Ray that the driver has left behind; other programs that it started stay."""
+    import psutil
+
+    spec = find_spec("ray")
+    marks = ("ray::", *(spec.submodule_search_locations or () if spec else ()))
+
+    def is_ray(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return any(word.startswith(marks) for word in process.cmdline())
+        return False
+
+    left = [process for process in psutil.Process().children(recursive=True) if is_ray(process)]
+    _, left = psutil.wait_procs(left, _GRACE_SECONDS)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, _GRACE_SECONDS)
+
+
+def _report(what: bytes) -> None:
+    for pipe in _to_parent:
+        with contextlib.suppress(OSError):
+            os.write(pipe, what)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _set_process_control(option: int, value: int) -> None:
+    """Calls prctl(2), which Python does not offer."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
