@@ -6,26 +6,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from suptickets_ray.config_io import load_config as load_config
-    from suptickets_ray.distributed.run import train as train
-    from suptickets_ray.distributed.tuning import tune as tune
-    from suptickets_ray.reporting.csr import load_csr as load_csr
-    from suptickets_ray.tickets.cycles import plan_budget as plan_budget
-    from suptickets_ray.tickets.cycles import triangular as triangular
-    from suptickets_ray.tickets.superposition import superpose as superpose
+    from suptickets_ray.distributed.pipeline.run import train as train
+    from suptickets_ray.distributed.tune.tune import tune as tune
+    from suptickets_ray.offline.csr import load_csr as load_csr
+    from suptickets_ray.recipes.load import load_config as load_config
+    from suptickets_ray.tickets.averaging import superpose as superpose
+    from suptickets_ray.tickets.schedule import plan_budget as plan_budget
+    from suptickets_ray.tickets.schedule import triangular as triangular
     from suptickets_ray.tickets.ticket import Ticket as Ticket
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Ticket": "suptickets_ray.tickets.ticket",
-    "load_csr": "suptickets_ray.reporting.csr",
-    "load_config": "suptickets_ray.config_io",
-    "plan_budget": "suptickets_ray.tickets.cycles",
-    "superpose": "suptickets_ray.tickets.superposition",
-    "train": "suptickets_ray.distributed.run",
-    "tune": "suptickets_ray.distributed.tuning",
-    "triangular": "suptickets_ray.tickets.cycles",
+    "load_csr": "suptickets_ray.offline.csr",
+    "load_config": "suptickets_ray.recipes.load",
+    "plan_budget": "suptickets_ray.tickets.schedule",
+    "superpose": "suptickets_ray.tickets.averaging",
+    "train": "suptickets_ray.distributed.pipeline.run",
+    "tune": "suptickets_ray.distributed.tune.tune",
+    "triangular": "suptickets_ray.tickets.schedule",
 }
 """Public name to the module that it is loaded from when first used: importing a layer imports none above it."""
 

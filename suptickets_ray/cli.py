@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     collect_rarely()
     parser = _parser()
     options, late = parser.parse_known_args(arguments)
-    # argparse takes no positional arguments after an option of a command: `superpose RUN --sweep prune=last`.
+    # argparse takes no positional arguments after an option of a command: `superpose RUN --sweep prune_at=end`.
     if late and (not hasattr(options, "settings") or any(text.startswith("-") for text in late)):
         parser.error(f"unrecognized arguments: {' '.join(late)}")
     if late:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "no_wait", False):
             raise ValueError("--no-wait has no effect without --submit. Leave it out.")
         if getattr(options, "log_format", "text") == "json":
-            from suptickets_ray.reporting.logs import json_logs
+            from suptickets_ray.progress.log import json_logs
 
             with json_logs(sys.stdout):
                 return COMMANDS[options.command](options, console)
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "settings",
         nargs="*",
         metavar="RECIPE | key=value",
-        help="a recipe's file or name (the built-in digits recipe when left out), overrides such as tickets.chains=8",
+        help="a recipe's file or name (the built-in digits recipe when left out), overrides, e.g. tickets.num_chains=8",
     )
     train.add_argument(
         "--from-flags",
@@ -94,21 +94,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_submission(train)
     tune = commands.add_parser(
         "tune",
-        help="search cycle length, CIMA factor or anything else; phase one and tickets are trained once for all",
-        description="Search the settings of search.space with Ray Tune; trials share phase one and tickets.",
+        help="search cycle length, CIMA factor or anything else; pretraining and tickets are trained once for all",
+        description="Search the settings of search.space with Ray Tune; trials share pretraining and tickets.",
     )
     tune.add_argument(
         "settings",
         nargs="*",
         metavar="RECIPE | key=value",
-        help="a recipe and overrides, e.g. name=search search.seeds=3 'search.space={train.lr: {choice: [0.1, 0.2]}}'",
+        help="a recipe, overrides: name=search search.num_seeds=3 'search.space={train.lr: {choice: [0.1, 0.2]}}'",
     )
     tune.add_argument("--verbose", action="store_true", help="show Ray's own messages and tracebacks")
     _add_submission(tune)
     superpose = commands.add_parser(
         "superpose",
-        help="fold the stored tickets of runs anew under another rule; nothing is trained",
-        description="Fold the stored tickets of one or more runs of a model anew, and evaluate the result.",
+        help="merge the stored tickets of runs anew under another rule; nothing is trained",
+        description="Merge the stored tickets of one or more runs of a model anew, and evaluate the result.",
     )
     superpose.add_argument(
         "settings",

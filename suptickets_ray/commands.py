@@ -23,8 +23,8 @@ def submit_job(options: argparse.Namespace, console: Console) -> int:
     Raises:
         ValueError: If the recipe or the address is wrong.
     """
-    from suptickets_ray.config_io import load_config
-    from suptickets_ray.distributed.submission import submit
+    from suptickets_ray.distributed.cluster.submit import submit
+    from suptickets_ray.recipes.load import load_config
 
     config = load_config(*_recipe_and_overrides(options.settings))
     started: list[str] = []
@@ -54,7 +54,7 @@ def submit_job(options: argparse.Namespace, console: Console) -> int:
 
 
 def _options(options: argparse.Namespace, console: Console) -> int:
-    from suptickets_ray.reporting.options import option_tables
+    from suptickets_ray.recipes.options import option_tables
 
     console.print(option_tables())
     return EXIT_DONE
@@ -63,7 +63,7 @@ def _options(options: argparse.Namespace, console: Console) -> int:
 def _data(options: argparse.Namespace, console: Console) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-    from suptickets_ray.config_io import load_config
+    from suptickets_ray.recipes.load import load_config
     from suptickets_ray.training.data import load_source
     from suptickets_ray.training.data.convert import convert
 
@@ -104,7 +104,7 @@ def _names_a_recipe(text: str) -> bool:
 def _recipes(options: argparse.Namespace, console: Console) -> int:
     from rich.table import Table
 
-    from suptickets_ray.recipes import copy_recipe, question_of, shipped_recipes
+    from suptickets_ray.recipes.files import copy_recipe, question_of, shipped_recipes
 
     if options.action == "copy":
         path = copy_recipe(options.name, options.file)
@@ -120,7 +120,7 @@ def _recipes(options: argparse.Namespace, console: Console) -> int:
 
 
 def _print_translated(options: argparse.Namespace) -> int:
-    from suptickets_ray.reporting.from_flags import recipe_from_flags
+    from suptickets_ray.paper_cli.translate import recipe_from_flags
 
     if options.settings:
         raise ValueError(
@@ -135,9 +135,9 @@ def _print_translated(options: argparse.Namespace) -> int:
 
 
 def _superpose(options: argparse.Namespace, console: Console) -> int:
-    from suptickets_ray.reporting.stored_ticket import check_output
-    from suptickets_ray.reporting.superpose import fold_runs, judge_runs, open_runs, sweep, sweep_table
-    from suptickets_ray.reporting.table import closing_table
+    from suptickets_ray.offline.resuperpose import judge_runs, open_runs, superpose_runs, sweep, sweep_table
+    from suptickets_ray.offline.stored_ticket import check_output
+    from suptickets_ray.progress.summary_table import closing_table
     from suptickets_ray.tickets.store import RunStore, split_path
 
     # What follows a URI's question mark may hold a "=", and so may a folder's name.
@@ -158,8 +158,8 @@ def _superpose(options: argparse.Namespace, console: Console) -> int:
     if options.sweep:
         console.print(sweep_table(sweep(runs), sum(len(run.keys) for run in runs)))
         return EXIT_DONE
-    superposing, reports = fold_runs(runs)
-    result = judge_runs(runs, superposing, reports)
+    merger, reports = superpose_runs(runs)
+    result = judge_runs(runs, merger, reports)
     console.print(closing_table(result))
     for warning in result["warnings"]:
         console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
@@ -169,13 +169,13 @@ def _superpose(options: argparse.Namespace, console: Console) -> int:
     console.print(f"Digest: {result['superposed']['digest']}", markup=False, soft_wrap=True)
     if options.output:
         folder, name = split_path(options.output)
-        RunStore(folder).write(name, superposing.superposed.to_bytes())
+        RunStore(folder).write(name, merger.superposed.to_bytes())
         console.print(f"File: {options.output}", markup=False, soft_wrap=True)
     return EXIT_DONE
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
-    from suptickets_ray.reporting.evaluate import evaluate_stored, evaluation_json, evaluation_tables
+    from suptickets_ray.offline.evaluate import evaluate_stored, evaluation_json, evaluation_tables
 
     report = evaluate_stored(options.ticket, options.split, options.recipe, options.settings)
     if options.json:
@@ -188,7 +188,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
 
 
 def _export(options: argparse.Namespace, console: Console) -> int:
-    from suptickets_ray.reporting.export import export_stored
+    from suptickets_ray.offline.export import export_stored
 
     exported = export_stored(options.ticket, options.format, options.output, options.recipe, options.settings)
     console.print(f"File: {exported.path} ({exported.num_bytes:,} bytes)", markup=False, soft_wrap=True)
@@ -197,7 +197,7 @@ def _export(options: argparse.Namespace, console: Console) -> int:
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
-    from suptickets_ray.reporting.report_runs import write_report
+    from suptickets_ray.report.load import write_report
 
     written = write_report(options.settings, options.output)
     console.print(f"Report: {written}", markup=False, soft_wrap=True)
@@ -211,15 +211,15 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
     if options.from_flags is not None:
         return _print_translated(options)
-    from suptickets_ray.config_io import load_config
+    from suptickets_ray.recipes.load import load_config
 
     recipe, overrides = _recipe_and_overrides(options.settings)
     if searched := [text for text in overrides if text.startswith(("search.", "search="))]:
         raise ValueError(f"{searched[0]} has no effect with train; suptickets tune reads it. Leave it out.")
     config = load_config(recipe, overrides)
 
-    from suptickets_ray.distributed.run import train
-    from suptickets_ray.reporting.table import closing_table
+    from suptickets_ray.distributed.pipeline.run import train
+    from suptickets_ray.progress.summary_table import closing_table
 
     with _view(console, options.log_format) as view:
         finished = train(config, view, verbose=options.verbose)
@@ -239,12 +239,12 @@ def _tune(options: argparse.Namespace, console: Console) -> int:
     if not options.verbose:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-    from suptickets_ray.config_io import load_config
+    from suptickets_ray.recipes.load import load_config
 
     config = load_config(*_recipe_and_overrides(options.settings))
 
-    from suptickets_ray.distributed.tuning import tune
-    from suptickets_ray.reporting.search import search_table
+    from suptickets_ray.distributed.tune.tune import tune
+    from suptickets_ray.report.search_page import search_table
     from suptickets_ray.tickets.store import child
 
     with _view(console, options.log_format) as view:
@@ -278,7 +278,7 @@ def _print_path(console: Console, words: str, path: str) -> None:
 
 
 def _log_end(name: str, path: str, network: dict[str, Any], warnings: list[str]) -> int:
-    from suptickets_ray.reporting.logs import EventLog
+    from suptickets_ray.progress.log import EventLog
 
     kept = {key: network[key] for key in ("accuracy", "loss", "digest")}
     EventLog(name)({"kind": "done", "path": path, **kept, "warnings": warnings})
@@ -287,7 +287,7 @@ def _log_end(name: str, path: str, network: dict[str, Any], warnings: list[str])
 
 def _view(console: Console, log_format: str) -> Any:
     """What a person, or with JSON a program, sees of a job under way."""
-    from suptickets_ray.reporting.live import PlainView, TerminalView
+    from suptickets_ray.progress.live import PlainView, TerminalView
 
     if log_format == "json":
         return nullcontext(lambda event: None)  # train and tune log every event themselves

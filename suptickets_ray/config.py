@@ -27,7 +27,7 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function that builds the model."""
     initialization: str = "default"
-    """First weights: "default" (the builder's), "kaiming_fan_in", "kaiming_fan_out", or "sparse_fan_in"."""
+    """Initial weights: "default" (the builder's), "kaiming_fan_in", "kaiming_fan_out", or "sparse_fan_in"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class DataConfig:
     """Keyword arguments of the function that loads the data."""
     batch_size: int = 128
     """Examples of one optimizer step, over all ranks together."""
-    train_size: int | None = None
+    num_train_examples: int | None = None
     """Number of training examples to use, drawn by split_seed; all when left out."""
     label_noise: float = 0.0
     """Share of the training labels that are redrawn uniformly from all classes, in [0, 1]."""
@@ -66,7 +66,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Raises ValueError on a value out of range."""
         _require(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
-        _require(self.train_size is None or self.train_size >= 1, "data.train_size", "at least 1", self.train_size)
+        _require(
+            self.num_train_examples is None or self.num_train_examples >= 1,
+            "data.num_train_examples",
+            "at least 1",
+            self.num_train_examples,
+        )
         _require(0 <= self.label_noise <= 1, "data.label_noise", "in [0, 1]", self.label_noise, "A fifth is 0.2.")
         share, padding, mode = self.validation_share, self.crop_padding, self.crop_padding_mode
         _require(share is None or 0 < share < 1, "data.validation_share", "in (0, 1)", share, "A tenth is 0.1.")
@@ -77,22 +82,22 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The optimizer and phase one."""
+    """The optimizer and pretraining."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     epochs: int
-    """Epochs of the whole run, phase one and one chain of cycles together."""
+    """Epochs of the whole run, pretraining and one chain of cycles together."""
     lr: float = 0.1
-    """Learning rate that phase one starts with."""
+    """Learning rate that pretraining starts with."""
     lr_schedule: str = "multistep"
-    """Learning rate of phase one: "multistep" (x0.1 at 1/2 and 3/4 of it), "cosine" to 0, or "constant"."""
+    """Learning rate of pretraining: "multistep" (x0.1 at 1/2 and 3/4 of it), "cosine" to 0, or "constant"."""
     lr_milestone_epochs: list[int] | None = None
-    """Epochs of phase one at which "multistep" lowers the learning rate; 1/2 and 3/4 of phase one when left out."""
+    """Epochs of pretraining at which "multistep" lowers the learning rate; 1/2 and 3/4 of pretraining when left out."""
     lr_decay_factor: float | None = None
     """What "multistep" multiplies the learning rate with at each milestone, in (0, 1); 0.1 when left out."""
     warmup_epochs: int = 0
-    """Epochs at the start of phase one in which the learning rate rises in equal steps to what its schedule says."""
+    """Epochs at the start of pretraining in which the learning rate rises in equal steps to what its schedule says."""
     label_smoothing: float = 0.0
     """Share of each label's weight that is spread evenly over all classes in training, in [0, 1)."""
     momentum: float = 0.9
@@ -116,7 +121,7 @@ class TrainConfig:
     limit_batches: int | None = None
     """Most batches of one epoch, for trials; all when left out."""
     checkpoint_every_epochs: int = 10
-    """A killed phase one goes on from the last checkpoint, so at most this many epochs are lost."""
+    """A killed pretraining goes on from the last checkpoint, so at most this many epochs are lost."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on a value out of range."""
@@ -158,9 +163,9 @@ class MethodConfig:
     mask_embeddings: bool | None = None
     """Whether embeddings are masked too; no when left out."""
     distribution: str | None = None
-    """First masks: erk, er, uniform, or chosen by weights and gradients, e.g. snip; `suptickets options` lists all."""
+    """Initial masks: erk, er, uniform, or by weights and gradients, e.g. snip; `suptickets options` lists all."""
     regrow_fraction: float | None = None
-    """Share of the pruned network that the prune_and_grow_* first masks exchange by gradient, in [0, 1]."""
+    """Share of the pruned network that the prune_and_grow_* initial masks exchange by gradient, in [0, 1]."""
     initial_density: float | None = None
     """Share of active weights at the start of GraNet, in (0, 1]."""
     drop: str | None = None
@@ -176,19 +181,19 @@ class MethodConfig:
     redistribution: str | None = None
     """How grown connections are shared between layers: none, magnitude, nonzeros, momentum, or your own."""
     drop_fraction: float | None = None
-    """Share of a layer's connections exchanged at an update of phase one, in [0, 1]."""
+    """Share of a layer's connections exchanged at an update of pretraining, in [0, 1]."""
     drop_fraction_schedule: str | None = None
-    """Drop fraction over phase one: "constant", "cosine" or "linear"."""
+    """Drop fraction over pretraining: "constant", "cosine" or "linear"."""
     update_interval_steps: int | None = None
     """Optimizer steps between two updates of the topology."""
     update_end_fraction: float | None = None
-    """Share of phase one after which connections are no longer exchanged, in [0, 1]."""
+    """Share of pretraining after which connections are no longer exchanged, in [0, 1]."""
     prune_scope: str | None = None
     """Whether gradual pruning ranks all weights together ("global") or brings each layer to one density ("layer")."""
     prune_start_epoch: int | None = None
-    """Epoch of phase one at which gradual pruning starts; 0 when left out."""
+    """Epoch of pretraining at which gradual pruning starts; 0 when left out."""
     prune_end_epoch: int | None = None
-    """Epoch of phase one at which the target density is reached; the middle of phase one when left out."""
+    """Epoch of pretraining at which the target density is reached; the middle of pretraining when left out."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on a value out of range."""
@@ -215,8 +220,8 @@ class TicketsConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    chains: int = 1
-    """Chains of cycles that fork from phase one and run at once; 1 is the paper's sequence."""
+    num_chains: int = 1
+    """Chains of cycles that fork from pretraining and run at once; 1 is the paper's sequence."""
     cycle_epochs: int = 8
     """Epochs of one cycle, which ends in a ticket."""
     cycle_rate: float = 0.1
@@ -236,7 +241,7 @@ class TicketsConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError on a value out of range."""
-        _require(self.chains >= 1, "tickets.chains", "at least 1", self.chains)
+        _require(self.num_chains >= 1, "tickets.num_chains", "at least 1", self.num_chains)
         _require(self.cycle_epochs >= 1, "tickets.cycle_epochs", "at least 1", self.cycle_epochs)
         _require(0 < self.cycle_rate < 1, "tickets.cycle_rate", "in (0, 1)", self.cycle_rate, "A tenth is 0.1.")
         _require(self.lr_low > 0, "tickets.lr_low", "above 0", self.lr_low)
@@ -263,18 +268,18 @@ class SuperpositionConfig:
     """Average of tickets: "cia" (zeros counted), "caa" (active weights only), "cima" (moving), "greedy" or your own."""
     cima_factor: float | None = None
     """CIMA's weight of the newest ticket, in (0, 1]; 0.2 when left out."""
-    prune: str = "each"
-    """When to prune back to the density: after "each" ticket, or once after the "last"."""
-    scope: str = "global"
+    prune_at: str = "every_ticket"
+    """When to prune back to the density: after "every_ticket", or once at the "end"."""
+    prune_scope: str = "global"
     """Whether all weights are ranked together ("global") or each layer keeps its count ("layer")."""
     include_pretrained: bool = True
-    """Whether the network of phase one counts as the first ticket."""
+    """Whether the pretrained network counts as the first ticket."""
     batchnorm: str = "recalibrate"
     """BatchNorm statistics: "recalibrate" on training data, or "average" those of the tickets."""
     recalibration_examples: int | None = None
     """Training examples that the recalibration reads for every merged network; all when left out."""
     gate_tolerance: float | None = 0.005
-    """A ticket is left out when it costs more validation accuracy (a share of 1) than this; none folds all."""
+    """A ticket is left out when it costs more validation accuracy (a fraction) than this; none merges all."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on a value out of range."""
@@ -297,7 +302,7 @@ class ClusterConfig:
     address: str | None = None
     """Ray cluster to join; without it RAY_ADDRESS, and without that a local Ray is started and ended."""
     num_workers: int | list[int] = 1
-    """DDP ranks of phase one; [least, most] goes along with a cluster that changes, at the price of equal bits."""
+    """DDP ranks of pretraining; [least, most] goes along with a cluster that changes, at the price of equal bits."""
     num_explorers: int | None = None
     """Most explorers at once; when left out, as many as there are chains and room in the cluster."""
     cpus_per_worker: int = 1
@@ -306,24 +311,24 @@ class ClusterConfig:
     """GPUs that each rank and each explorer asks Ray for; 0.25 lets four explorers share one."""
     superposer_gpus: float = 0.0
     """GPUs that the superposer asks for, which recalibrates and judges every merge; on the CPU when 0."""
-    fold_shares: int = 1
-    """Processes that fold a part of the layers each, for many tickets a second; with prune last and no gate only."""
+    num_merge_shards: int = 1
+    """Processes that merge a part of the layers each, for many tickets a second; with prune_at end and no gate only."""
     memory_per_worker_gb: float | None = None
     """Memory in GB that each rank and each explorer asks Ray for; none is reserved when left out."""
     worker_resources: dict[str, float] | None = None
-    """Resources of the cluster's own that each rank of phase one asks for, e.g. {on_demand: 0.01}."""
+    """Resources of the cluster's own that each rank of pretraining asks for, e.g. {on_demand: 0.01}."""
     explorer_resources: dict[str, float] | None = None
     """Resources of the cluster's own that each explorer asks for, e.g. {spot: 0.01}."""
-    wait_minutes: float = 0.0
+    resource_timeout_minutes: float = 0.0
     """How long to wait for machines that an autoscaler may start, before a request that does not fit is refused."""
-    keep_head_free: bool = False
+    exclude_head_node: bool = False
     """Whether ranks and explorers keep off the cluster's head node, which then only coordinates."""
     threads_per_worker: int = 1
     """Threads of torch in each rank and explorer; part of what makes runs equal bit for bit."""
 
     def __post_init__(self) -> None:
         """Raises ValueError on a value out of range."""
-        for key in ("num_explorers", "cpus_per_worker", "threads_per_worker", "fold_shares"):
+        for key in ("num_explorers", "cpus_per_worker", "threads_per_worker", "num_merge_shards"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"cluster.{key}", "at least 1", value)
         most, threads = f"at most cluster.cpus_per_worker ({self.cpus_per_worker})", self.threads_per_worker
@@ -332,7 +337,7 @@ class ClusterConfig:
         workers = [self.num_workers] if isinstance(self.num_workers, int) else self.num_workers
         fits = len(workers) in (1, 2) and workers[0] >= 1 and workers == sorted(workers)
         _require(fits, "cluster.num_workers", "at least 1, or [least, most]", self.num_workers)
-        for key in ("gpus_per_worker", "superposer_gpus", "wait_minutes"):
+        for key in ("gpus_per_worker", "superposer_gpus", "resource_timeout_minutes"):
             _require(getattr(self, key) >= 0, f"cluster.{key}", "at least 0", getattr(self, key))
         memory = self.memory_per_worker_gb
         _require(memory is None or memory > 0, "cluster.memory_per_worker_gb", "above 0", memory)
@@ -344,12 +349,12 @@ class ClusterConfig:
 
     @property
     def min_workers(self) -> int:
-        """The fewest ranks that phase one goes on with."""
+        """The fewest ranks that pretraining goes on with."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
     def max_workers(self) -> int:
-        """The most ranks of phase one."""
+        """The most ranks of pretraining."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[-1]
 
 
@@ -363,7 +368,7 @@ class SearchConfig:
     """Keys and Ray Tune's spaces for them; the paper's cycle lengths and CIMA factors when left out."""
     num_trials: int | None = None
     """Number of points to try; all of the grid when left out."""
-    seeds: int = 1
+    num_seeds: int = 1
     """Seeds that each point is repeated with, counted from the recipe's own."""
     max_concurrent_trials: int | None = None
     """Most trials at once; when left out, as many as there is room for."""
@@ -378,7 +383,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError on a value out of range."""
-        for key in ("num_trials", "seeds", "max_concurrent_trials"):
+        for key in ("num_trials", "num_seeds", "max_concurrent_trials"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"search.{key}", "at least 1", value)
         _require(self.mode in (None, "max", "min"), "search.mode", "max or min", repr(self.mode))
@@ -430,7 +435,7 @@ _LARGEST = {
     "train.weight_decay": 10**3,
     "train.clip_norm": 10**30,
     "train.accumulation_steps": 10**5,
-    "tickets.chains": 10**5,
+    "tickets.num_chains": 10**5,
     "tickets.cycle_epochs": 10**6,
     "cluster.num_workers": 10**4,
     "cluster.num_explorers": 10**5,
@@ -438,11 +443,11 @@ _LARGEST = {
     "cluster.threads_per_worker": 1024,
     "cluster.gpus_per_worker": 1024,
     "cluster.superposer_gpus": 1024,
-    "cluster.fold_shares": 1024,
+    "cluster.num_merge_shards": 1024,
     "cluster.memory_per_worker_gb": 10**5,
-    "cluster.wait_minutes": 60 * 24 * 365,
+    "cluster.resource_timeout_minutes": 60 * 24 * 365,
     "search.num_trials": 10**6,
-    "search.seeds": 10**4,
+    "search.num_seeds": 10**4,
     "search.max_concurrent_trials": 10**5,
 }
 """Larger values are slips of the keyboard that would fill memory, overflow or never end."""
@@ -471,12 +476,12 @@ PLACEMENT_KEYS = frozenset(
         "cluster.address",
         "cluster.num_explorers",
         "cluster.cpus_per_worker",
-        "cluster.fold_shares",
-        "cluster.keep_head_free",
+        "cluster.num_merge_shards",
+        "cluster.exclude_head_node",
         "cluster.memory_per_worker_gb",
         "cluster.worker_resources",
         "cluster.explorer_resources",
-        "cluster.wait_minutes",
+        "cluster.resource_timeout_minutes",
     }
 )
 """Settings that say where a run and its data lie and what it uses, and never change its result."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+pytest_plugins = ["small_runs"]
 _PRIVATE = tempfile.TemporaryDirectory(prefix="suptickets-", ignore_cleanup_errors=True)
 # Before anything is imported that reads them. Short: a Unix socket's path has at most 107 bytes.
 os.environ["HOME"] = _PRIVATE.name
@@ -24,7 +25,7 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-os.environ["RAY_preload_python_modules"] = "suptickets_ray.distributed.preload"  # noqa: SIM112 - as a local Ray has it
+os.environ["RAY_preload_python_modules"] = "suptickets_ray.distributed.cluster.preload"  # noqa: SIM112 - as a local Ray has it
 gc.set_threshold(10_000, 10, 10)  # imports are faster
 # Tensors are small here: a second thread only waits for the first one.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -175,10 +176,10 @@ TINY = [
     "train.epochs=40",
     "tickets.cycle_rate=0.1",
     "tickets.cycle_epochs=2",
-    "tickets.chains=3",
+    "tickets.num_chains=3",
     "train.checkpoint_every_epochs=5",
 ]
-"""Overrides of the digits recipe: 36 epochs of phase one, then 3 chains of 2 cycles."""
+"""Overrides of the digits recipe: 36 epochs of pretraining, then 3 chains of 2 cycles."""
 
 
 @pytest.fixture
@@ -210,7 +211,7 @@ def finished_run(request, tmp_path_factory):
 
 @pytest.fixture
 def forked_run(finished_run, ray_address, tmp_path):
-    """A folder that holds nothing but the finished phase one of `finished_run`, to be continued on the shared Ray."""
+    """A folder that holds nothing but the finished pretraining of `finished_run`, to be continued on the shared Ray."""
     run = tmp_path / "forked"
     run.mkdir()
     for name in ("config.yaml", "pretrained.pt"):

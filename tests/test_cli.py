@@ -15,9 +15,9 @@ import pytest
 
 from suptickets_ray import load_config
 from suptickets_ray.cli import main
-from suptickets_ray.config_io import all_keys
-from suptickets_ray.recipes import question_of, shipped_recipes
-from suptickets_ray.reporting.options import OPTIONS, all_settings, describe, kind_in_words, unit_of
+from suptickets_ray.recipes.files import question_of, shipped_recipes
+from suptickets_ray.recipes.load import all_keys
+from suptickets_ray.recipes.options import OPTIONS, all_settings, describe, kind_in_words, unit_of
 
 
 def command(*arguments):
@@ -44,7 +44,7 @@ def handlers():
         (["cifar100/resnet50_grante"], "did you mean 'cifar100/resnet50_granet'?"),
         (["a.yaml", "b.yaml"], "there must be at most one recipe"),
         (["storage=ftp://host/runs"], "storage must be an absolute path or a URI that pyarrow.fs knows"),
-        (["data.train_size=501"], "data.train_size must be at most 500"),
+        (["data.num_train_examples=501"], "data.num_train_examples must be at most 500"),
         (["cluster.address=127.0.0.1:1"], "cluster.address must be a Ray cluster that answers; got '127.0.0.1:1'"),
     ],
 )
@@ -114,7 +114,7 @@ def test_a_driver_killed_while_cycles_run_and_repeated_reaches_the_same_digest(f
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_phase_one_and_repeated_reaches_the_same_digest(finished_run, ray_address, tmp_path):
+def test_a_run_killed_in_pretraining_and_repeated_reaches_the_same_digest(finished_run, ray_address, tmp_path):
     config = Path(finished_run.path) / "config.yaml"
     arguments = command("train", str(config), f"storage={tmp_path}", "name=a", f"cluster.address={ray_address}")
     run = tmp_path / "a"
@@ -151,7 +151,7 @@ def test_an_interrupt_ends_a_local_run_with_130_and_leaves_no_process(tmp_path, 
     environment = {**os.environ, "SUPTICKETS_TEST_MARK": mark}
     arguments = command("train", f"storage={tmp_path}", "name=a", "cluster.num_workers=1", "train.epochs=2000")
     process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_for(lambda: list(tmp_path.glob("a/tensorboard/phase-one/*")), process)
+    wait_for(lambda: list(tmp_path.glob("a/tensorboard/pretraining/*")), process)
     assert len(processes_marked(mark)) > 4
     process.send_signal(number)
     output, _ = process.communicate(timeout=30)
@@ -208,8 +208,8 @@ def test_every_number_has_a_unit_or_is_known_to_have_none():
 def test_units_by_eye():
     assert unit_of("prune_end_epoch", "") == unit_of("epochs", "") == "epochs"
     assert unit_of("update_interval_steps", "") == "steps"
-    assert unit_of("density", "") == unit_of("anything", "Share of the labels, in [0, 1].") == "share"
-    assert unit_of("lr", "Learning rate that phase one starts with.") == ""
+    assert unit_of("density", "") == unit_of("anything", "Share of the labels, in [0, 1].") == "fraction"
+    assert unit_of("lr", "Learning rate that pretraining starts with.") == ""
 
 
 def test_types_by_eye():
@@ -315,7 +315,7 @@ def stored_ticket(tmp_path):
     """A ticket that was never trained, in the folder of a run."""
     import torch
 
-    from suptickets_ray.config_io import to_yaml
+    from suptickets_ray.recipes.load import to_yaml
     from suptickets_ray.training.data import load_data
     from suptickets_ray.training.loop import build_learner
 
@@ -343,9 +343,9 @@ def test_evaluate_gives_what_the_run_recorded_for_its_sup_ticket(finished_run, c
 
 
 def test_evaluate_reads_settings_of_the_data_before_and_after_its_options(stored_ticket, capsys):
-    assert main(["evaluate", stored_ticket, "data.train_size=200", "--json", "--split", "train"]) == 0
+    assert main(["evaluate", stored_ticket, "data.num_train_examples=200", "--json", "--split", "train"]) == 0
     before = json.loads(capsys.readouterr().out)
-    assert main(["evaluate", "--json", stored_ticket, "--split", "train", "data.train_size=200"]) == 0
+    assert main(["evaluate", "--json", stored_ticket, "--split", "train", "data.num_train_examples=200"]) == 0
     assert json.loads(capsys.readouterr().out) == before
     assert before["num_examples"] == 200
 
@@ -361,7 +361,7 @@ def test_export_writes_every_form_and_says_how_to_load_it(form, stored_ticket, t
 
 
 def test_the_help_of_export_names_every_form(capsys):
-    from suptickets_ray.reporting.export import EXPORTS
+    from suptickets_ray.offline.export import EXPORTS
 
     with pytest.raises(SystemExit):
         main(["export", "--help"])
@@ -426,7 +426,7 @@ def test_printed_paths_on_an_object_store_are_below_its_folder_and_shells_take_t
 def test_whoever_stops_watching_a_submitted_job_is_told_that_it_goes_on_and_how_to_end_it(
     monkeypatch, capsys, tmp_path
 ):
-    from suptickets_ray.distributed import submission
+    from suptickets_ray.distributed.cluster import submit as submission
 
     def interrupted(*arguments, on_start, **options):
         on_start("raysubmit_1")
@@ -442,7 +442,7 @@ def test_whoever_stops_watching_a_submitted_job_is_told_that_it_goes_on_and_how_
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["train", "search.seeds=5"], "search.seeds=5 has no effect with train; suptickets tune reads it"),
+        (["train", "search.num_seeds=5"], "search.num_seeds=5 has no effect with train; suptickets tune reads it"),
         (["train", "model.options.widths=many"], "model.options.widths must be"),
         (["train", "model.options.batchnorm=maybe"], "model.options.batchnorm must be a valid boolean; got 'maybe'"),
         (["train", "data.options.split=3"], "data.options.split has no effect"),

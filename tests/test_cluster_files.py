@@ -12,9 +12,9 @@ import yaml
 from ray.autoscaler._private.aws.config import _create_default_inbound_rules
 
 from suptickets_ray import load_config
-from suptickets_ray.config_resolution import resolve
-from suptickets_ray.distributed.room import explorer_places, lack_of_room
-from suptickets_ray.recipes import shipped_recipes
+from suptickets_ray.distributed.cluster.capacity import explorer_capacity, resource_shortfall
+from suptickets_ray.recipes.files import shipped_recipes
+from suptickets_ray.recipes.resolve import resolve
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -82,7 +82,7 @@ def test_the_commands_are_recipes_that_load_and_say_where_files_and_machines_com
     assert config.cluster.address == "auto"
     assert config.data.download or config.data.root
     # Both files start without a worker: a run that does not wait is refused at once.
-    assert config.cluster.wait_minutes >= 10
+    assert config.cluster.resource_timeout_minutes >= 10
 
 
 def test_the_machines_of_the_cluster_file_have_room_for_its_command(command, monkeypatch):
@@ -96,8 +96,8 @@ def test_the_machines_of_the_cluster_file_have_room_for_its_command(command, mon
     ]
     head = {"NodeID": "head", "Alive": True, "Resources": {"CPU": 0.0, "node:__internal_head__": 1.0}}
     monkeypatch.setattr("ray.nodes", lambda: [head, *machines])
-    assert lack_of_room(config) is None
-    assert explorer_places(config) >= CLUSTER["available_node_types"]["spot"]["max_workers"]
+    assert resource_shortfall(config) is None
+    assert explorer_capacity(config) >= CLUSTER["available_node_types"]["spot"]["max_workers"]
 
 
 def test_the_head_may_start_machines_and_has_what_that_needs():

@@ -10,17 +10,21 @@ from hypothesis import strategies as st
 
 from suptickets_ray import load_config
 from suptickets_ray.config import PLACEMENT_KEYS, Config
-from suptickets_ray.config_io import config_digest, differing_keys, from_yaml, read_settings, to_dict, to_yaml
-from suptickets_ray.recipes import copy_recipe, find_recipe, parse_yaml, question_of, shipped_recipes
+from suptickets_ray.recipes.files import copy_recipe, find_recipe, parse_yaml, question_of, shipped_recipes
+from suptickets_ray.recipes.load import config_digest, differing_keys, from_yaml, read_settings, to_dict, to_yaml
 from suptickets_ray.sparse.methods import METHODS
 
 
 def test_the_built_in_recipe_is_setting_r1():
     config = load_config()
     assert (config.method.name, config.method.density, config.method.grow) == ("rigl", 0.1, "gradient")
-    assert (config.train.epochs, config.tickets.chains, config.tickets.cycle_epochs) == (150, 4, 5)
-    assert (config.data.train_size, config.data.label_noise, config.data.batch_size) == (500, 0.2, 25)
-    assert (config.superposition.method, config.superposition.prune, config.cluster.num_workers) == ("cia", "last", 2)
+    assert (config.train.epochs, config.tickets.num_chains, config.tickets.cycle_epochs) == (150, 4, 5)
+    assert (config.data.num_train_examples, config.data.label_noise, config.data.batch_size) == (500, 0.2, 25)
+    assert (config.superposition.method, config.superposition.prune_at, config.cluster.num_workers) == (
+        "cia",
+        "end",
+        2,
+    )
 
 
 def test_clean_labels_are_one_key_away():
@@ -80,7 +84,7 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("superposition.method=mean", "unknown superposition method 'mean'"),
         ("superposition.cima_factor=0.2", "superposition.cima_factor has no effect with method 'cia'"),
         ("superposition.method=gready", "unknown superposition method 'gready'; did you mean 'greedy'"),
-        ("superposition.prune=once", "unknown superposition.prune 'once'"),
+        ("superposition.prune_at=once", "unknown superposition.prune_at 'once'"),
         ("superposition.batchnorm=keep", "superposition.batchnorm must be recalibrate or average; got 'keep'"),
         ("superposition.gate_tolerance=2", r"superposition.gate_tolerance must be none or in \[0, 1\]"),
         ("data.label_noise=20", r"data.label_noise must be in \[0, 1\]; got 20"),
@@ -91,7 +95,7 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("model.initialization=kaiming", "unknown model.initialization 'kaiming'"),
         ("cluster.num_workers=0", "cluster.num_workers must be at least 1, or \\[least, most\\]; got 0"),
         ("cluster.num_workers=13", "data.batch_size must be at least two examples for each of the 13 workers"),
-        ("cluster.fold_shares=2", "cluster.fold_shares must be 1 unless superposition.prune is 'last'"),
+        ("cluster.num_merge_shards=2", "cluster.num_merge_shards must be 1 unless superposition.prune_at is 'end'"),
         ("name=a/b", "name must be a plain folder name; got 'a/b'"),
         ("seed=-1", "seed must be at least 0; got -1"),
         ("train.lr=.inf", "train.lr must be a finite number; got Infinity"),
@@ -126,7 +130,7 @@ def test_settings_that_contradict_each_other_are_refused():
         (["method.name=static", "tickets.explore=true"], "tickets.explore must be false with method 'static'"),
         (["method.name=gmp", "tickets.update_masks=true"], "tickets.update_masks has no effect with method 'gmp'"),
         (["method.name=dense", "method.density=0.1"], "method.density must be 1 with method 'dense'; got 0.1"),
-        (["method.name=gmp", "method.prune_end_epoch=136"], "must be at most 135, where phase one ends"),
+        (["method.name=gmp", "method.prune_end_epoch=136"], "must be at most 135, where pretraining ends"),
         (["method.name=gmp", "method.prune_start_epoch=80"], r"must be before method.prune_end_epoch \(67\); got 80"),
         (["method.name=granet", "method.initial_density=0.05"], "must be at least method.density"),
         (["tickets.explore=false", "tickets.exploration_fraction=0.2"], "has no effect with tickets.explore=false"),
@@ -178,7 +182,7 @@ def test_another_model_or_data_set_leaves_the_recipes_own_settings_of_it_behind(
     model = load_config(None, ["model.name=json:loads"]).model
     assert (model.options, model.initialization) == ({}, "default")
     data = load_config(None, ["data.name=json:loads"]).data
-    assert (data.train_size, data.label_noise, data.batch_size) == (None, 0.0, 25)
+    assert (data.num_train_examples, data.label_noise, data.batch_size) == (None, 0.0, 25)
 
 
 def test_a_missing_setting_is_named():
@@ -260,9 +264,9 @@ def test_the_digest_leaves_out_only_where_it_runs():
     placed = load_config(None, where)
     assert config_digest(base) == config_digest(placed)
     assert config_digest(base) != config_digest(load_config(None, ["cluster.num_workers=1"]))
-    assert differing_keys(base, load_config(None, ["seed=4", "name=c", "tickets.chains=2"])) == [
+    assert differing_keys(base, load_config(None, ["seed=4", "name=c", "tickets.num_chains=2"])) == [
         "seed",
-        "tickets.chains",
+        "tickets.num_chains",
     ]
 
 
@@ -331,8 +335,8 @@ def test_a_base_may_be_a_shipped_recipe(tmp_path):
 
 
 def test_a_setting_of_the_base_is_left_out_by_null(tmp_path):
-    recipe = write(tmp_path, "own.yaml", "base: digits\ndata: {train_size: null}")
-    assert load_config(recipe).data.train_size is None
+    recipe = write(tmp_path, "own.yaml", "base: digits\ndata: {num_train_examples: null}")
+    assert load_config(recipe).data.num_train_examples is None
 
 
 def test_another_model_leaves_its_bases_options_out_by_null(tmp_path):
@@ -435,7 +439,7 @@ def test_synthetic_data_takes_over_shape_and_augmentation_of_the_recipes_own():
     assert (data.name, data.options) == ("synthetic", {"like": "cifar10"})
     assert (data.crop_padding, data.crop_padding_mode, data.flip, data.validation_share) == (4, "reflect", True, 0.02)
     digits = load_config(None, ["data.name=synthetic"]).data
-    assert (digits.options, digits.train_size, digits.label_noise) == ({"like": "digits"}, None, 0.0)
+    assert (digits.options, digits.num_train_examples, digits.label_noise) == ({"like": "digits"}, None, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -479,6 +483,14 @@ def test_settings_that_together_do_nothing_are_refused(overrides, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("tickets.chains=8", "did you mean 'tickets.num_chains'?"),
+        ("search.seeds=3", "did you mean 'search.num_seeds'?"),
+        ("data.train_size=100", "did you mean 'data.num_train_examples'?"),
+        ("cluster.fold_shares=2", "did you mean 'cluster.num_merge_shards'?"),
+        ("cluster.wait_minutes=2", "did you mean 'cluster.resource_timeout_minutes'?"),
+        ("cluster.keep_head_free=true", "did you mean 'cluster.exclude_head_node'?"),
+        ("superposition.scope=layer", "did you mean 'superposition.prune_scope'?"),
+        ("superposition.prune=last", "did you mean superposition.prune_at=end?"),
         ("method.sparsity=0.9", "did you mean method.density=0.1? Density is the share that is kept"),
         ("sparsity=0.95", "did you mean method.density=0.05?"),
         ("method.init_sparsity=0.5", "did you mean method.initial_density=0.5?"),
@@ -489,9 +501,9 @@ def test_settings_that_together_do_nothing_are_refused(overrides, message):
         ("epochs=3", "did you mean 'train.epochs'?"),
         ("batch_size=4", "did you mean 'data.batch_size'?"),
         ("train.batch_size=4", "did you mean 'data.batch_size'?"),
-        ("workers=2", "cluster.num_workers are the ranks of phase one, data.reader_threads read data ahead"),
+        ("workers=2", "cluster.num_workers are the ranks of pretraining, data.reader_threads read data ahead"),
         ("gpus=1", "did you mean 'cluster.gpus_per_worker'?"),
-        ("tickets.chain=2", "did you mean 'tickets.chains'?"),
+        ("tickets.chain=2", "did you mean 'tickets.num_chains'?"),
     ],
 )
 def test_names_of_other_tools_lead_to_the_right_key(override, message):

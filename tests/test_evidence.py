@@ -170,9 +170,9 @@ def test_rows_of_another_recipe_are_not_taken_for_finished():
 @pytest.mark.ray
 @pytest.mark.slow
 def test_its_networks_are_those_of_the_product_bit_for_bit(ray_address, tmp_path):
-    own = [*SHORT, "seed=3", "superposition.gate_tolerance=none", "tickets.chains=4"]
+    own = [*SHORT, "seed=3", "superposition.gate_tolerance=none", "tickets.num_chains=4"]
     rows = module("evidence").rows_of("r1", 3, SHORT)
     found = {(row["variant"], row["chains"]): row["digest"] for row in rows}
     result = train(load_config(FOLDER / "r1.yaml", [*own, f"storage={tmp_path}"])).result
     assert result["superposed"]["digest"] == found["superposed", 4]
-    assert result["pretrained"]["digest"] == found["phase_one", 0]
+    assert result["pretrained"]["digest"] == found["pretraining", 0]

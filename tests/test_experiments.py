@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from suptickets_ray import load_config
-from suptickets_ray.recipes import question_of, shipped_recipes
+from suptickets_ray.recipes.files import question_of, shipped_recipes
 from suptickets_ray.sparse.masks import num_active, num_positions
 from suptickets_ray.training.data import load_data
 from suptickets_ray.training.loop import budget_of, build_learner, order_seed, train_epoch
@@ -65,7 +65,7 @@ def settings_of(config):
     budget = budget_of(config)
     return {
         "epochs": (train.epochs, budget.pretrain_epochs, budget.cyclic_epochs),
-        "cycle length, tickets": (tickets.cycle_epochs, budget.cycles * tickets.chains),
+        "cycle length, tickets": (tickets.cycle_epochs, budget.cycles * tickets.num_chains),
         "batch, processes": (config.data.batch_size, config.cluster.num_workers),
         "learning rate": (train.lr, train.lr_schedule, train.lr_milestone_epochs, train.lr_decay_factor),
         "warm-up, smoothing": (train.warmup_epochs, train.label_smoothing),
@@ -76,8 +76,8 @@ def settings_of(config):
         "drop fraction schedule": method.drop_fraction_schedule,
         "topology updates": (method.update_end_fraction, tickets.update_masks),
         "exploration": (tickets.explore, tickets.exploration_fraction),
-        "superposition": (superposition.method, superposition.prune, superposition.scope),
-        "phase-one net": superposition.include_pretrained,
+        "superposition": (superposition.method, superposition.prune_at, superposition.prune_scope),
+        "pretrained network": superposition.include_pretrained,
         "batchnorm, gate": (superposition.batchnorm, superposition.gate_tolerance),
         "held out": config.data.validation_share,
     }
@@ -87,8 +87,8 @@ ALWAYS = {
     "momentum": 0.9,
     "topology updates": (1.0, False),
     "exploration": (True, 0.5),
-    "superposition": ("cia", "each", "global"),
-    "phase-one net": True,
+    "superposition": ("cia", "every_ticket", "global"),
+    "pretrained network": True,
     "batchnorm, gate": ("recalibrate", None),
     "held out": 0.02,
 }
@@ -151,7 +151,7 @@ def test_a_recipe_has_the_published_method(data, model, method):
 
 def differences(name, base):
     """The settings, by dotted key, in which one recipe differs from another."""
-    from suptickets_ray.config_io import differing_keys
+    from suptickets_ray.recipes.load import differing_keys
 
     config = load_config(name)
     keys = [key.split(".") for key in differing_keys(load_config(base), config)]
@@ -195,9 +195,9 @@ def test_the_fixed_mask_is_drawn_once_and_kept():
 def test_mnist1d_is_the_setting_that_was_measured_offline():
     config = load_config("mnist1d")
     budget = budget_of(config)
-    assert (budget.pretrain_epochs, budget.cycles, budget.cycle_epochs, config.tickets.chains) == (96, 3, 8, 4)
+    assert (budget.pretrain_epochs, budget.cycles, budget.cycle_epochs, config.tickets.num_chains) == (96, 3, 8, 4)
     assert config.model.options == {"widths": [128, 128, 128]}
-    assert (config.data.batch_size, config.data.train_size, config.data.label_noise) == (50, 2000, 0.2)
+    assert (config.data.batch_size, config.data.num_train_examples, config.data.label_noise) == (50, 2000, 0.2)
     assert (config.train.lr, config.train.lr_schedule, config.train.weight_decay) == (0.1, "multistep", 2e-3)
     assert (config.tickets.lr_low, config.tickets.lr_high, config.tickets.exploration_fraction) == (0.001, 0.2, 0.2)
 

@@ -24,7 +24,7 @@ def test_the_notebook_runs_shows_progress_and_ends_with_the_figures(tmp_path):
     assert not [output for output in outputs if output.output_type == "error"]
     pages = ["".join(output.get("data", {}).get("text/html", "")) for output in outputs]
     live = next(page for page in pages if "tickets" in page)
-    assert re.search("6 of 6, 6 folded", live)
+    assert re.search("6 of 6, 6 merged", live)
     (framed,) = re.findall('srcdoc="([^"]*)"', pages[-1])
     assert "<svg" in unescape(framed)
     texts = [str(output.get("data", {}).get("text/plain")) for output in outputs]

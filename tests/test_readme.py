@@ -43,14 +43,14 @@ def test_the_wheel_that_the_first_command_installs_holds_all_recipes_and_their_b
 
 
 @pytest.mark.ray
-def test_the_main_job_ends_with_a_sup_ticket_above_the_phase_one_net_and_the_mean_ticket(tmp_path):
+def test_the_main_job_ends_with_a_sup_ticket_above_the_pretraining_net_and_the_mean_ticket(tmp_path):
     _, _, job = setup_commands()[0]
     _, *arguments = shlex.split(job)
     command = [sys.executable, "-m", "suptickets_ray.cli", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr
-    assert not re.search(r"ray::|\(pid=|Traceback|WARN(?!ING: superposing)", done.stdout)  # Ray's noise is not shown
+    assert not re.search(r"ray::|\(pid=|Traceback|WARN(?!ING: merger)", done.stdout)  # Ray's noise is not shown
     result = json.loads((tmp_path / "runs/digits/result.json").read_text())
     superposed = result["superposed"]["accuracy"]
     # 1,000 test images: one network's accuracy has a standard error of 0.01; the prototype's gains are 0.05 and 0.02.
@@ -58,7 +58,7 @@ def test_the_main_job_ends_with_a_sup_ticket_above_the_phase_one_net_and_the_mea
     assert superposed > result["pretrained"]["accuracy"]
     assert superposed > result["mean_ticket"]["accuracy"]
     assert round(result["superposed"]["density"] * 25_856) == 2585
-    for words in ("phase-one net", "mean ticket", "best ticket", "sup-ticket", "ensemble of all tickets"):
+    for words in ("pretrained network", "mean ticket", "best ticket", "sup-ticket", "ensemble of all tickets"):
         assert words in done.stdout
     assert [row["chain"] for row in result["tickets"]] == [0, 1, 2, 3] * 3
 
@@ -71,7 +71,7 @@ def test_the_example_of_your_own_model_and_data_runs(ray_address, tmp_path):
     train, export = next(block for block in SHELL if "mine:build" in block).splitlines()
     _, *arguments = shlex.split(train)
     short = ["train.epochs=40", "tickets.cycle_epochs=2", "data.label_noise=0", f"cluster.address={ray_address}"]
-    short += ["tickets.chains=2", "cluster.num_workers=1", "cluster.num_explorers=1"]
+    short += ["tickets.num_chains=2", "cluster.num_workers=1", "cluster.num_explorers=1"]
     command = [sys.executable, "-m", "suptickets_ray.cli", *arguments, *short]
     done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -109,7 +109,7 @@ def test_the_example_from_python_names_what_there_is():
 
 def test_every_command_of_the_readme_is_a_valid_configuration(tmp_path, monkeypatch):
     from suptickets_ray import load_config
-    from suptickets_ray.reporting.from_flags import recipe_from_flags
+    from suptickets_ray.paper_cli.translate import recipe_from_flags
 
     example = next(block for block in PYTHON if "def build" in block)
     (tmp_path / "mine.py").write_text(example)
@@ -127,7 +127,7 @@ def test_every_command_of_the_readme_is_a_valid_configuration(tmp_path, monkeypa
 
 
 def test_every_key_of_the_readmes_table_exists():
-    from suptickets_ray.config_io import all_keys
+    from suptickets_ray.recipes.load import all_keys
 
     keys = re.findall(r"`((?:method|tickets|superposition|cluster|data|train|model)\.[a-z_]+)[=`]", README)
     assert len(keys) > 12
@@ -135,17 +135,17 @@ def test_every_key_of_the_readmes_table_exists():
 
 
 def test_the_table_of_all_settings_is_the_generated_one():
-    from suptickets_ray.reporting.options import settings_markdown
+    from suptickets_ray.recipes.options import settings_markdown
 
     table = README.partition("<!-- settings: begin -->")[2].partition("<!-- settings: end -->")[0]
     lines = settings_markdown().splitlines()
     stale = [line for line in table.strip().splitlines() if line not in lines]
-    assert not stale, f"these lines are not what `settings_markdown()` of reporting/options.py gives: {stale}"
+    assert not stale, f"these lines are not what `settings_markdown()` of recipes/options.py gives: {stale}"
     assert table.strip().splitlines() == lines
 
 
 def test_the_readmes_recipes_are_shipped():
-    from suptickets_ray.recipes import shipped_recipes
+    from suptickets_ray.recipes.files import shipped_recipes
 
     names = re.findall(r"^suptickets recipes copy (\S+)", README, re.MULTILINE)
     assert names and set(names) <= set(shipped_recipes())

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from suptickets_ray import Ticket, load_config
-from suptickets_ray.reporting.superpose import open_run
-from suptickets_ray.training.state import is_whole, read_state
+from suptickets_ray.offline.resuperpose import open_run
+from suptickets_ray.training.checkpoint import is_whole, read_state
 
 
 class Planted:

@@ -1,4 +1,4 @@
-"""Does memory grow with the number of tickets, and does folding keep up with exploring?
+"""Does memory grow with the number of tickets, and does merging keep up with exploring?
 
     python experiments/benchmarks/many_tickets.py
 
@@ -27,11 +27,11 @@ COMMON = [
     "method.name=static",
     "model.initialization=default",
     "data.label_noise=0",
-    "data.train_size=50",
+    "data.num_train_examples=50",
     "cluster.num_workers=1",
     "cluster.num_explorers=4",
     "tickets.cycle_epochs=1",
-    "tickets.chains=4",
+    "tickets.num_chains=4",
     "superposition.gate_tolerance=none",
 ]
 LARGE, TINY = "model.options.widths=[1500, 1500]", "model.options.widths=[16]"
@@ -41,12 +41,12 @@ PRETRAIN_EPOCHS = 8
 def run(widths: str, cycles: int) -> dict[str, Any]:
     """Runs one job in this process; returns its seconds, and the peak memory of driver and superposer in MB."""
     peaks: list[Memory] = []
-    folds: list[float] = []
+    merges: list[float] = []
 
     def watch(event: dict[str, Any]) -> None:
-        if event["kind"] == "fold":
-            folds.append(time.monotonic())
-            if len(folds) % 8 == 0:
+        if event["kind"] == "merge":
+            merges.append(time.monotonic())
+            if len(merges) % 8 == 0:
                 peaks.extend(memory_of("ray::Superposer"))
 
     epochs = PRETRAIN_EPOCHS + cycles
@@ -109,7 +109,7 @@ def main() -> None:
         )
     tiny = in_a_process_of_its_own(TINY, 250)
     console.print(
-        f"{tiny['tickets']} tiny tickets from 4 explorers: explored and folded in {tiny['seconds']['explore']:.1f} s, "
+        f"{tiny['tickets']} tiny tickets from 4 explorers: explored and merged in {tiny['seconds']['explore']:.1f} s, "
         f"judged in {tiny['seconds']['superpose']:.1f} s"
     )
 

@@ -1,4 +1,4 @@
-"""Runs every shipped recipe in miniature, from phase one to the sup-ticket: made-up data of its shape, two-step epochs.
+"""Runs every shipped recipe in miniature, from pretraining to the sup-ticket: made-up data, epochs of two steps.
 
     python experiments/benchmarks/miniatures.py [RECIPE ...]
 
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from suptickets_ray import load_config, train
 from suptickets_ray.config import Config
-from suptickets_ray.recipes import shipped_recipes
+from suptickets_ray.recipes.files import shipped_recipes
 
 SMALL = (
     "data.name=synthetic",
@@ -28,7 +28,7 @@ SMALL = (
     "train.checkpoint_every_epochs=4",
     "tickets.cycle_epochs=1",
     "tickets.cycle_rate=0.25",
-    "tickets.chains=2",
+    "tickets.num_chains=2",
     "superposition.recalibration_examples=8",
     "cluster.num_workers=1",
     "cluster.gpus_per_worker=0",

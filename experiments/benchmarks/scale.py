@@ -4,7 +4,7 @@
 
 Runs the product's driver and superposer on a Ray of its own against explorers that only wait (200, for 1,000 chains of
 one cycle, 2 s each, when left out): tickets per second, how long an explorer waits for its next cycle, the driver's
-memory and the peak of Ray's object store. Beside it what one fold of a ResNet-50's ticket costs. Some minutes.
+memory and the peak of Ray's object store. Beside it what one merge of a ResNet-50's ticket costs. Some minutes.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from rich.console import Console
 
 from suptickets_ray import Ticket, load_config, plan_budget
 from suptickets_ray.config import Config, ModelConfig
-from suptickets_ray.config_io import to_yaml
-from suptickets_ray.distributed import exploration
-from suptickets_ray.distributed.exploration import Exploration
-from suptickets_ray.distributed.explorer import chain_state_path
-from suptickets_ray.distributed.folding import Folding
-from suptickets_ray.distributed.monitor import monitoring, show_events
-from suptickets_ray.distributed.worker import worker_settings
+from suptickets_ray.distributed.cluster.event_queue import monitoring, show_events
+from suptickets_ray.distributed.pipeline import exploration
+from suptickets_ray.distributed.pipeline.context import worker_settings
+from suptickets_ray.distributed.pipeline.exploration import Exploration
+from suptickets_ray.distributed.pipeline.explorer import chain_state_path
+from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClient
+from suptickets_ray.recipes.load import to_yaml
 from suptickets_ray.sparse import Sparsifier
 from suptickets_ray.tickets.accumulator import shares, start
-from suptickets_ray.tickets.cycles import canonical_order
+from suptickets_ray.tickets.averaging import Rule, finish, merge
+from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.tickets.store import RunStore, TicketStore
-from suptickets_ray.tickets.superposition import Rule, finish, fold
 from suptickets_ray.training.data import load_source
 from suptickets_ray.training.data.splits import make_splits
 from suptickets_ray.training.loop import build_learner
@@ -138,8 +138,8 @@ def control_plane(config: Config, explorers: int, cycle_seconds: float, console:
 
     def watch(event: dict[str, Any]) -> None:
         nonlocal peak, seen
-        seen += event["kind"] == "fold"
-        if event["kind"] == "fold" and seen % 50 == 0:
+        seen += event["kind"] == "merge"
+        if event["kind"] == "merge" and seen % 50 == 0:
             peak = max(peak, object_store_mb())
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -153,21 +153,21 @@ def control_plane(config: Config, explorers: int, cycle_seconds: float, console:
         running = Exploration(
             config, settings, pretrained, cycles, lambda: show_events(monitor, watch), pretrained_digest=""
         )
-        folding = Folding(settings, pretrained, running)
+        merging = SuperposerClient(settings, pretrained, running)
         began = time.monotonic()
         with running:
-            for key in canonical_order(config.tickets.chains, cycles):
-                folding.fold(*key)
+            for key in canonical_order(config.tickets.num_chains, cycles):
+                merging.merge(*key)
         handed_over = time.monotonic() - began
-        folding._catch_up(0)
-        folded = time.monotonic() - began
-    tickets = config.tickets.chains * cycles
+        merging._catch_up(0)
+        merged = time.monotonic() - began
+    tickets = config.tickets.num_chains * cycles
     gaps = [gap for host in hosts for gap in ray.get(host.gaps.remote())]
     least = tickets * cycle_seconds / explorers
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     console.print(f"{tickets} tiny tickets from {explorers} explorers of {cycle_seconds:g} s a cycle:")
-    console.print(f"  explored in {handed_over:.1f} s and folded in {folded:.1f} s; explorers alone need {least:.1f} s")
-    console.print(f"  {tickets / folded:.0f} tickets/s, offered were at most {explorers / cycle_seconds:.0f}")
+    console.print(f"  explored in {handed_over:.1f} s and merged in {merged:.1f} s; explorers alone need {least:.1f} s")
+    console.print(f"  {tickets / merged:.0f} tickets/s, offered were at most {explorers / cycle_seconds:.0f}")
     console.print(
         f"  an explorer waits {statistics.median(gaps):.2f} s for its next cycle (median), "
         f"{sorted(gaps)[int(0.99 * len(gaps))]:.2f} s (99th percentile)"
@@ -178,7 +178,7 @@ def control_plane(config: Config, explorers: int, cycle_seconds: float, console:
     console.print(f"  object store's peak {peak:.0f} MB")
 
 
-def one_fold(console: Console) -> None:
+def one_merge(console: Console) -> None:
     """What the superposer does with one ticket of a ResNet-50 for 100 classes at density 0.05, evaluation apart."""
     torch.set_num_threads(1)
     tickets = []
@@ -192,32 +192,34 @@ def one_fold(console: Console) -> None:
     sizes = {name: tensor.numel() for name, tensor in Ticket.from_arrow(tickets[0]).state_dict().items()}
     for count in (4, 8, 16):
         largest = max(shares(sizes, count), key=lambda names: sum(sizes[name] for name in names))
-        apart = fold_when_dense(tickets, Rule("cia", 0.05, prune="last"), set(largest))
-        console.print(f"the largest of {count} shares of it (fold_shares, 1 thread): {1000 * apart:.0f} ms then")
-    for prune in ("last", "each"):
-        rule, merged, seconds = Rule("cia", 0.05, prune=prune), start(Ticket.from_arrow(tickets[0])), []
+        apart = merge_when_dense(tickets, Rule("cia", 0.05, prune_at="end"), set(largest))
+        console.print(f"the largest of {count} shares of it (num_merge_shards, 1 thread): {1000 * apart:.0f} ms then")
+    for prune in ("end", "every_ticket"):
+        rule, merged, seconds = Rule("cia", 0.05, prune_at=prune), start(Ticket.from_arrow(tickets[0])), []
         for table in tickets[1:]:
             began = time.perf_counter()
-            merged = fold(merged, Ticket.from_arrow(table), rule)
+            merged = merge(merged, Ticket.from_arrow(table), rule)
             if prune == "each":
                 finish(merged, rule, {})
             seconds.append(time.perf_counter() - began)
         took = f"{1000 * statistics.median(seconds):.0f} ms"
         if prune == "last":
-            took += f", {1000 * fold_when_dense(tickets, rule):.0f} ms once 60 tickets have touched nearly every weight"
-        console.print(f"one fold of a ResNet-50's ticket (1 thread, prune {prune}): {took}")
+            took += (
+                f", {1000 * merge_when_dense(tickets, rule):.0f} ms once 60 tickets have touched nearly every weight"
+            )
+        console.print(f"one merge of a ResNet-50's ticket (1 thread, prune {prune}): {took}")
 
 
-def fold_when_dense(tickets: list[Any], rule: Rule, names: set[str] | None = None) -> float:
-    """Median seconds of a fold onto an average in which nearly all weights are active."""
+def merge_when_dense(tickets: list[Any], rule: Rule, names: set[str] | None = None) -> float:
+    """Median seconds of a merge onto an average in which nearly all weights are active."""
     read = Ticket.from_arrow if names is None else partial(Ticket.some_of, names=names)
     first = read(tickets[0])
     masks = {name: torch.ones_like(mask) for name, mask in first.masks.items()}
-    merged = fold(start(Ticket(first.state_dict(), masks, {})), first, rule)
+    merged = merge(start(Ticket(first.state_dict(), masks, {})), first, rule)
     seconds = []
     for table in tickets[1:]:
         began = time.perf_counter()
-        fold(merged, read(table), rule)
+        merge(merged, read(table), rule)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
 
@@ -232,20 +234,20 @@ def main() -> None:
         "method.name=static",
         "model.options.widths=[16]",
         "data.label_noise=0",
-        "data.train_size=50",
+        "data.num_train_examples=50",
         "train.epochs=10",
         "tickets.cycle_epochs=1",
         "tickets.cycle_rate=0.1",
-        f"tickets.chains={int(chains)}",
+        f"tickets.num_chains={int(chains)}",
         f"cluster.num_explorers={int(explorers)}",
         "superposition.gate_tolerance=none",
-        "superposition.prune=last",
+        "superposition.prune_at=end",
     ]
     with tempfile.TemporaryDirectory() as storage:
         ray.init(num_cpus=int(explorers), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         control_plane(load_config(None, [*recipe, f"storage={storage}"]), int(explorers), cycle_seconds, console)
         ray.shutdown()
-    one_fold(console)  # last: its networks would count as the driver's memory
+    one_merge(console)  # last: its networks would count as the driver's memory
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from suptickets_ray import Ticket
 from suptickets_ray.sparse.distributions import layer_counts, random_masks
 from suptickets_ray.sparse.maskable import maskable_parameters
 from suptickets_ray.tickets.accumulator import start
-from suptickets_ray.tickets.superposition import Rule, finish, fold
+from suptickets_ray.tickets.averaging import Rule, finish, merge
 
 
 def network(density: float, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -79,7 +79,7 @@ def main() -> None:
             "copy": copy_of.clone,
             "encode": lambda: Ticket(state, masks, {}).to_bytes(),
             "decode": lambda: Ticket.from_bytes(encoded).state_dict(),
-            "merge": lambda: finish(fold(accumulator, Ticket.from_bytes(other_bytes), rule), rule, {}).to_bytes(),
+            "merge": lambda: finish(merge(accumulator, Ticket.from_bytes(other_bytes), rule), rule, {}).to_bytes(),
             "naive merge": lambda: naive_merge(state, other_state, list(masks), options.density),
         },
         options.repeats,
@@ -97,7 +97,7 @@ def main() -> None:
         console.print(f"{name}: {speed:.0f} MB/s of dense state, {ratio:.1f}x the time of a plain memory copy of it")
     ratio = seconds["merge"] / seconds["naive merge"]
     console.print(
-        f"merge (read, fold, prune, write): {1000 * seconds['merge']:.0f} ms, naive "
+        f"merge (read, merge, prune, write): {1000 * seconds['merge']:.0f} ms, naive "
         f"{1000 * seconds['naive merge']:.0f} ms, ratio {ratio:.3f} (target <= 0.15)"
     )
 

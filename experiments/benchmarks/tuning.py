@@ -18,7 +18,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from suptickets_ray import load_config, train, tune
-from suptickets_ray.config_io import all_keys
+from suptickets_ray.recipes.load import all_keys
 from suptickets_ray.search.space import DEFAULT_SPACE, config_of, draw_points, parse_space
 
 RECIPE = ["train.epochs=240", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=8"]
@@ -42,7 +42,9 @@ def main() -> None:
             seconds.append(time.perf_counter() - began)
     alone_seconds = statistics.mean(seconds)
     trials = len(result["trials"])
-    console.print(f"{trials} trials: {result['pretrainings']} phase ones and {result['cycles_trained']} cycles trained")
+    console.print(
+        f"{trials} trials: {result['pretrainings']} pretrainings and {result['cycles_trained']} cycles trained"
+    )
     console.print(f"the search: {searched:.0f} s; a run alone: {alone_seconds:.1f} s (mean of {num_timed})")
     console.print(f"cost beside {trials} runs: {searched / (trials * alone_seconds):.3f} (target <= 0.3)")
 

@@ -1,7 +1,7 @@
 """What every variant of a setting is worth under one seed, computed with the product's own functions.
 
-Phase one is trained once, every chain once per way of exploring; what differs in the superposition alone is folded from
-the same tickets. Tickets are those of `suptickets train` with one rank, bit for bit (a test compares them).
+Pretraining is trained once, every chain once per way of exploring; what differs in the superposition alone is
+merged from the same tickets. Tickets are those of `suptickets train` with one rank, bit for bit (a test compares them).
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 
 from suptickets_ray import Ticket, load_config
 from suptickets_ray.config import Config
-from suptickets_ray.config_io import config_digest
-from suptickets_ray.distributed.result import versions
-from suptickets_ray.tickets.cycles import canonical_order
-from suptickets_ray.training.arithmetic import arithmetic_of
+from suptickets_ray.distributed.pipeline.result import versions
+from suptickets_ray.recipes.load import config_digest
+from suptickets_ray.superposition.merger import Merger
+from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.training.cycle import run_cycle
 from suptickets_ray.training.data import Splits, load_data
+from suptickets_ray.training.determinism import arithmetic_of
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
     Learner,
@@ -33,8 +34,7 @@ from suptickets_ray.training.loop import (
     steps_per_epoch,
     train_epoch,
 )
-from suptickets_ray.training.optimization import phase_one_rate
-from suptickets_ray.training.superposing import Superposing
+from suptickets_ray.training.optim import pretrain_lr
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ class Variant:
     name: str
     overrides: tuple[str, ...] = UNGATED
     shared_mask: bool = False
-    """Whether cycles do not explore, so that all tickets have the mask of phase one."""
+    """Whether cycles do not explore, so that all tickets have the mask of pretraining."""
     most_chains: int | None = None
     """Of how many chains at most it is asked; all when left out."""
 
@@ -66,7 +66,7 @@ class Setting:
     variants: Sequence[Variant] = field(default_factory=lambda: VARIANTS)
     overrides: tuple[str, ...] = ()
     cut_schedule: bool = False
-    """Whether phase one's rates are those of plain training's first part, cut off where the cycles begin."""
+    """Whether pretraining's rates are those of plain training's first part, cut off where the cycles begin."""
 
 
 VARIANTS = (
@@ -77,10 +77,10 @@ VARIANTS = (
     Variant("cima_0.2", (*UNGATED, "superposition.method=cima", "superposition.cima_factor=0.2")),
     Variant("cima_0.5", (*UNGATED, "superposition.method=cima", "superposition.cima_factor=0.5")),
     Variant("averaged_batchnorm", (*UNGATED, "superposition.batchnorm=average")),
-    Variant("prune_each", (*UNGATED, "superposition.prune=each")),
+    Variant("prune_each", (*UNGATED, "superposition.prune_at=every_ticket")),
 )
 COLLAPSES = (Variant("superposed", most_chains=4), Variant("superposed_gated", (), most_chains=4))
-R1_CUT = ("data.train_size=500", "data.label_noise=0.2")
+R1_CUT = ("data.num_train_examples=500", "data.label_noise=0.2")
 """What a recipe of another data set forgets of R1's."""
 STANDARDISED = ("data.name=standardised:per_pixel", *R1_CUT)
 SETTINGS: dict[str, Setting] = {
@@ -115,9 +115,9 @@ SETTINGS: dict[str, Setting] = {
     "r2_default_init": Setting("r2.yaml", 8, (1, 4), VARIANTS[:1], ("model.initialization=default",)),
     "r2_cosine": Setting("r2.yaml", 8, (1, 4), VARIANTS[:1], ("train.lr_schedule=cosine",)),
 }
-"""The later ones look for what moves a gain: other splits of the data and draws of label noise, other first weights
-(the builder's own instead of normal ones scaled by density), the other schedule of phase one, one that is cut off, and
-inputs of mean 0 and variance 1 instead of shares of the deepest ink.
+"""The later ones look for what moves a gain: other splits of the data and draws of label noise, other initial weights
+(the builder's own instead of normal ones scaled by density), the other schedule of pretraining, one that is
+cut off, and inputs of mean 0 and variance 1 instead of shares of the deepest ink.
 """
 FIRST_SEED = 100
 """Those below were looked at while the product was made."""
@@ -127,7 +127,7 @@ CONTROLS: dict[str, tuple[str, ...]] = {
     "r1_explore_0.95": ("tickets.exploration_fraction=0.95",),
     "r1_unrelated": ("tickets.cycle_epochs=15",),
 }
-"""Planted collapses of R1: 4 chains, ungated and gated. Unrelated: one ticket, of another phase one."""
+"""Planted collapses of R1: 4 chains, ungated and gated. Unrelated: one ticket, of another pretraining."""
 CONTROL_SEEDS = 4
 
 
@@ -143,7 +143,7 @@ def all_jobs(seeds: int | None = None) -> list[tuple[str, int]]:
 def digest_of(name: str, seed: int, overrides: Sequence[str] = ()) -> str:
     """Returns 16 hex digits that change with whatever the rows of a setting under one seed depend on, but the code."""
     setting, own, chains = _asked(name, seed, overrides)
-    config = load_config(HERE / setting.recipe, [*own, f"tickets.chains={max(chains)}"])
+    config = load_config(HERE / setting.recipe, [*own, f"tickets.num_chains={max(chains)}"])
     return hashlib.sha256(
         repr((name, config_digest(config), chains, setting.variants, setting.cut_schedule)).encode()
     ).hexdigest()[:16]
@@ -167,7 +167,7 @@ def rows_of(name: str, seed: int, overrides: Sequence[str] = ()) -> list[Row]:
     """
     setting, own, chains = _asked(name, seed, overrides)
     recipe = HERE / setting.recipe
-    base = load_config(recipe, [*own, f"tickets.chains={max(chains)}"])
+    base = load_config(recipe, [*own, f"tickets.num_chains={max(chains)}"])
     work = _Work(base, load_data(base.data), base.train.epochs if setting.cut_schedule else None)
     if name == "r1_unrelated":
         work.put_in(load_config(recipe, [*own, f"seed={seed + 1000}"]))
@@ -196,7 +196,7 @@ class _Work:
         self._pretrain_seconds = time.perf_counter() - began
 
     def put_in(self, other: Config) -> None:
-        """Puts another phase one in the place of every ticket of the first chain."""
+        """Puts another pretraining in the place of every ticket of the first chain."""
         with arithmetic_of(other):
             stranger = trained(other, self._splits).ticket({})
         for cycle in range(budget_of(self._config).cycles):
@@ -208,7 +208,7 @@ class _Work:
         total = self._config.train.epochs
         found = []
         for schedule in SCHEDULES:
-            # One epoch more, which a cycle would take: phase one then has exactly the total.
+            # One epoch more, which a cycle would take: pretraining then has exactly the total.
             own = [f"train.epochs={total + 1}", "tickets.cycle_epochs=1", f"tickets.cycle_rate={1.5 / (total + 1)}"]
             config = load_config(recipe, [*overrides, *own, f"train.lr_schedule={schedule}"])
             assert budget_of(config).pretrain_epochs == total
@@ -224,16 +224,16 @@ class _Work:
 
     def superposed(self, variant: Variant, chains: int, recipe: Path, overrides: Sequence[str]) -> Row:
         """The sup-ticket of some chains under a variant."""
-        config = load_config(recipe, [*overrides, f"tickets.chains={chains}", *variant.overrides])
+        config = load_config(recipe, [*overrides, f"tickets.num_chains={chains}", *variant.overrides])
         order = list(canonical_order(chains, budget_of(config).cycles))
         tickets = [self._ticket(variant.shared_mask, *key) for key in order]
         began = time.perf_counter()
         with arithmetic_of(config):
-            superposing = Superposing(config, self._splits, self._pretrained, CPU)
+            merger = Merger(config, self._splits, self._pretrained, CPU)
             for ticket, key in zip(tickets, order, strict=True):
-                superposing.fold(ticket, *key, look=False)
-            merged = superposing.superposed
-            scores = {split: superposing.score(merged, split)["accuracy"] for split in ("validation", "test")}
+                merger.merge(ticket, *key, look=False)
+            merged = merger.superposed
+            scores = {split: merger.score(merged, split)["accuracy"] for split in ("validation", "test")}
         spent = time.perf_counter() - began + self._pretrain_seconds
         spent += sum(self._seconds[variant.shared_mask, *key] for key in order)
         return {
@@ -246,18 +246,18 @@ class _Work:
         }
 
     def single_tickets(self, chains: int) -> list[Row]:
-        """The network of phase one, and the mean over all tickets."""
+        """The pretrained network, and the mean over all tickets."""
         config = self._config
         order = list(canonical_order(chains, budget_of(config).cycles))
         with arithmetic_of(config):
-            judge = Superposing(config, self._splits, self._pretrained, CPU)
+            judge = Merger(config, self._splits, self._pretrained, CPU)
             scores = [
                 [judge.score(ticket, split)["accuracy"] for split in ("validation", "test")]
                 for ticket in [self._pretrained, *(self._ticket(False, *key) for key in order)]
             ]
         (validation, test), others = scores[0], scores[1:]
         spent = sum(self._seconds[False, *key] for key in order)
-        first = {"variant": "phase_one", "chains": 0, "validation_accuracy": validation, "test_accuracy": test}
+        first = {"variant": "pretraining", "chains": 0, "validation_accuracy": validation, "test_accuracy": test}
         mean = {
             "variant": "mean_ticket",
             "chains": chains,
@@ -292,7 +292,7 @@ class _Work:
 
 
 def scores_of(learner: Learner, splits: Splits) -> dict[str, float]:
-    """Returns the accuracies (shares of 1) of a network."""
+    """Returns the accuracies (fractions) of a network."""
     return {
         f"{name}_accuracy": evaluate(learner.model, getattr(splits, name))["accuracy"]
         for name in ("validation", "test")
@@ -320,13 +320,13 @@ def trained(
     after_epoch: Callable[[Learner], None] = lambda learner: None,
     schedule_epochs: int | None = None,
 ) -> Learner:
-    """Returns what phase one of a recipe ends in, as one rank of `suptickets train` trains it.
+    """Returns what pretraining of a recipe ends in, as one rank of `suptickets train` trains it.
 
     Args:
         config: The recipe.
         splits: Its data.
         after_epoch: Is shown the learner after every epoch.
-        schedule_epochs: Epochs over which the schedule of the rates is laid, if not over those of phase one.
+        schedule_epochs: Epochs over which the schedule of the rates is laid, if not over those of pretraining.
     """
     learner = build_learner(config, splits, CPU)
     epochs, epoch_steps = budget_of(config).pretrain_epochs, steps_per_epoch(config, splits)
@@ -334,7 +334,7 @@ def trained(
         seed_torch(config.seed, "pretrain", epoch, 0)
 
         def rate(step: int, epoch: int = epoch) -> float:
-            return phase_one_rate(config.train, epoch * epoch_steps + step, epoch_steps, schedule_epochs or epochs)
+            return pretrain_lr(config.train, epoch * epoch_steps + step, epoch_steps, schedule_epochs or epochs)
 
         train_epoch(learner, learner.forward, config, splits, order_seed(config.seed, epoch), rate)
         after_epoch(learner)

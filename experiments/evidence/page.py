@@ -85,20 +85,20 @@ PROTOTYPE_MORE: dict[tuple[str, int], tuple[float, float]] = {
 """What more chains gain over one, in points, with standard error."""
 SPLIT_SETTINGS = {
     "r1": "R1",
-    "r1_cut": "R1, phase one's schedule cut off",
+    "r1_cut": "R1, pretraining's schedule cut off",
     "r1_standardised": "R1, every pixel of mean 0 and variance 1",
     "r2": "R2",
 }
 COMPARED = {"r1": "r1", "r1_cut": "r1", "r1_standardised": "r1", "r2": "r2", "r2_set": "r2_set", "r3": "r3"}
 """Settings that are compared with one of the prototype's."""
 CHANGES = {
-    "r1_cut": "R1, phase one at a cosine over all 150 epochs, cut off after 135, where its rate is 0.0024",
-    "r1_default_init": "R1, first weights as PyTorch draws them",
+    "r1_cut": "R1, pretraining at a cosine over all 150 epochs, cut off after 135, where its rate is 0.0024",
+    "r1_default_init": "R1, initial weights as PyTorch draws them",
     "r1_centred": "R1, one shift and one scale for all pixels: inputs of mean 0 and variance 1",
     "r1_standardised": "R1, the same for every pixel",
-    "r1_multistep": "R1, phase one at multistep rates (0.001 at its end) instead of a cosine to 0",
-    "r2_default_init": "R2, first weights as PyTorch draws them",
-    "r2_cosine": "R2, phase one at a cosine to 0 instead of multistep rates (0.001 at its end)",
+    "r1_multistep": "R1, pretraining at multistep rates (0.001 at its end) instead of a cosine to 0",
+    "r2_default_init": "R2, initial weights as PyTorch draws them",
+    "r2_cosine": "R2, pretraining at a cosine to 0 instead of multistep rates (0.001 at its end)",
 }
 VARIANTS = {
     "superposed": "CIA, pruned last, BatchNorm recalibrated, no gate",
@@ -114,7 +114,7 @@ CONTROLS = {
     "r1_hot": "cycles up to learning rate 1.0",
     "r1_explore_0.8": "exploration fraction 0.8",
     "r1_explore_0.95": "exploration fraction 0.95",
-    "r1_unrelated": "an unrelated phase-one net in the place of one ticket",
+    "r1_unrelated": "an unrelated pretrained network in the place of one ticket",
 }
 
 
@@ -212,7 +212,7 @@ def section(cells: Cells, setting: str) -> str:
         return f"## {TITLES[setting]}\n\nNot run yet."
     rows: list[tuple[str, str, int]] = [
         ("plain, early stop", "early_stop", 0),
-        ("phase-one net", "phase_one", 0),
+        ("pretrained network", "pretraining", 0),
         *(("mean ticket", "mean_ticket", chains) for chains in _chains(cells, setting, "mean_ticket")),
     ]
     for variant, words in (("superposed", "sup-ticket"), ("superposed_shared_mask", "sup-ticket, shared mask")):
@@ -357,7 +357,7 @@ def agreement_section(cells: Cells) -> str:
             f"{PROTOTYPE_ACCURACY['r1', 'early_stop', 0]:.2f} %.",
             f"Scaled so that every pixel has mean 0 and variance 1 it is {standardised:.2f} %, and over splits the",
             "gains come near the prototype's; on split 0, which gains more than most, those of many chains stay apart.",
-            "That scaling was tried after first weights and schedules had been, and together with one scale for all",
+            "That scaling was tried after initial weights and schedules had been, and together with one scale for all",
             "pixels; MNIST-1D comes scaled. Why R2's mean tickets are better than the prototype's is not known.",
         ]
     return "\n".join(lines)
@@ -426,13 +426,13 @@ def collapse_section(cells: Cells) -> str:
     lines = [
         "## The gate",
         "",
-        "| planted in R1 | mean ticket | no gate | gated | phase-one net | n |",
+        "| planted in R1 | mean ticket | no gate | gated | pretrained network | n |",
         "|---|---|---|---|---|---|",
     ]
     for name, words in CONTROLS.items():
         own = [chains for setting, variant, chains in cells if setting == name and variant == "superposed"]
         if own:
-            keys = (("mean_ticket", own[0]), ("superposed", own[0]), ("superposed_gated", own[0]), ("phase_one", 0))
+            keys = (("mean_ticket", own[0]), ("superposed", own[0]), ("superposed_gated", own[0]), ("pretraining", 0))
             found = [accuracies(cells, name, *key) for key in keys]
             lines.append(f"| {words} | " + " | ".join(map(_cell, found)) + f" | {len(found[0])} |")
     return "\n".join(lines) if len(lines) > 4 else ""

@@ -8,15 +8,15 @@ import math
 from typing import Any
 
 from suptickets_ray.config import Config
-from suptickets_ray.config_io import config_digest
-from suptickets_ray.search.keys import exploration_key, phase_one_key
+from suptickets_ray.recipes.load import config_digest
+from suptickets_ray.search.keys import exploration_key, pretraining_key
 from suptickets_ray.search.space import Point, point_key
 from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
 
 SEARCH_FILE = "search.json"
-"""How often phase one and cycles were trained; written first of all, so that a folder with it is a search's."""
-_MADE_BY_SEARCH = ("phase_one", "explorations", "points")
+"""How often pretraining and cycles were trained; written first of all, so that a folder with it is a search's."""
+_MADE_BY_SEARCH = ("pretraining", "explorations", "points")
 
 
 def holds_search(store: RunStore) -> bool:
@@ -25,13 +25,13 @@ def holds_search(store: RunStore) -> bool:
 
 
 DIVERGED_FILE = "diverged"
-"""Beside a phase one that has diverged: the sentence that says so."""
+"""Beside a pretraining that has diverged: the sentence that says so."""
 
 
 class SearchFiles:
     """The folder of one search.
 
-    phase_one/<key>/pretrained.pt and explorations/<key>/tickets/ are shared by the trials that depend on the same;
+    pretraining/<key>/pretrained.pt and explorations/<key>/tickets/ are shared by the trials that depend on the same;
     points/<point>/ holds the scores and the sup-ticket of each seed; tensorboard/ is one tree for all.
     """
 
@@ -50,39 +50,39 @@ class SearchFiles:
     def begin(self) -> None:
         """Marks the folder as a search's, before anything else is written to it."""
         if not self.store.exists(SEARCH_FILE):
-            self._write_counts({"phase one": self.num_pretrainings(), "cycle": self.num_cycles()})
+            self._write_counts({"pretraining": self.num_pretrainings(), "cycle": self.num_cycles()})
 
-    def phase_one_path(self, config: Config) -> str:
-        """Returns where the phase one of a recipe lies."""
-        return child(self.path, "phase_one", phase_one_key(config))
+    def pretrained_path(self, config: Config) -> str:
+        """Returns where the pretraining of a recipe lies."""
+        return child(self.path, "pretraining", pretraining_key(config))
 
     def exploration_path(self, config: Config) -> str:
         """Returns where the tickets of a recipe lie."""
         return child(self.path, "explorations", exploration_key(config))
 
-    def phase_one(self, config: Config) -> bytes:
-        """Returns the state that phase one ended in.
+    def pretrained_state(self, config: Config) -> bytes:
+        """Returns the state that pretraining ended in.
 
         Raises:
             FileNotFoundError: Before that.
             RuntimeError: If it has diverged.
         """
-        store = RunStore(self.phase_one_path(config))
+        store = RunStore(self.pretrained_path(config))
         if store.exists(DIVERGED_FILE) and not store.exists(PRETRAINED_FILE):
             raise RuntimeError(store.read(DIVERGED_FILE).decode())
         return store.read(PRETRAINED_FILE)
 
     def count(self, what: str) -> None:
-        """Takes note that a "phase one" or "cycle" was trained, be it for the second time; one process may do this."""
+        """Counts a "pretraining" or "cycle" that was trained, even twice. Only one process may call this."""
         counts = self._counts()
         self._write_counts({**counts, what: counts.get(what, 0) + 1})
 
     def num_pretrainings(self) -> int:
-        """Returns how many phase ones were trained, by this start and earlier ones."""
+        """Returns how many pretrainings were trained, by this start and earlier ones."""
         return max(
-            self._counts().get("phase one", 0),
+            self._counts().get("pretraining", 0),
             # Those that a killed driver could not count.
-            sum(path.endswith(PRETRAINED_FILE) for path in self.store.list("phase_one")),
+            sum(path.endswith(PRETRAINED_FILE) for path in self.store.list("pretraining")),
         )
 
     def num_cycles(self) -> int:

@@ -1,4 +1,4 @@
-"""What a search tries, in which order, and which phase ones that needs."""
+"""What a search tries, in which order, and which pretrainings that needs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from suptickets_ray.config import Config
-from suptickets_ray.config_io import all_keys
+from suptickets_ray.recipes.load import all_keys
 from suptickets_ray.search.files import SearchFiles
-from suptickets_ray.search.keys import exploration_key, phase_one_key
+from suptickets_ray.search.keys import exploration_key, pretraining_key
 from suptickets_ray.search.space import (
     METRICS,
     Dimension,
@@ -49,19 +49,19 @@ class SearchPlan:
         self.dimensions: dict[str, Dimension] = parse_space(section.space or default_space(config), all_keys())
         self.points: list[Point] = []
         if own_tuner:
-            self.known = self._phase_one_points("for a Tuner of your own")
+            self.known = self._pretraining_points("for a Tuner of your own")
             self.num_trials = section.num_trials or _MANY
         elif section.searcher == "optuna":
             if section.num_trials is None:
                 raise ValueError("search.num_trials must be given with search.searcher 'optuna'. 20 is a start.")
             _check_optuna()
-            # Those that phase one may depend on; the rest is Optuna's.
-            self.known = self._phase_one_points("with search.searcher 'optuna'")
+            # Those that pretraining may depend on; the rest is Optuna's.
+            self.known = self._pretraining_points("with search.searcher 'optuna'")
             self.num_trials = section.num_trials
         else:
             method = config.superposition.method
             drawn = draw_points(self.dimensions, section.searcher, section.num_trials, config.seed, method)
-            # What explores something new comes first, what only folds comes later.
+            # What explores something new comes first, what only merges comes later.
             self.points = grouped(drawn, lambda point: exploration_key(self.config_of(point)))
             self.known = self.points
             self.num_trials = len(self.points)
@@ -78,8 +78,8 @@ class SearchPlan:
             budgets[config.tickets.cycle_epochs] = budget_of(config).cyclic_epochs
         number, drawn = self.config.search.num_trials, len(self.points)
         found = [budget_warning(budgets), self._moved_epochs(), self._other_method()]
-        if self.config.cluster.fold_shares > 1:
-            found.append("cluster.fold_shares has no effect in a search: every trial folds in its own process.")
+        if self.config.cluster.num_merge_shards > 1:
+            found.append("cluster.num_merge_shards has no effect in a search: every trial merges in its own process.")
         if self.points and number is not None and drawn < number:
             found.append(f"search.num_trials is {number}, and only {drawn} different points were drawn from the space.")
         return [warning for warning in found if warning]
@@ -107,25 +107,25 @@ class SearchPlan:
             "Put superposition.method into the space to compare both."
         )
 
-    def phase_ones(self, seeds: int | None = None) -> dict[str, Config]:
-        """Returns a recipe for every phase one that the trials need, by its key; of all seeds, or of so many."""
-        numbers = range(self.config.search.seeds if seeds is None else seeds)
+    def pretrainings(self, seeds: int | None = None) -> dict[str, Config]:
+        """Returns a recipe for every pretraining that the trials need, by its key; of all seeds, or of so many."""
+        numbers = range(self.config.search.num_seeds if seeds is None else seeds)
         configs = (self.config_of(point, number) for point in self.known for number in numbers)
-        return {phase_one_key(config): config for config in configs}
+        return {pretraining_key(config): config for config in configs}
 
-    def _phase_one_points(self, who: str) -> list[Point]:
-        """Points for every phase one that may be needed; refuses a space of which there are endlessly many."""
+    def _pretraining_points(self, who: str) -> list[Point]:
+        """Points for every pretraining that may be needed; refuses a space of which there are endlessly many."""
         method = self.config.superposition.method
         points = listed_points(self.dimensions, method)
         highest = {key: own.arguments[1] for key, own in self.dimensions.items() if own.values is None}
         alone_and_together = [*([key] for key in highest), list(highest)] if highest else []
         for point in points:
-            known = phase_one_key(self.config_of(point))
+            known = pretraining_key(self.config_of(point))
             for keys in alone_and_together:
                 other = settle({**point, **{key: highest[key] for key in keys}}, method)
-                if phase_one_key(self.config_of(other)) != known:
+                if pretraining_key(self.config_of(other)) != known:
                     raise ValueError(
-                        f"search.space.{keys[0]} must be a choice {who}: phase one depends on it, and is trained "
+                        f"search.space.{keys[0]} must be a choice {who}: pretraining depends on it, and is trained "
                         f"before the trials; got {self.dimensions[keys[0]].kind}. Or use suptickets tune with the "
                         "searcher random."
                     )
@@ -139,7 +139,7 @@ class SearchPlan:
             earlier: What `result.json` held, if one of them came to an end. What was stopped stays stopped, also by one
                 that was killed later; what failed is tried again.
         """
-        seeds, stopped = range(self.config.search.seeds), {point_key(point) for point in stopped_points(earlier)}
+        seeds, stopped = range(self.config.search.num_seeds), {point_key(point) for point in stopped_points(earlier)}
         return [
             point
             for point in self.points

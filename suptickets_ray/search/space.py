@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from suptickets_ray.config import PLACEMENT_KEYS, Config
-from suptickets_ray.config_io import load_config
 from suptickets_ray.lookup import choose, suggestion
+from suptickets_ray.recipes.load import load_config
 from suptickets_ray.search.unresolved import chosen_settings
 from suptickets_ray.seeding import derive_seed
 
@@ -42,10 +42,10 @@ def default_space(config: Config) -> dict[str, dict[str, Any]]:
     """Returns the built-in space for a recipe, in which every cycle length gets the same epochs.
 
     Where the recipe's own budget is not the same for all lengths, the space sets tickets.cycle_rate so that all cycles
-    together get the multiple of 24 epochs that is nearest to it. Lengths then compare fairly, and share phase one.
+    together get the multiple of 24 epochs that is nearest to it. Lengths then compare fairly, and share pretraining.
 
     Raises:
-        ValueError: If that leaves no epochs for phase one.
+        ValueError: If that leaves no epochs for pretraining.
     """
     epochs, rate = config.train.epochs, Fraction(str(config.tickets.cycle_rate))
     lengths = DEFAULT_SPACE["tickets.cycle_epochs"]["grid_search"]
@@ -139,7 +139,7 @@ def _parse_dimension(key: str, domain: Any, known_keys: Sequence[str]) -> Dimens
     if root not in known_keys or section in ("search", "cluster", "storage", "name", "seed"):
         raise ValueError(
             f"search.space must hold settings of the experiment; got {key!r}{suggestion(key, known_keys)} "
-            "Seeds are repeated with search.seeds."
+            "Seeds are repeated with search.num_seeds."
         )
     if section == "data" and rest[:1] and rest[0] in _OTHER_DATA:
         raise ValueError(
@@ -209,7 +209,7 @@ def draw_points(
         if num_trials is not None and num_trials > len(points):
             raise ValueError(
                 f"search.num_trials must be at most {len(points)}, the points of search.space; got {num_trials}. Leave "
-                "it out for all of them; search.seeds repeats each."
+                "it out for all of them; search.num_seeds repeats each."
             )
         if searcher == "random":
             points = _some(points, num_trials, rng)

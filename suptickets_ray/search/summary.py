@@ -73,7 +73,7 @@ def noise_warning(best_first: Sequence[Row], metric: str) -> str | None:
     difference = abs(best[metric] - second[metric])
     lead = f"the best trial leads the next by {difference:.4f} of {metric}"
     if best["standard_error"] is None or second["standard_error"] is None:
-        return f"{lead}, with one seed each: that may be noise. search.seeds=5 tells."
+        return f"{lead}, with one seed each: that may be noise. search.num_seeds=5 tells."
     error = math.hypot(best["standard_error"], second["standard_error"])
     if difference > 2 * error:
         return None
@@ -91,7 +91,7 @@ def budget_warning(cyclic_epochs: Mapping[int, int]) -> str | None:
     listed = ", ".join(f"{length}: {total}" for length, total in sorted(cyclic_epochs.items()))
     return (
         f"cycle lengths do not compare fairly: the epochs of all cycles are {listed}. With a budget that all lengths "
-        "divide (train.epochs * tickets.cycle_rate, e.g. 24) they do, and phase one is shared."
+        "divide (train.epochs * tickets.cycle_rate, e.g. 24) they do, and pretraining is shared."
     )
 
 

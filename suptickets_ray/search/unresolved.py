@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 from suptickets_ray.config import Config
-from suptickets_ray.config_io import from_dict, to_dict
-from suptickets_ray.config_resolution import resolve
+from suptickets_ray.recipes.load import from_dict, to_dict
+from suptickets_ray.recipes.resolve import resolve
 
 _SECTIONS = ("method", "tickets", "superposition")
 """Those in which `resolve` fills in what was left out."""

@@ -42,12 +42,12 @@ Score = Callable[[Layer], Tensor]
 """A layer to scores of the weight's shape; the highest stay, or are grown."""
 
 
-def keep_magnitude(layer: Layer) -> Tensor:
+def magnitude_score(layer: Layer) -> Tensor:
     """Drops the smallest |w| of each layer. Source: Han et al., 1506.02626."""
     return layer.weight.abs()
 
 
-def keep_magnitude_by_sign(layer: Layer) -> Tensor:
+def magnitude_by_sign_score(layer: Layer) -> Tensor:
     """Drops the smallest positive and the largest negative weights, from both signs by their share.
 
     The score is the weight's quantile, (rank + 1/2) / number, among the active weights of its sign. Dropping the lowest
@@ -77,7 +77,7 @@ def keep_above_threshold(layer: Layer) -> Tensor:
     return layer.weight.abs()
 
 
-def keep_magnitude_and_gradient(layer: Layer) -> Tensor:
+def magnitude_and_gradient_score(layer: Layer) -> Tensor:
     """Drops the smallest |w| + lambda * |dL/dw| of each layer. Source: MEST, 2110.14032, section 3."""
     return layer.weight.abs() + layer.gradient_weight * _given(layer, "gradient").abs()
 
@@ -152,11 +152,11 @@ def share_by_momentum(layer: Layer) -> float:
     return _mean_over_active(layer, _given(layer, "momentum"))
 
 
-DROP_SCORES: dict[str, Score] = {
-    "magnitude": keep_magnitude,
-    "set": keep_magnitude_by_sign,
+SALIENCY_SCORES: dict[str, Score] = {
+    "magnitude": magnitude_score,
+    "set": magnitude_by_sign_score,
     "threshold": keep_above_threshold,
-    "mest": keep_magnitude_and_gradient,
+    "mest": magnitude_and_gradient_score,
 }
 GROW_SCORES: dict[str, Score] = {
     "gradient": grow_gradient,
@@ -178,7 +178,7 @@ RANKED_OVER_ALL_LAYERS = frozenset({"threshold"})
 """Drop scores whose connections are ranked over all layers together instead of in each layer."""
 
 _NEEDS: dict[Callable[[Layer], Any], frozenset[str]] = {
-    keep_magnitude_and_gradient: frozenset({"gradient"}),
+    magnitude_and_gradient_score: frozenset({"gradient"}),
     grow_random_unfired: frozenset({"explored"}),
     grow_gradient: frozenset({"gradient"}),
     grow_mix: frozenset({"gradient"}),
@@ -194,7 +194,7 @@ def needs(criterion: Callable[[Layer], Any]) -> frozenset[str]:
     A function of your own says so by an attribute, e.g. `score.needs = {"momentum"}`; else it gets the gradient and the
     explored positions.
     """
-    own = {*DROP_SCORES.values(), *GROW_SCORES.values(), *REDISTRIBUTIONS.values()}
+    own = {*SALIENCY_SCORES.values(), *GROW_SCORES.values(), *REDISTRIBUTIONS.values()}
     return frozenset(
         getattr(criterion, "needs", _NEEDS.get(criterion, () if criterion in own else {"gradient", "explored"}))
     )

@@ -1,4 +1,4 @@
-"""How the density is shared between layers, and first masks with an exact count in each."""
+"""How the density is shared between layers, and initial masks with an exact count in each."""
 
 from __future__ import annotations
 

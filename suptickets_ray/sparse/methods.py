@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from suptickets_ray.lookup import choose, choose_or_import, suggestion
-from suptickets_ray.sparse.criteria import DROP_SCORES, GROW_SCORES, REDISTRIBUTIONS, needs
-from suptickets_ray.sparse.first_masks import FIRST_MASKS, REGROWING
+from suptickets_ray.sparse.criteria import GROW_SCORES, REDISTRIBUTIONS, SALIENCY_SCORES, needs
+from suptickets_ray.sparse.initial_masks import INITIAL_MASKS, REGROWING
 from suptickets_ray.sparse.schedules import FRACTIONS
 from suptickets_ray.sparse.topology import SCOPES
 
@@ -167,12 +167,12 @@ def method_settings(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _CRITERIA: dict[str, tuple[Mapping[str, Callable[..., Any]], str]] = {
-    "drop": (DROP_SCORES, "drop score"),
+    "drop": (SALIENCY_SCORES, "drop score"),
     "grow": (GROW_SCORES, "grow score"),
     "redistribution": (REDISTRIBUTIONS, "redistribution"),
 }
 _TABLES: dict[str, tuple[Mapping[str, Any], str]] = {
-    "distribution": (FIRST_MASKS, "distribution"),
+    "distribution": (INITIAL_MASKS, "distribution"),
     "drop_fraction_schedule": (FRACTIONS, "drop-fraction schedule"),
     "prune_scope": (SCOPES, "prune scope"),
 }

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from suptickets_ray.lookup import choose
-from suptickets_ray.sparse.first_masks import STRUCTURED
+from suptickets_ray.sparse.initial_masks import STRUCTURED
 from suptickets_ray.sparse.masks import count_down
 from suptickets_ray.sparse.methods import METHODS, criteria_needs, method_settings
 from suptickets_ray.sparse.schedules import cubic_density, drop_fraction
 
 
 class Plan:
-    """A method with its settings, over the steps of phase one and after. Steps count from 1."""
+    """A method with its settings, over the steps of pretraining and after. Steps count from 1."""
 
     def __init__(
         self, method: str, recipe: Mapping[str, Any], *, density: float, total_steps: int, keep_updating: bool
@@ -51,13 +51,13 @@ class Plan:
         steps = range(self._interval, total_steps + 1, self._interval)
         if self.method.exchanges and not any(self.exchanges_at(step) for step in steps):
             raise ValueError(
-                f"update_interval_steps must leave room for an update in the {total_steps} steps of phase one; "
+                f"update_interval_steps must leave room for an update in the {total_steps} steps of pretraining; "
                 f"got {self._interval}. Choose a smaller one, or method 'static'."
             )
 
     @property
-    def first_density(self) -> float:
-        """The density of the first masks, in (0, 1]."""
+    def initial_density(self) -> float:
+        """The density of the initial masks, in (0, 1]."""
         if not self.method.sparse or self.method.starts_dense:
             return 1.0
         density: float = self.settings.get("initial_density", self.density)
@@ -98,7 +98,7 @@ class Plan:
     def density_at(self, step: int) -> float:
         """Returns the density that pruning has to reach after this step."""
         update = step // self._interval
-        return cubic_density(update, self._first_pruning, self._last_pruning, self.first_density, self.density)
+        return cubic_density(update, self._first_pruning, self._last_pruning, self.initial_density, self.density)
 
     def fraction_at(self, step: int) -> float:
         """Returns the share of connections to exchange after this step."""
@@ -120,9 +120,9 @@ class Plan:
                 f"every {self._interval} of {self.total_steps} steps, so the target density is never reached. Choose a "
                 "smaller update_interval_steps, a longer window or more epochs."
             )
-        if self.first_density < self.density:
+        if self.initial_density < self.density:
             raise ValueError(
-                f"initial_density must be at least the target density {self.density}; got {self.first_density}."
+                f"initial_density must be at least the target density {self.density}; got {self.initial_density}."
             )
         if self.settings.get("distribution") in STRUCTURED:
             raise ValueError(

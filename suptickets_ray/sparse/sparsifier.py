@@ -13,13 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from suptickets_ray.sparse import masks as mask_arithmetic
-from suptickets_ray.sparse.connections import Connections
+from suptickets_ray.sparse.ddp import ActiveGradientReduction, assert_equal_masks
 from suptickets_ray.sparse.distributions import share_out
-from suptickets_ray.sparse.first_masks import NEED_GRADIENT, Start, first_masks, uniform_counts
+from suptickets_ray.sparse.initial_masks import NEED_GRADIENT, Start, initial_masks, uniform_counts
+from suptickets_ray.sparse.layer_mask import LayerMask
 from suptickets_ray.sparse.maskable import find_ddp, last_linear, maskable_parameters, output_dimensions, unwrap
+from suptickets_ray.sparse.masked_step import MaskedStep
 from suptickets_ray.sparse.plan import Plan
-from suptickets_ray.sparse.ranks import ActiveGradientReduction, assert_equal_masks
-from suptickets_ray.sparse.stepping import MaskedStep
 from suptickets_ray.sparse.topology import drop_and_grow, prune_layers, prune_to_count
 
 
@@ -47,7 +47,7 @@ class Sparsifier:
         mask_embeddings: bool = False,
         **recipe: Any,
     ) -> None:
-        """Attaches to the model and zeroes what its first masks leave out.
+        """Attaches to the model and zeroes what its initial masks leave out.
 
         Args:
             model: The module; torch.compile's wrapper is looked through. With that of DistributedDataParallel, `share`
@@ -56,8 +56,8 @@ class Sparsifier:
             method: A name of `METHODS`.
             density: Target density in (0, 1], over the masked weights.
             total_steps: Optimizer steps of the sparse training phase; schedules end with it.
-            generator: Source of the first masks and of random growth, on the CPU; equal on all ranks.
-            masks: First masks, instead of those of the recipe's distribution.
+            generator: Source of the initial masks and of random growth, on the CPU; equal on all ranks.
+            masks: Initial masks, instead of those of the recipe's distribution.
             keep_updating: Drop and grow after `total_steps` too, with the fraction that the schedule ended at.
             dense_layers: Layers to keep dense, as `maskable_parameters` takes them.
             mask_embeddings: Whether embeddings are masked too.
@@ -66,7 +66,7 @@ class Sparsifier:
         Raises:
             ValueError: If a setting is unknown or out of range, a weight cannot be masked, the method could not do a
                 single update, or the target density cannot be reached.
-            RuntimeError: If the first masks need a gradient and the parameters hold none.
+            RuntimeError: If the initial masks need a gradient and the parameters hold none.
         """
         self._plan = Plan(method, recipe, density=density, total_steps=total_steps, keep_updating=keep_updating)
         self.method, self.settings = self._plan.method, self._plan.settings
@@ -101,14 +101,14 @@ class Sparsifier:
         self._saw_diverged = False
         self._attached = True
         self._check_density()
-        given = self._given(masks) if masks is not None else self._first_masks()
+        given = self._given(masks) if masks is not None else self._initial_masks()
         self._explored = {name: mask_arithmetic.pack(mask) for name, mask in given.items()}
         self._active_steps = dict.fromkeys(self.parameters, 0)
         self._dense_gradient_steps = dict.fromkeys(self.parameters, 0)
         self._stepping = MaskedStep(optimizer, self.parameters, self._before_optimizer_step)
         self._stepping.set_masks(given, exchanging=False)
         if (ddp := find_ddp(model)) is not None:
-            self.share(ddp)
+            self.attach_ddp(ddp)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sparsifier:
         """Returns a copy that is attached to the copies of model and optimizer.
@@ -164,7 +164,7 @@ class Sparsifier:
         }
 
     @property
-    def connections(self) -> dict[str, Connections]:
+    def connections(self) -> dict[str, LayerMask]:
         """The masks in the form that they are kept in."""
         return self._stepping.connections
 
@@ -253,7 +253,7 @@ class Sparsifier:
         if "gradient" in self._needs and (self._compresses or self._stepping.has_masked_gradients()):
             raise RuntimeError(
                 "explore() must see dense gradients; these are masked. Call it before mask_gradients(), and on a model "
-                "without share(), or with share(compress=False)."
+                "without attach_ddp(), or with attach_ddp(compress=False)."
             )
         if "momentum" in self._needs and not self._momenta:
             raise RuntimeError("explore() by momentum must follow a step; none came. Train a step first.")
@@ -278,7 +278,7 @@ class Sparsifier:
         self._saw_diverged = bool(sums) and not bool(torch.stack([s.to(sums[0].device) for s in sums]).isfinite().all())
         self._stepping.mask_gradients()
 
-    def share(self, model: DistributedDataParallel, *, compress: bool = True) -> None:
+    def attach_ddp(self, model: DistributedDataParallel, *, compress: bool = True) -> None:
         """Tells that the model is trained by DistributedDataParallel.
 
         From now on masks are compared over its ranks at every update, and between updates only the gradients of active
@@ -319,7 +319,7 @@ class Sparsifier:
         """Continues from what `state_dict()` returned.
 
         Build model, optimizer and Sparsifier first, then load the state of all three, in any order: building it zeroes
-        what its first masks leave out.
+        what its initial masks leave out.
 
         Raises:
             ValueError: If the state was taken from a model with other parameters, or under another method or schedule.
@@ -372,20 +372,20 @@ class Sparsifier:
                 )
         return {name: masks[name].to(parameter.device, torch.bool) for name, parameter in self.parameters.items()}
 
-    def _first_masks(self) -> dict[str, Tensor]:
-        if self._plan.first_density == 1 and "distribution" not in self.settings:
+    def _initial_masks(self) -> dict[str, Tensor]:
+        if self._plan.initial_density == 1 and "distribution" not in self.settings:
             return {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in self.parameters.items()}
         distribution = self.settings["distribution"]
         start = Start(
             self.parameters,
-            self._plan.first_density,
+            self._plan.initial_density,
             self.generator,
             self._all_dense_gradients() if distribution in NEED_GRADIENT else None,
             self.settings.get("regrow_fraction", 0.0),
             self._last_linear,
             self._output_dimensions,
         )
-        return self._given(first_masks(distribution, start))
+        return self._given(initial_masks(distribution, start))
 
     def _sizes(self) -> dict[str, int]:
         return {name: parameter.numel() for name, parameter in self.parameters.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from suptickets_ray.lookup import choose, choose_or_import
-from suptickets_ray.sparse.criteria import DROP_SCORES, GROW_SCORES, RANKED_OVER_ALL_LAYERS, REDISTRIBUTIONS, Layer
+from suptickets_ray.sparse.criteria import GROW_SCORES, RANKED_OVER_ALL_LAYERS, REDISTRIBUTIONS, SALIENCY_SCORES, Layer
 from suptickets_ray.sparse.distributions import share_out
 from suptickets_ray.sparse.masks import Tensors, count_down, count_up, num_positions, num_true, top_mask, top_masks
 
@@ -39,7 +39,7 @@ def drop_and_grow(
         weights: Parameter name to weight, of any shapes.
         masks: Parameter name to bool mask of the weight's shape.
         fraction: Share of the active connections to exchange, in [0, 1].
-        drop: A name of `DROP_SCORES`, or "package.module:function".
+        drop: A name of `SALIENCY_SCORES`, or "package.module:function".
         grow: A name of `GROW_SCORES`, or "package.module:function".
         redistribution: How many of the grown connections each layer gets: a name of `REDISTRIBUTIONS`, or
             "package.module:function".
@@ -61,7 +61,7 @@ def drop_and_grow(
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"the drop fraction must be in [0, 1]; got {fraction}.")
-    drop_score = choose_or_import(DROP_SCORES, drop, "drop score")
+    drop_score = choose_or_import(SALIENCY_SCORES, drop, "drop score")
     grow_score = choose_or_import(GROW_SCORES, grow, "grow score")
     share_of = choose_or_import(REDISTRIBUTIONS, redistribution, "redistribution")
 

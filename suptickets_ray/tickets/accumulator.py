@@ -1,4 +1,4 @@
-"""What a fold of tickets holds: a value, made of one ticket, taken apart by tensors and put together again."""
+"""What a merge of tickets holds: a value, made of one ticket, taken apart by tensors and put together again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MeanPart = Part | FilledTensor
 
 @dataclass(frozen=True)
 class Accumulator:
-    """What the fold knows of the tickets so far, at the positions that any of them, or what survived, uses."""
+    """What the merge knows of the tickets so far, at the positions that any of them, or what survived, uses."""
 
     mean: Mapping[str, MeanPart]
     """Running average of every tensor; a sum for CAA's masked weights."""
@@ -58,7 +58,7 @@ class Accumulator:
     """The tickets' own types: half precision is averaged in float32, where a long mean stays the mean."""
 
     def only(self, names: Container[str]) -> Accumulator:
-        """Returns the fold of some tensors alone."""
+        """Returns the merge of some tensors alone."""
         mean = _only(self.mean, names)
         return Accumulator(
             mean=mean,
@@ -94,7 +94,7 @@ class Accumulator:
 
 
 def start(ticket: Ticket) -> Accumulator:
-    """Returns the fold of one ticket."""
+    """Returns the merge of one ticket."""
     masked = {name: part for name, part in ticket.parts.items() if isinstance(part, SparseTensor)}
     return Accumulator(
         mean={name: widened(part) for name, part in ticket.parts.items()},
@@ -109,8 +109,8 @@ def start(ticket: Ticket) -> Accumulator:
 def shares(sizes: Mapping[str, int], count: int) -> list[list[str]]:
     """Returns the names of tensors of so many entries in at most `count` groups of about equal size, none empty.
 
-    Without pruning in between every tensor is folded by itself, so that groups may be folded apart: `joined` gives the
-    bits of one fold.
+    Without pruning in between every tensor is merged by itself, so that groups may be merged apart: `joined` gives the
+    bits of one merge.
     """
     groups: list[list[str]] = [[] for _ in range(count)]
     totals = [0] * count
@@ -122,7 +122,7 @@ def shares(sizes: Mapping[str, int], count: int) -> list[list[str]]:
 
 
 def joined(accumulators: Sequence[Accumulator], names: Iterable[str]) -> Accumulator:
-    """Returns the fold of all tensors from the folds of `shares`, in the order of `names`."""
+    """Returns the merge of all tensors from the merges of `shares`, in the order of `names`."""
     means, counts, active, dtypes = (
         {name: value for some in accumulators for name, value in getattr(some, field).items()}
         for field in ("mean", "layer_counts", "num_active", "dtypes")

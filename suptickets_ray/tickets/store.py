@@ -26,7 +26,7 @@ _PASSING = ("curlcode", "network_connection", "service_unavailable", "slow_down"
 _WITHOUT_FOLDERS = ("s3",)
 """File systems that only know names: making a folder there costs three requests and changes nothing."""
 PRETRAINED_FILE = "pretrained.pt"
-"""The state that phase one ended in, under a run's folder."""
+"""The state that pretraining ended in, under a run's folder."""
 
 Result = TypeVar("Result")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from suptickets_ray.config import Config, TicketsConfig
 from suptickets_ray.seeding import derive_seed
-from suptickets_ray.tickets.cycles import triangular
+from suptickets_ray.tickets.schedule import triangular
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.loop import (
     Learner,
@@ -18,7 +18,7 @@ from suptickets_ray.training.loop import (
 )
 
 
-def cycle_rate(section: TicketsConfig, epochs: float) -> float:
+def cycle_lr(section: TicketsConfig, epochs: float) -> float:
     """Returns the learning rate of a cycle after so many epochs of it: a triangle, or lr_low throughout."""
     assert section.lr_high is not None  # resolved: equal to lr_low where the rate is not cyclic
     return triangular(epochs / section.cycle_epochs, section.lr_low, section.lr_high)
@@ -39,7 +39,7 @@ def run_cycle(
     All randomness is derived from (seed, chain, cycle), so the outcome does not depend on who runs it, or when.
 
     Args:
-        learner: Holds the state that the cycle before, or phase one, ended in.
+        learner: Holds the state that the cycle before, or pretraining, ended in.
         config: The recipe.
         splits: The data.
         chain: Chain, from 0.
@@ -67,7 +67,7 @@ def run_cycle(
         seed_torch(seed, "cycle", chain, cycle, epoch)
 
         def rate(step: int, epoch: int = epoch) -> float:
-            return cycle_rate(tickets, epoch + step / epoch_steps)
+            return cycle_lr(tickets, epoch + step / epoch_steps)
 
         def updated(step: int, epoch: int = epoch) -> None:
             on_update(epoch * epoch_steps + step)

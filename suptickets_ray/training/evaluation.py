@@ -13,10 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from suptickets_ray.config import Config
 from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.training.checkpoint import restore
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.models import build_model
-from suptickets_ray.training.state import restore
 
 EVALUATION_BATCH_SIZE, _LARGEST_BATCH = 512, 10_000_000
 """Most examples of a batch, and most numbers of its inputs together: large images come in smaller batches."""
@@ -48,7 +48,7 @@ def _modes_restored(model: Module) -> Iterator[None]:
 
 
 def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Returns accuracy (a share of 1) and mean cross-entropy (nats) of logits (n, classes) against labels (n,)."""
+    """Returns accuracy (a fraction) and mean cross-entropy (nats) of logits (n, classes) against labels (n,)."""
     correct = logits.argmax(1).eq(labels).double().mean()
     return {"accuracy": float(correct), "loss": float(cross_entropy(logits.double(), labels))}
 

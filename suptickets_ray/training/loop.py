@@ -20,14 +20,14 @@ from torch.optim import Optimizer
 from suptickets_ray.config import Config, TrainConfig
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.sparse import Sparsifier
-from suptickets_ray.sparse.first_masks import NEED_GRADIENT
+from suptickets_ray.sparse.initial_masks import NEED_GRADIENT
 from suptickets_ray.sparse.maskable import find_ddp, maskable_parameters
-from suptickets_ray.tickets.cycles import Budget, plan_budget
+from suptickets_ray.tickets.schedule import Budget, plan_budget
 from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.training.checkpoint import read_state, restore, write_state
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.models import build_model
-from suptickets_ray.training.optimization import make_optimizer
-from suptickets_ray.training.state import read_state, restore, write_state
+from suptickets_ray.training.optim import make_optimizer
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INITIALIZATIONS: dict[str, str] = {
@@ -99,13 +99,13 @@ class Learner:
 
 
 def build_learner(config: Config, splits: Splits, device: torch.device, *, restores: bool = False) -> Learner:
-    """Returns the network of a recipe with first weights and first masks, all drawn from the run's seed.
+    """Returns the network of a recipe with initial weights and initial masks, all drawn from the run's seed.
 
     Args:
         config: The recipe.
         splits: Its data.
         device: Where to train.
-        restores: Whether a state is loaded next, so that first masks need no gradient: it would be for nothing.
+        restores: Whether a state is loaded next, so that initial masks need no gradient: it would be for nothing.
 
     Raises:
         ValueError: If model, method and data do not fit together.
@@ -170,7 +170,7 @@ def compute_gradient(model: Module, splits: Splits, config: Config, seed: int) -
 
 
 def sparsifier_settings(config: Config) -> dict[str, Any]:
-    """Returns the method's settings as the Sparsifier reads them: the prune window as shares of phase one."""
+    """Returns the method's settings as the Sparsifier reads them: the prune window as shares of pretraining."""
     section = config.method
     settings = {
         key: value

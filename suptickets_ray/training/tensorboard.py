@@ -1,7 +1,4 @@
-"""Curves for TensorBoard: a folder for phase one and each chain, on one axis of optimizer steps, and one for the fold.
-
-The fold's tags are its own, since its axis counts tickets.
-"""
+"""Curves for TensorBoard: pretraining and each chain on one axis of optimizer steps, the superposition by tickets."""
 
 from __future__ import annotations
 
@@ -163,7 +160,7 @@ class Scalars:
 
         Args:
             tree: Absolute path of the tree, which is a run's or a search's.
-            name: "phase-one", "chain-000" or "superposition".
+            name: "pretraining", "chain-000" or "superposition".
             first_step: Points of an earlier, interrupted try at or after this step are hidden.
         """
         self._tree = EventFolder(tree, name)

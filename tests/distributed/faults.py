@@ -18,11 +18,11 @@ from ray.cluster_utils import Cluster
 
 from suptickets_ray import load_config, train
 from suptickets_ray.config import ClusterConfig
-from suptickets_ray.config_io import to_yaml
-from suptickets_ray.distributed import exploration, folding
-from suptickets_ray.distributed.room import actor_options, explorer_bundle, places_for_workers, worker_labels
-from suptickets_ray.distributed.superposer import Superposer
-from suptickets_ray.distributed.tuning import tune
+from suptickets_ray.distributed.cluster.capacity import actor_options, explorer_bundle, worker_capacity, worker_labels
+from suptickets_ray.distributed.pipeline import exploration, superposer_client
+from suptickets_ray.distributed.pipeline.superposer import Superposer
+from suptickets_ray.distributed.tune.tune import tune
+from suptickets_ray.recipes.load import to_yaml
 from suptickets_ray.tickets.store import RunStore, child
 
 # Seconds instead of half a minute: who is dead refuses at once. Who lives may take 15 s to answer, on a busy machine.
@@ -40,7 +40,7 @@ RECIPE = [
     "train.epochs=50",
     "tickets.cycle_rate=0.32",
     "tickets.cycle_epochs=8",
-    "tickets.chains=6",
+    "tickets.num_chains=6",
     "train.checkpoint_every_epochs=10",
     "cluster.num_explorers=2",
 ]
@@ -56,7 +56,7 @@ class Faults:
         Args:
             folder: What all machines see.
             temp_dir: Of Ray; short, as a Unix socket's path has at most 107 bytes.
-            finished: Folder of a finished run of the built-in recipe, from whose phase one a scenario may fork.
+            finished: Folder of a finished run of the built-in recipe, from whose pretraining a scenario may fork.
         """
         self.folder, self.finished = Path(folder), Path(finished)
         head = {"num_cpus": 1, "_system_config": FAST_DETECTION, "include_dashboard": False, "temp_dir": temp_dir}
@@ -82,7 +82,7 @@ class Faults:
         return load_config(None, [*RECIPE, f"storage={storage or self.folder}", f"name={name}", *overrides])
 
     def fork(self, name, storage=None, overrides=()):
-        """A run whose phase one is finished; returns its recipe."""
+        """A run whose pretraining is finished; returns its recipe."""
         config = self.config(name, storage, overrides)
         store = RunStore(child(config.storage, name))
         for file in ("config.yaml", "pretrained.pt"):
@@ -114,9 +114,9 @@ def undisturbed(faults):
     return {"digest": result["superposed"]["digest"]}
 
 
-def node_lost_in_phase_one(faults):
+def node_lost_in_pretraining(faults):
     """Three ranks on two machines: without the late one there is no room."""
-    superposed, seen = run_with_fault(faults.config("phase-one"), faults.replace_node, "epoch", 15)
+    superposed, seen = run_with_fault(faults.config("pretraining"), faults.replace_node, "epoch", 15)
     epochs = [event["epoch"] for event in seen if event["kind"] == "epoch"]
     again = next(index for index in range(1, len(epochs)) if epochs[index] <= epochs[index - 1])
     return {"digest": superposed["digest"], "reached": epochs[again - 1], "went_on_with": epochs[again]}
@@ -134,7 +134,7 @@ def node_lost_in_exploration(faults):
     return {"digest": superposed["digest"], "tickets_of_the_late_node": len(late)}
 
 
-def node_lost_while_folding(faults):
+def node_lost_while_merging(faults):
     """The superposer, and the tickets that wait for it, are on the node that goes."""
     pinned, started = [faults.nodes[-1].node_id], []
 
@@ -145,11 +145,11 @@ def node_lost_while_folding(faults):
             started.append(labels)
             return Superposer.options(**{**options, "label_selector": labels})
 
-    folding.Superposer = Pinned
+    superposer_client.Superposer = Pinned
     try:
-        superposed, _ = run_with_fault(faults.fork("folding"), faults.replace_node, "fold")
+        superposed, _ = run_with_fault(faults.fork("merging"), faults.replace_node, "merge")
     finally:
-        folding.Superposer = Superposer
+        superposer_client.Superposer = Superposer
     return {"digest": superposed["digest"], "superposers": len(started)}
 
 
@@ -207,7 +207,7 @@ def driver_killed_and_started_on_another_machines_view(faults):
 
 
 def object_store_out_of_reach(faults):
-    """Twice: while phase one stores a checkpoint, which Ray Train tries three times, and while cycles run."""
+    """Twice: while pretraining stores a checkpoint, which Ray Train tries three times, and while cycles run."""
     import boto3
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -262,7 +262,7 @@ def machine_with_a_folder_of_its_own(faults):
             time.sleep(0.2)
 
     # Long enough for the machine to be asked while it works.
-    config = faults.config("own-folder", overrides=["tickets.chains=60", "cluster.explorer_resources={spot: 0.01}"])
+    config = faults.config("own-folder", overrides=["tickets.num_chains=60", "cluster.explorer_resources={spot: 0.01}"])
     store = RunStore(child(config.storage, config.name))
     store.write("config.yaml", to_yaml(config).encode())
     store.write("pretrained.pt", (faults.folder / "undisturbed/pretrained.pt").read_bytes())
@@ -315,8 +315,8 @@ def full_disk(faults):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def elastic_phase_one(faults):
-    """With [least, most] ranks, phase one goes on with those that are left; another number of ranks, other bits."""
+def elastic_pretraining(faults):
+    """With [least, most] ranks, pretraining goes on with those that are left; another number of ranks, other bits."""
     # Ray Train looks every 20 s for what is left, and tries in between to start as many ranks as before.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "8"
     config = faults.config("elastic", overrides=["cluster.num_workers=[1, 3]"])
@@ -331,13 +331,13 @@ class Probe:
 
 
 def head_kept_free(faults):
-    free = ClusterConfig(keep_head_free=True)
+    free = ClusterConfig(exclude_head_node=True)
     labels = worker_labels(free)
     probe = Probe.options(label_selector=labels).remote()
     head = ray.get_runtime_context().get_node_id()
     used = ray.get(probe.node.remote(), timeout=60) == head
     ray.kill(probe)
-    return {"places": places_for_workers(free, {"CPU": 1.0}), "head_used": used}
+    return {"places": worker_capacity(free, {"CPU": 1.0}), "head_used": used}
 
 
 def explorers_spread(faults):
@@ -368,7 +368,7 @@ def fractions_of_a_gpu(faults):
     """A made-up GPU, which Ray counts like a real one."""
     faults.add_node(num_cpus=8, num_gpus=1)
     bundle = explorer_bundle(ClusterConfig(gpus_per_worker=0.25))
-    places = places_for_workers(ClusterConfig(gpus_per_worker=0.25), bundle)
+    places = worker_capacity(ClusterConfig(gpus_per_worker=0.25), bundle)
     probes = [Probe.options(**actor_options(bundle)).remote() for _ in range(5)]
     ready, _ = ray.wait([probe.node.remote() for probe in probes], num_returns=5, timeout=8)
     for probe in probes:
@@ -380,7 +380,7 @@ def fractions_of_a_gpu(faults):
 def search_on_two_machines(faults):
     """Trials and their explorers on other machines than the driver's, in one folder that all see."""
     space = "search.space={tickets.lr_high: {grid_search: [0.2, 0.1]}, superposition.method: {grid_search: [cia, caa]}}"
-    short = ["train.epochs=30", "tickets.cycle_rate=0.2", "tickets.cycle_epochs=3", "tickets.chains=2"]
+    short = ["train.epochs=30", "tickets.cycle_rate=0.2", "tickets.cycle_epochs=3", "tickets.num_chains=2"]
     result = tune(faults.config("search", overrides=[*short, "train.limit_batches=10", space])).result
     return {
         "states": [row["state"] for row in result["trials"]],
@@ -396,14 +396,14 @@ SCENARIOS = [
     search_on_two_machines,
     fractions_of_a_gpu,
     node_lost_in_exploration,
-    node_lost_while_folding,
+    node_lost_while_merging,
     preemption_with_notice,
     driver_killed_and_started_on_another_machines_view,
     object_store_out_of_reach,
     machine_with_a_folder_of_its_own,
     full_disk,
-    node_lost_in_phase_one,
-    elastic_phase_one,
+    node_lost_in_pretraining,
+    elastic_pretraining,
 ]
 
 

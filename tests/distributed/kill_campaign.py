@@ -28,7 +28,7 @@ RECIPE = [
     "train.epochs=40",
     "tickets.cycle_rate=0.1",
     "tickets.cycle_epochs=2",
-    "tickets.chains=3",
+    "tickets.num_chains=3",
     "train.checkpoint_every_epochs=5",
 ]
 FAULTS = ("kill", "kill", "kill", "stop", "silent_s3", "full_disk", "read_only")

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from suptickets_ray import Ticket
-from suptickets_ray.distributed import chains
-from suptickets_ray.distributed.chains import Chains
-from suptickets_ray.distributed.explorer import chain_state_path
+from suptickets_ray.distributed.pipeline import chains
+from suptickets_ray.distributed.pipeline.chains import Chains
+from suptickets_ray.distributed.pipeline.explorer import chain_state_path
 from suptickets_ray.tickets.store import Origin, RunStore, TicketStore
 
 

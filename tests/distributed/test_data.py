@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from suptickets_ray import load_config, train
-from suptickets_ray.distributed.data import fetch_by_ray_data, share_data, worker_splits
+from suptickets_ray.distributed.pipeline.data import fetch_by_ray_data, put_data, worker_splits
 from suptickets_ray.training.data import load_source
 from suptickets_ray.training.data.convert import convert
 from suptickets_ray.training.data.streaming import Job
@@ -22,7 +22,7 @@ FEW = [
     "train.epochs=10",
     "tickets.cycle_rate=0.2",
     "tickets.cycle_epochs=1",
-    "tickets.chains=2",
+    "tickets.num_chains=2",
     "method.update_interval_steps=2",
     "data.batch_size=20",
     "superposition.gate_tolerance=none",
@@ -57,7 +57,7 @@ def digests(finished):
 
 def test_workers_map_one_copy_of_what_fits_in_memory(ray_address):
     config = load_config(None, ["data.name=synthetic", "data.options.num_train=2000", "model.initialization=default"])
-    shared = share_data(load_source(config.data))
+    shared = put_data(load_source(config.data))
 
     @ray.remote(num_cpus=0)
     class Holder:
@@ -99,7 +99,7 @@ def test_a_worker_whose_data_differ_from_the_drivers_is_refused_and_reads_no_lab
 
     config = load_config(None, ["data.name=counted_data:load", "data.batch_size=10", "model.initialization=default"])
     loaded = load_source(config.data)
-    shared = share_data(loaded)
+    shared = put_data(loaded)
     counted_data.READS.clear()
     splits = worker_splits(config, shared)
     assert splits.num_classes == 3
@@ -142,7 +142,7 @@ def test_a_folder_converted_to_parquet_trains_to_the_same_digest(ray_address, fo
         "data.options.block_size=16",
         "superposition.recalibration_examples=20",
     ]
-    common += ["train.epochs=2", "tickets.cycle_rate=0.5", "tickets.chains=1", "method.update_interval_steps=1"]
+    common += ["train.epochs=2", "tickets.cycle_rate=0.5", "tickets.num_chains=1", "method.update_interval_steps=1"]
     common += ["model.name=resnet20", "model.options.width=4", "model.initialization=default", f"storage={tmp_path}"]
     plain = load_config(None, [*common, "name=folder", "data.name=image_folder", f"data.root={folder.name}"])
     convert(load_source(plain.data), str(tmp_path / "parquet"), rows_per_file=20)
@@ -174,7 +174,7 @@ def test_made_cifar_files_train_end_to_end_with_their_own_reader(ray_address, tm
             "train.limit_batches=10",
             "train.epochs=4",
             "tickets.cycle_rate=0.5",
-            "tickets.chains=1",
+            "tickets.num_chains=1",
             f"storage={tmp_path}",
             "name=made",
         ],

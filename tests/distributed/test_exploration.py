@@ -6,12 +6,12 @@ import pytest
 import ray
 
 from suptickets_ray import Ticket, load_config
-from suptickets_ray.distributed.exploration import Exploration
-from suptickets_ray.distributed.monitor import Monitor
-from suptickets_ray.distributed.worker import worker_settings
+from suptickets_ray.distributed.cluster.event_queue import Monitor
+from suptickets_ray.distributed.pipeline.context import worker_settings
+from suptickets_ray.distributed.pipeline.exploration import Exploration
+from suptickets_ray.training.checkpoint import state_digest
 from suptickets_ray.training.data import load_source
 from suptickets_ray.training.loop import budget_of
-from suptickets_ray.training.state import state_digest
 
 pytestmark = pytest.mark.ray
 
@@ -25,7 +25,7 @@ def test_explorers_go_on_while_tickets_wait_and_no_more_than_two_each_stay_in_me
         "tickets.cycle_epochs=1",
         "cluster.num_explorers=2",
     ]
-    config = load_config(None, [*settings, "tickets.chains=2"])
+    config = load_config(None, [*settings, "tickets.num_chains=2"])
     state = ray.put((forked_run / "pretrained.pt").read_bytes())
     workers = worker_settings(config, str(forked_run), Monitor.remote(), load_source(config.data))
     cycles = budget_of(config).cycles

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from suptickets_ray import load_config
-from suptickets_ray.distributed import explorer as explorer_module
-from suptickets_ray.distributed.explorer import chain_state_path, part_path
+from suptickets_ray.distributed.pipeline import explorer as explorer_module
+from suptickets_ray.distributed.pipeline.explorer import chain_state_path, part_path
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import load_data
 from suptickets_ray.training.loop import build_learner
 
-SMALL = ["model.options.widths=[16]", "data.train_size=60", "train.epochs=40", "tickets.cycle_epochs=4"]
+SMALL = ["model.options.widths=[16]", "data.num_train_examples=60", "train.epochs=40", "tickets.cycle_epochs=4"]
 CONFIG = load_config(None, SMALL)
 CPU = torch.device("cpu")
 
@@ -56,7 +56,7 @@ def explorer(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def state():
-    """What phase one ended in."""
+    """What pretraining ended in."""
     return build_learner(CONFIG, load_data(CONFIG.data), CPU).to_bytes(epoch=36)
 
 

@@ -8,7 +8,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from torch.distributed import DistBackendError
 
-from suptickets_ray.distributed.failures import has_diverged, lost_elsewhere, root_cause
+from suptickets_ray.distributed.cluster.errors import has_diverged, lost_elsewhere, root_cause
 
 
 class Wrapped(RuntimeError):

@@ -58,8 +58,8 @@ def of(*names):
 
 
 @of(
-    "node_lost_in_phase_one",
-    "node_lost_while_folding",
+    "node_lost_in_pretraining",
+    "node_lost_while_merging",
     "preemption_with_notice",
     "driver_killed_and_started_on_another_machines_view",
     "object_store_out_of_reach",
@@ -75,8 +75,8 @@ def test_a_lost_node_costs_time_but_no_bit(scenario, finished_run):
     assert scenario["digest"] == finished_run.result["superposed"]["digest"]
 
 
-@of("node_lost_in_phase_one")
-def test_phase_one_goes_on_from_its_last_checkpoint(scenario):
+@of("node_lost_in_pretraining")
+def test_pretraining_goes_on_from_its_last_checkpoint(scenario):
     assert scenario["went_on_with"] in (11, 21)  # after a checkpoint, one of which is made every 10 epochs
     assert scenario["reached"] - scenario["went_on_with"] < 10
 
@@ -86,7 +86,7 @@ def test_a_node_that_joins_late_explores(scenario):
     assert scenario["tickets_of_the_late_node"] >= 1
 
 
-@of("node_lost_while_folding")
+@of("node_lost_while_merging")
 def test_the_superposer_is_started_anew_on_another_machine(scenario):
     assert scenario["superposers"] == 2
 
@@ -104,7 +104,7 @@ def test_another_machine_takes_the_tickets_over(scenario):
 
 
 @of("object_store_out_of_reach")
-def test_the_storage_was_silent_for_20_seconds_in_phase_one_and_in_exploration(scenario):
+def test_the_storage_was_silent_for_20_seconds_in_pretraining_and_in_exploration(scenario):
     assert scenario["silences"] == 2
     assert scenario["seconds"] >= 40
 
@@ -124,7 +124,7 @@ def test_a_full_disk_is_said_and_no_ticket_is_lost(scenario):
     assert scenario["kept"] >= scenario["resumed"] >= scenario["made"] >= 1
 
 
-@of("elastic_phase_one")
+@of("elastic_pretraining")
 def test_elastic_ranks_go_on_with_the_machines_that_are_left(scenario):
     assert scenario["density"] == pytest.approx(0.1, abs=1e-4)
     assert scenario["alive"] == 1
@@ -149,6 +149,6 @@ def test_four_explorers_share_a_gpu_and_a_fifth_finds_no_room(scenario):
 
 
 @of("search_on_two_machines")
-def test_a_search_on_two_machines_shares_phase_one_and_tickets(scenario):
+def test_a_search_on_two_machines_shares_pretraining_and_tickets(scenario):
     assert scenario["states"] == ["complete"] * 4
     assert (scenario["pretrainings"], scenario["cycles"]) == (1, 2 * 2 * 2)  # two rates, two chains of two cycles

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from suptickets_ray.distributed import lock
+from suptickets_ray.distributed.cluster import run_lock as lock
 from suptickets_ray.tickets.store import RunStore
 
 OWN = lock.own_sign()

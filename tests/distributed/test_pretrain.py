@@ -10,8 +10,9 @@ from ray.train.v2.api.exceptions import ControllerError
 from torch import nn
 
 from suptickets_ray import load_config
-from suptickets_ray.distributed import pretrain, standstill
-from suptickets_ray.distributed.room import Lack
+from suptickets_ray.distributed.cluster import watchdog
+from suptickets_ray.distributed.cluster.capacity import ResourceShortfall
+from suptickets_ray.distributed.pipeline import pretrain
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.loop import Learner, train_epoch
@@ -101,15 +102,15 @@ def jobs(monkeypatch, tmp_path):
     return run
 
 
-def test_a_day_of_lost_machines_does_not_end_a_phase_one_that_comes_further_each_time(jobs):
+def test_a_day_of_lost_machines_does_not_end_a_pretraining_that_comes_further_each_time(jobs):
     fake, pretrained = jobs(range(10, 90, 10), NodeDiedError("gone"))
     assert pretrained() == b"state"
     assert fake.tries == 9
 
 
-def test_a_phase_one_that_is_lost_at_one_point_again_and_again_ends(jobs):
+def test_a_pretraining_that_is_lost_at_one_point_again_and_again_ends(jobs):
     fake, pretrained = jobs([10] * 20, NodeDiedError("gone"))
-    with pytest.raises(RuntimeError, match="phase one failed"):
+    with pytest.raises(RuntimeError, match="pretraining failed"):
         pretrained()
     assert fake.tries == 10
 
@@ -130,7 +131,7 @@ class FakeMonitor:
 def minutes(monkeypatch, jobs):
     """Lets a minute pass at every try of Ray Train; returns the monitor that is told."""
     now = [0.0]
-    monkeypatch.setattr(standstill, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now[0]))
     fit = FakeTrainer.fit
 
     def slow(self):
@@ -141,9 +142,11 @@ def minutes(monkeypatch, jobs):
     return FakeMonitor()
 
 
-def test_a_phase_one_whose_machines_do_not_come_back_says_so_and_gives_up(jobs, minutes, monkeypatch):
-    lack = Lack("1 of 2 workers of 1 CPU", "cluster.num_workers must be at most 1{waited}; got 2.", "Ask for fewer")
-    monkeypatch.setattr(pretrain, "lack_of_room", lambda cluster: lack)
+def test_a_pretraining_whose_machines_do_not_come_back_says_so_and_gives_up(jobs, minutes, monkeypatch):
+    lack = ResourceShortfall(
+        "1 of 2 workers of 1 CPU", "cluster.num_workers must be at most 1{waited}; got 2.", "Ask for fewer"
+    )
+    monkeypatch.setattr(pretrain, "resource_shortfall", lambda cluster: lack)
     fake, pretrained = jobs([None] * 50, NO_PLACE, monitor=minutes)
     with pytest.raises(RuntimeError, match=r"at most 1 after 10 minutes; got 2\. Ask for fewer, or give an autoscaler"):
         pretrained()
@@ -151,21 +154,21 @@ def test_a_phase_one_whose_machines_do_not_come_back_says_so_and_gives_up(jobs, 
     assert minutes.said == ["waiting up to 10 minutes for machines: there is room for 1 of 2 workers of 1 CPU"]
 
 
-def test_a_phase_one_goes_on_once_its_machines_are_back(jobs, minutes, monkeypatch):
-    lacks = [Lack("nothing", "no room{waited}.", "Wait")] * 8
-    monkeypatch.setattr(pretrain, "lack_of_room", lambda cluster: lacks.pop() if lacks else None)
+def test_a_pretraining_goes_on_once_its_machines_are_back(jobs, minutes, monkeypatch):
+    lacks = [ResourceShortfall("nothing", "no room{waited}.", "Wait")] * 8
+    monkeypatch.setattr(pretrain, "resource_shortfall", lambda cluster: lacks.pop() if lacks else None)
     fake, pretrained = jobs([None] * 8, NO_PLACE, monitor=minutes)
     assert pretrained() == b"state"
     assert fake.tries == 9
 
 
-def test_a_phase_one_waits_for_machines_that_others_hold_and_says_so(jobs, minutes, monkeypatch):
-    monkeypatch.setattr(pretrain, "lack_of_room", lambda cluster: None)
+def test_a_pretraining_waits_for_machines_that_others_hold_and_says_so(jobs, minutes, monkeypatch):
+    monkeypatch.setattr(pretrain, "resource_shortfall", lambda cluster: None)
     fake, pretrained = jobs([None] * 30, NO_PLACE, monitor=minutes)
     assert pretrained() == b"state"
     assert fake.tries == 31
     assert minutes.said == [
-        "waiting for phase one to start: others may hold the machines for it, or it still loads data"
+        "waiting for pretraining to start: others may hold the machines for it, or it still loads data"
     ]
 
 
@@ -181,7 +184,7 @@ FAULT = ValueError("the planted fault")
 )
 def test_a_fault_of_the_code_is_not_repeated(jobs, reaches, tries):
     fake, pretrained = jobs(reaches, FAULT)
-    with pytest.raises(RuntimeError, match="phase one failed"):
+    with pytest.raises(RuntimeError, match="pretraining failed"):
         pretrained()
     assert fake.tries == tries
 

@@ -1,7 +1,7 @@
 import pytest
 
 from suptickets_ray import load_config
-from suptickets_ray.distributed.result import Clock, assemble_result, without_nan
+from suptickets_ray.distributed.pipeline.result import Clock, assemble_result, without_nan
 
 
 def network(validation, test=0.5, **more):
@@ -29,8 +29,8 @@ def test_the_best_ticket_is_chosen_on_validation_and_the_mean_is_over_all():
     [
         (0.95, 0.7, []),
         (0.85, 0.7, ["the best single ticket (chain 1, cycle 0) 90.00%"]),
-        (0.92, 0.93, ["the network of phase one 93.00%"]),
-        (0.5, 0.6, ["the best single ticket", "the network of phase one"]),
+        (0.92, 0.93, ["the pretrained network 93.00%"]),
+        (0.5, 0.6, ["the best single ticket", "the pretrained network"]),
     ],
 )
 def test_a_sup_ticket_worse_than_what_it_was_made_of_is_said_loudly(superposed, pretrained, losers):

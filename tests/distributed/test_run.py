@@ -16,11 +16,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from suptickets_ray import Ticket, load_config, train
-from suptickets_ray.distributed import standstill
-from suptickets_ray.reporting.superpose import fold_runs, judge_runs, open_runs
+from suptickets_ray.distributed.cluster import watchdog
+from suptickets_ray.offline.resuperpose import judge_runs, open_runs, superpose_runs
 from suptickets_ray.sparse.masks import num_active, unpack
-from suptickets_ray.tickets.superposition import superpose
-from suptickets_ray.training.state import read_state
+from suptickets_ray.tickets.averaging import superpose
+from suptickets_ray.training.checkpoint import read_state
 
 pytestmark = pytest.mark.ray
 TARGET = int(0.1 * 25_856 + 1e-9)
@@ -63,7 +63,7 @@ def test_the_result_agrees_with_the_tickets_on_disk(finished_run):
     assert set(result["seconds"]) == {"start", "pretrain", "explore", "superpose", "total"}
 
 
-def test_chains_start_from_phase_one_and_go_on_from_their_own_cycles(finished_run):
+def test_chains_start_from_pretraining_and_go_on_from_their_own_cycles(finished_run):
     result, run = read(finished_run.path), Path(finished_run.path)
     digests = {(row["chain"], row["cycle"]): row["digest"] for row in result["tickets"]}
     assert len(set(digests.values())) == 6
@@ -78,14 +78,14 @@ def test_the_sup_ticket_is_the_accepted_tickets_superposed_in_canonical_order(fi
     config = load_config(run / "config.yaml")
     state = read_state((run / "pretrained.pt").read_bytes())
     bits = state["sparsifier"]["masks"]
-    folded = [Ticket(state["model"], {name: unpack(bits[name], state["model"][name].shape) for name in bits}, {})]
-    assert folded[0].digest == result["pretrained"]["digest"]
-    folded += [
+    merged = [Ticket(state["model"], {name: unpack(bits[name], state["model"][name].shape) for name in bits}, {})]
+    assert merged[0].digest == result["pretrained"]["digest"]
+    merged += [
         Ticket.load(run / f"tickets/chain-{row['chain']:03d}/cycle-{row['cycle']:03d}.arrow")
         for row in result["tickets"]
         if row["accepted"]
     ]
-    expected = superpose(folded, "cia", density=config.method.density, prune="last").state_dict()
+    expected = superpose(merged, "cia", density=config.method.density, prune="last").state_dict()
     found = Ticket.load(run / "superposed.arrow").state_dict()
     for name, tensor in expected.items():
         recalibrated = "running" in name or "num_batches" in name
@@ -106,43 +106,43 @@ def test_recorded_accuracies_are_those_of_the_files(finished_run):
     assert evaluate(model, splits.validation)["accuracy"] == result["superposed"]["validation_accuracy"]
 
 
-def test_tensorboard_has_phase_one_every_chain_and_the_fold(finished_run):
-    phase_one = scalars(finished_run.path, "phase-one")
-    assert [step for step, _ in phase_one["validation/accuracy"]] == [20 * epoch for epoch in range(1, 37)]
-    assert {"train/loss", "train/density", "train/drop_fraction", "validation/loss"} <= set(phase_one)
-    explored = [value for _, value in phase_one["train/explored"]]
+def test_tensorboard_has_pretraining_every_chain_and_the_merge(finished_run):
+    pretraining = scalars(finished_run.path, "pretraining")
+    assert [step for step, _ in pretraining["validation/accuracy"]] == [20 * epoch for epoch in range(1, 37)]
+    assert {"train/loss", "train/density", "train/drop_fraction", "validation/loss"} <= set(pretraining)
+    explored = [value for _, value in pretraining["train/explored"]]
     assert 0.99 * TARGET / 25_856 <= explored[0] <= explored[-1] <= 1
     assert explored == sorted(explored)
-    assert min(value for _, value in phase_one["train/examples_per_second"]) > 0
+    assert min(value for _, value in pretraining["train/examples_per_second"]) > 0
     # the rate of each epoch's last step: half a cosine over 36 epochs of 20 steps
     expected = [0.1 * (1 + math.cos(math.pi * (20 * epoch - 1) / 720)) / 2 for epoch in range(1, 37)]
-    assert [value for _, value in phase_one["train/lr"]] == pytest.approx(expected, rel=1e-5)
+    assert [value for _, value in pretraining["train/lr"]] == pytest.approx(expected, rel=1e-5)
     for chain in (0, 1, 2):
         chain_scalars = scalars(finished_run.path, f"chain-00{chain}")
         assert [step for step, _ in chain_scalars["train/loss"]] == [20 * epoch for epoch in range(37, 41)]
         recorded = [row["validation_accuracy"] for row in read(finished_run.path)["tickets"] if row["chain"] == chain]
         assert [value for _, value in chain_scalars["validation/accuracy"]] == pytest.approx(recorded)
-    fold = scalars(finished_run.path, "superposition")
-    assert not set(fold) & set(phase_one)  # its axis counts tickets
+    merge = scalars(finished_run.path, "superposition")
+    assert not set(merge) & set(pretraining)  # its axis counts tickets
     tickets = read(finished_run.path)["tickets"]
-    candidates, standing = fold["superposition/candidate_accuracy"], fold["superposition/accuracy"]
+    candidates, standing = merge["superposition/candidate_accuracy"], merge["superposition/accuracy"]
     assert [step for step, _ in candidates] == [1, 2, 3, 4, 5, 6]
-    accepted = {step for step, value in fold["superposition/accepted"] if value}
+    accepted = {step for step, value in merge["superposition/accepted"] if value}
     assert len(accepted) == sum(row["accepted"] for row in tickets)
     assert [one for one in standing if one[0] in accepted] == [one for one in candidates if one[0] in accepted]
     assert {step for step, _ in standing} == set(range(min(accepted), 7))
-    assert all(0 < value <= 1 for _, value in fold["superposition/overlap"])
-    assert [step for step, _ in fold["superposition/candidate_loss"]] == [1, 2, 3, 4, 5, 6]
-    assert {step for step, _ in fold["superposition/loss"]} == {step for step, _ in standing}
-    before = [value for _, value in fold["superposition/density_before_pruning"]]
+    assert all(0 < value <= 1 for _, value in merge["superposition/overlap"])
+    assert [step for step, _ in merge["superposition/candidate_loss"]] == [1, 2, 3, 4, 5, 6]
+    assert {step for step, _ in merge["superposition/loss"]} == {step for step, _ in standing}
+    before = [value for _, value in merge["superposition/density_before_pruning"]]
     assert min(before) > TARGET / 25_856  # tickets have other masks than the network that they join
-    assert fold["test/superposed"][-1][1] == pytest.approx(read(finished_run.path)["superposed"]["accuracy"])
+    assert merge["test/superposed"][-1][1] == pytest.approx(read(finished_run.path)["superposed"]["accuracy"])
 
 
 def test_tensorboard_has_the_layers_densities_as_a_histogram_per_update(finished_run):
     # Updates come every 50 steps until three quarters of the 720; a cycle's exploration stands where it begins.
     cycles = {f"chain-00{chain}": [720, 760] for chain in range(3)}
-    for name, steps in {"phase-one": [0, *range(50, 540, 50)], **cycles}.items():
+    for name, steps in {"pretraining": [0, *range(50, 540, 50)], **cycles}.items():
         reader = EventAccumulator(f"{finished_run.path}/tensorboard/{name}", size_guidance={"histograms": 0})
         reader.Reload()
         found = reader.Histograms("layers/density")
@@ -162,18 +162,18 @@ def test_tensorboard_ends_with_recipe_versions_hparams_and_pictures_of_the_ticke
     assert "_hparams_/experiment" in reader.summary_metadata
 
 
-def test_the_timeline_has_every_cycle_and_fold_with_its_time(finished_run):
+def test_the_timeline_has_every_cycle_and_merge_with_its_time(finished_run):
     timeline = json.loads((Path(finished_run.path) / "timeline.json").read_text())
     (start,) = timeline["starts"]
     kinds = [span["kind"] for span in timeline["spans"]]
-    named = ("starting", "pretrain", "explore", "cycle", "fold", "superpose")
+    named = ("starting", "pretrain", "explore", "cycle", "merge", "superpose")
     assert [kinds.count(kind) for kind in named] == [1, 1, 1, 6, 6, 1]
     assert all(start["began"] <= span["began"] <= span["ended"] <= start["ended"] for span in timeline["spans"])
 
 
-def test_whoever_watches_is_told_of_every_epoch_ticket_and_fold(finished_run):
+def test_whoever_watches_is_told_of_every_epoch_ticket_and_merge(finished_run):
     kinds = [event["kind"] for event in finished_run.result["events"]]
-    assert [kinds.count(kind) for kind in ("epoch", "ticket", "fold", "phase")] == [36, 6, 6, 3]
+    assert [kinds.count(kind) for kind in ("epoch", "ticket", "merge", "phase")] == [36, 6, 6, 3]
 
 
 def test_a_finished_run_is_not_run_again(finished_run, ray_address):
@@ -184,8 +184,8 @@ def test_a_finished_run_is_not_run_again(finished_run, ray_address):
 
 
 def test_another_recipe_in_the_same_folder_is_refused_by_its_keys(finished_run):
-    config = load_config(Path(finished_run.path) / "config.yaml", ["seed=4", "tickets.chains=4"])
-    with pytest.raises(ValueError, match="these keys differ: seed, tickets.chains"):
+    config = load_config(Path(finished_run.path) / "config.yaml", ["seed=4", "tickets.num_chains=4"])
+    with pytest.raises(ValueError, match="these keys differ: seed, tickets.num_chains"):
         train(config)
 
 
@@ -216,7 +216,7 @@ def actors(name):
 
 
 @pytest.mark.parametrize(
-    ("actor", "moment"), [("Explorer", "cycle_epoch"), pytest.param("Superposer", "fold", marks=pytest.mark.slow)]
+    ("actor", "moment"), [("Explorer", "cycle_epoch"), pytest.param("Superposer", "merge", marks=pytest.mark.slow)]
 )
 def test_a_killed_actor_costs_time_but_no_bit(finished_run, forked_run, actor, moment):
     killed, ended = [], []
@@ -240,7 +240,7 @@ def test_explorers_killed_at_random_moments_cost_time_but_no_bit(finished_run, f
 
     def kill_at_random(event):
         ended.extend([(event["chain"], event["cycle"])] if event["kind"] == "ticket" else [])
-        if event["kind"] in ("cycle_epoch", "ticket", "fold") and len(killed) < 4 and moments.random() < 0.4:
+        if event["kind"] in ("cycle_epoch", "ticket", "merge") and len(killed) < 4 and moments.random() < 0.4:
             victims = actors("Explorer")
             if victims:
                 killed.append(moments.choice(victims))
@@ -299,21 +299,21 @@ def test_the_greedy_rule_takes_the_tickets_of_a_run_best_first(finished_run, for
     result = train(load_config(done / "config.yaml", [*place, "superposition.method=greedy"])).result
     assert num_active(Ticket.load(forked_run / "superposed.arrow").masks) == TARGET
     runs = open_runs([finished_run.path], ["method=greedy"])
-    alone = judge_runs(runs, *fold_runs(runs))
+    alone = judge_runs(runs, *superpose_runs(runs))
     assert result["superposed"] == alone["superposed"]
 
 
 @pytest.mark.slow
-def test_layers_folded_by_several_processes_are_the_bits_of_one_superposer(finished_run, forked_run):
-    rule = ["superposition.prune=last", "superposition.gate_tolerance=none", "cluster.fold_shares=3"]
-    (forked_run / "config.yaml").unlink()  # another rule on the phase one of the finished run
+def test_layers_merged_by_several_processes_are_the_bits_of_one_superposer(finished_run, forked_run):
+    rule = ["superposition.prune_at=end", "superposition.gate_tolerance=none", "cluster.num_merge_shards=3"]
+    (forked_run / "config.yaml").unlink()  # another rule on the pretraining of the finished run
     own, events = [f"storage={forked_run.parent}", "name=forked"], []
     apart = train(load_config(Path(finished_run.path) / "config.yaml", [*own, *rule]), events.append).result
     runs = open_runs([str(forked_run)])
-    alone = judge_runs(runs, *fold_runs(runs))
+    alone = judge_runs(runs, *superpose_runs(runs))
     assert apart["superposed"] == alone["superposed"]
     assert apart["tickets"] == alone["tickets"]
-    assert sum(event["kind"] == "fold" for event in events) == 6
+    assert sum(event["kind"] == "merge" for event in events) == 6
 
 
 @pytest.mark.slow
@@ -353,7 +353,7 @@ def test_a_failing_model_fails_the_run_with_its_own_message(ray_address, tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     overrides = ["model.name=failing_models:build", "model.initialization=default", "cluster.num_workers=1"]
-    with pytest.raises(RuntimeError, match="phase one failed: ArithmeticError: the planted fault"):
+    with pytest.raises(RuntimeError, match="pretraining failed: ArithmeticError: the planted fault"):
         train(load_config(None, [*tiny, *overrides, f"storage={tmp_path}"]))
 
 
@@ -384,7 +384,7 @@ def odd_run(ray_address, tmp_path_factory):
     storage = tmp_path_factory.mktemp("odd")
     network = ["model.options.widths=[900, 4]", "model.initialization=default"]
     method = ["method.distribution=uniform", "method.density=0.0003"]
-    short = ["train.epochs=20", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=1", "tickets.chains=2"]
+    short = ["train.epochs=20", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=1", "tickets.num_chains=2"]
     alone = ["cluster.num_workers=1", "cluster.num_explorers=1", f"storage={storage}", "name=odd"]
     return train(load_config(None, [*network, *method, *short, *alone]))
 
@@ -409,11 +409,11 @@ class Holder:
 
 
 @pytest.mark.slow
-def test_phase_one_waits_aloud_for_cpus_that_others_hold_and_goes_on_once_they_are_free(
+def test_pretraining_waits_aloud_for_cpus_that_others_hold_and_goes_on_once_they_are_free(
     ray_address, tmp_path, tiny, monkeypatch
 ):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
-    monkeypatch.setattr(standstill, "_SLOW_SECONDS", 1.0)
+    monkeypatch.setattr(watchdog, "_SLOW_SECONDS", 1.0)
     holder, said = Holder.options(num_cpus=3).remote(), []
     ray.get(holder.holds.remote())
     patience = threading.Timer(60, ray.kill, [holder])  # nobody is told: it fails below, and does not wait for ever
@@ -429,7 +429,7 @@ def test_phase_one_waits_aloud_for_cpus_that_others_hold_and_goes_on_once_they_a
     with pytest.raises(KeyboardInterrupt):
         train(load_config(None, [*tiny, f"storage={tmp_path}", "name=held"]), free_once_told)
     patience.cancel()
-    assert said == ["waiting for phase one to start: others may hold the machines for it, or it still loads data"]
+    assert said == ["waiting for pretraining to start: others may hold the machines for it, or it still loads data"]
     assert (tmp_path / "held/pretrained.pt").is_file()
 
 

@@ -26,7 +26,10 @@ def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(
 ):
     config = load_config(None, [*tiny, f"storage={bucket}", "name=killed", "cluster.num_explorers=2"])
     store = RunStore(child(bucket, "killed"))
-    for name in ("config.yaml", "pretrained.pt"):  # phase one in an object store: the search below, and test_faults.py
+    for name in (
+        "config.yaml",
+        "pretrained.pt",
+    ):  # pretraining in an object store: the search below, and test_faults.py
         store.write(name, (Path(finished_run.path) / name).read_bytes())
 
     def kill_at_the_second_ticket(event):
@@ -65,7 +68,7 @@ def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(
 @pytest.mark.slow
 def test_a_search_in_an_object_store_ends_with_its_answer(ray_address, bucket):
     space = "search.space={superposition.method: {grid_search: [cia, caa]}}"
-    settings = ["train.epochs=40", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=4", "tickets.chains=2", space]
+    settings = ["train.epochs=40", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=4", "tickets.num_chains=2", space]
     settings += ["cluster.num_workers=1", "cluster.num_explorers=1", f"storage={bucket}", "name=search"]
     result = tune(load_config(None, settings)).result
     assert (result["pretrainings"], result["cycles_trained"], len(result["trials"])) == (1, 2, 2)
@@ -76,7 +79,7 @@ def test_a_search_in_an_object_store_ends_with_its_answer(ray_address, bucket):
 
 @pytest.mark.slow
 def test_a_second_process_keeps_out_while_the_first_gives_signs_of_life(bucket, monkeypatch):
-    from suptickets_ray.distributed import lock
+    from suptickets_ray.distributed.cluster import run_lock as lock
 
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.2)
     monkeypatch.setattr(lock, "LOOK_SECONDS", 0.1)

@@ -1,16 +1,14 @@
 import pytest
 
-from suptickets_ray.distributed.schedule import (
-    LEAST_DROUGHT_SECONDS,
+from suptickets_ray.distributed.cluster.retry import (
     MAX_ATTEMPTS,
-    Drought,
-    Setbacks,
-    cycles_behind_state,
-    drought_seconds,
-    finished_cycles,
-    next_cycle,
+    MIN_STALL_SECONDS,
+    RetryBudget,
+    StallTimer,
     should_retry,
+    stall_limit_seconds,
 )
+from suptickets_ray.distributed.pipeline.cycle_order import cycles_behind_state, finished_cycles, next_cycle
 
 
 @pytest.mark.parametrize(
@@ -74,24 +72,24 @@ def test_a_state_that_was_stored_just_before_a_death_counts(done, state_cycle, e
 
 
 def test_deaths_count_until_it_gets_further_than_ever():
-    setbacks = Setbacks(most=3)
-    assert [setbacks.died(), setbacks.died()] == [True, True]
-    setbacks.reached(1)
-    assert [setbacks.died(), setbacks.died()] == [True, True]  # a day of preemptions
-    setbacks.reached(1)  # no further than before
-    assert not setbacks.died()
+    retries = RetryBudget(most=3)
+    assert [retries.died(), retries.died()] == [True, True]
+    retries.reached(1)
+    assert [retries.died(), retries.died()] == [True, True]  # a day of preemptions
+    retries.reached(1)  # no further than before
+    assert not retries.died()
 
 
 def test_a_drought_is_said_once_and_ends_with_rain_or_the_limit():
-    drought = Drought(limit_seconds=1200)
-    assert [drought.begins(True, 0.0), drought.begins(True, 1199.0)] == [True, False]
-    assert not drought.is_over_limit(1199.0)
-    assert not drought.begins(False, 1200.0)
-    assert not drought.is_over_limit(5000.0)
-    assert drought.begins(True, 6000.0)
-    assert drought.is_over_limit(7200.0)
+    stall = StallTimer(limit_seconds=1200)
+    assert [stall.begins(True, 0.0), stall.begins(True, 1199.0)] == [True, False]
+    assert not stall.is_over_limit(1199.0)
+    assert not stall.begins(False, 1200.0)
+    assert not stall.is_over_limit(5000.0)
+    assert stall.begins(True, 6000.0)
+    assert stall.is_over_limit(7200.0)
 
 
 def test_machines_may_come_back_also_where_nobody_said_how_long_to_wait():
-    assert drought_seconds(wait_minutes=0) == LEAST_DROUGHT_SECONDS == 600
-    assert drought_seconds(wait_minutes=20) == 1200
+    assert stall_limit_seconds(resource_timeout_minutes=0) == MIN_STALL_SECONDS == 600
+    assert stall_limit_seconds(resource_timeout_minutes=20) == 1200

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from suptickets_ray import load_config, train, tune
-from suptickets_ray.config_io import config_digest, to_yaml
-from suptickets_ray.distributed.lock import only_process
-from suptickets_ray.distributed.search_result import conclude, finished_search
-from suptickets_ray.distributed.tuning import trainable
+from suptickets_ray.distributed.cluster.run_lock import only_process
+from suptickets_ray.distributed.tune.result import conclude, finished_search
+from suptickets_ray.distributed.tune.tune import trainable
+from suptickets_ray.recipes.load import config_digest, to_yaml
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.plan import SearchPlan
 from suptickets_ray.tickets.store import RunStore
@@ -37,7 +37,7 @@ def contents(config):
     return sorted(str(path) for path in Path(config.storage).rglob("*"))
 
 
-@pytest.mark.parametrize("files", [["search.json"], ["search.json", "result.json"], ["phase_one/abc/pretrained.pt"]])
+@pytest.mark.parametrize("files", [["search.json"], ["search.json", "result.json"], ["pretraining/abc/pretrained.pt"]])
 def test_a_run_keeps_out_of_the_folder_of_a_search(config, files):
     _, before = folder(config, *files)
     with pytest.raises(ValueError, match="folder of a run must hold no search; .*/a does. Give the run a name="):
@@ -57,7 +57,7 @@ def test_a_search_keeps_out_of_the_folder_of_a_run(config, files, start):
 @pytest.mark.parametrize("start", [tune, trainable])
 def test_a_search_of_another_recipe_or_space_is_refused(config, start):
     folder(config, "search.json")
-    for setting, key in (("train.lr=0.3", "train.lr"), ("search.seeds=2", "search.seeds")):
+    for setting, key in (("train.lr=0.3", "train.lr"), ("search.num_seeds=2", "search.num_seeds")):
         other = load_config(None, [SPACE, setting, f"storage={config.storage}", "name=a"])
         with pytest.raises(ValueError, match=f"must be that of the search in .*these keys differ: {key}"):
             start(other)
@@ -95,7 +95,7 @@ def test_a_search_with_failed_trials_is_not_done(config, monkeypatch):
     def goes_on(*_):
         raise InterruptedError
 
-    monkeypatch.setattr("suptickets_ray.distributed.tuning.rehearse", goes_on)
+    monkeypatch.setattr("suptickets_ray.distributed.tune.tune.preflight", goes_on)
     with pytest.raises(InterruptedError):
         tune(config)
 
@@ -117,7 +117,7 @@ import ray
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=150 * 2**20)
 from suptickets_ray import load_config, tune
 small = ["train.epochs=20", "tickets.cycle_epochs=2", "cluster.num_workers=1", "train.checkpoint_every_epochs=50"]
-small += ["tickets.chains=2", {SPACE!r}, "storage={tmp_path}"]
+small += ["tickets.num_chains=2", {SPACE!r}, "storage={tmp_path}"]
 for wrong in ("search.max_concurrent_trials=2", "cluster.superposer_gpus=1"):
     try:
         tune(load_config(None, [*small, wrong, "name=refused"]))
@@ -131,4 +131,4 @@ print("states:", [row["state"] for row in tune(load_config(None, [*small, one, "
     assert "2 trials x 1 explorers x 1 CPU and 0 GPU = 2 places, and the cluster has 1" in done.stdout
     assert done.stdout.count("refused:") == 2, done.stdout
     assert "states: ['complete']" in done.stdout
-    assert not (tmp_path / "refused/phase_one").exists()
+    assert not (tmp_path / "refused/pretraining").exists()

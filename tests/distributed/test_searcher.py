@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from suptickets_ray import load_config
-from suptickets_ray.distributed.searcher import early_stopping, optuna_searcher, tune_space
+from suptickets_ray.distributed.tune.searcher import early_stopping, optuna_searcher, tune_space
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.plan import SearchPlan
 from suptickets_ray.search.space import settle
@@ -56,7 +56,7 @@ def test_what_says_nothing_to_optuna_counts_all_the_same(search):
 
 
 def test_asha_runs_by_epochs_of_cycles_over_all_seeds():
-    settings = [*SMALL, "search.seeds=3", "search.space={tickets.cycle_epochs: {grid_search: [1, 2]}}"]
+    settings = [*SMALL, "search.num_seeds=3", "search.space={tickets.cycle_epochs: {grid_search: [1, 2]}}"]
     assert early_stopping(SearchPlan(load_config(None, settings))) is None
     found = early_stopping(SearchPlan(load_config(None, [*settings, "search.scheduler=asha"])))
     assert (found._max_t, found._time_attr) == (13, "cyclic_epochs")
@@ -65,7 +65,7 @@ def test_asha_runs_by_epochs_of_cycles_over_all_seeds():
 def test_every_kind_of_space_is_one_of_tunes():
     space = {
         "train.lr": {"loguniform": [0.1, 1]},
-        "tickets.chains": {"randint": [1, 4]},
+        "tickets.num_chains": {"randint": [1, 4]},
         "tickets.cycle_epochs": {"grid_search": [1, 2]},
         "superposition.cima_factor": {"quniform": [0.2, 0.8, 0.2]},
     }

@@ -12,9 +12,9 @@ import pytest
 
 from suptickets_ray import load_config, train
 from suptickets_ray.config import ClusterConfig
-from suptickets_ray.distributed.local_ray import remove_old_sessions
-from suptickets_ray.distributed.room import places_for_workers, worker_labels
-from suptickets_ray.distributed.session import (
+from suptickets_ray.distributed.cluster.capacity import worker_capacity, worker_labels
+from suptickets_ray.distributed.cluster.local_ray import remove_old_sessions
+from suptickets_ray.distributed.cluster.session import (
     _local_cpus,
     _quick_start,
     asks_for_token,
@@ -33,10 +33,10 @@ def node(node_id="n", alive=True, head=False, **resources):
 def test_a_head_that_is_kept_free_and_machines_that_are_gone_have_no_room(monkeypatch):
     nodes = [node("h", head=True, CPU=8.0), node("a", CPU=2.0), node("b", alive=False, CPU=4.0)]
     monkeypatch.setattr("ray.nodes", lambda: nodes)
-    assert places_for_workers(ClusterConfig(), {"CPU": 1.0}) == 10
-    assert places_for_workers(ClusterConfig(keep_head_free=True), {"CPU": 1.0}) == 2
+    assert worker_capacity(ClusterConfig(), {"CPU": 1.0}) == 10
+    assert worker_capacity(ClusterConfig(exclude_head_node=True), {"CPU": 1.0}) == 2
     assert worker_labels(ClusterConfig()) == {}
-    assert worker_labels(ClusterConfig(keep_head_free=True)) == {"ray.io/node-id": "!h"}
+    assert worker_labels(ClusterConfig(exclude_head_node=True)) == {"ray.io/node-id": "!h"}
 
 
 def test_the_recipes_address_comes_before_the_environments_and_none_means_local(monkeypatch):
@@ -152,7 +152,7 @@ def test_no_token_is_made_where_none_or_another_is_meant(home, monkeypatch, name
 JOIN = """
 import json, os, sys
 from suptickets_ray.config import ClusterConfig
-from suptickets_ray.distributed.session import ray_session
+from suptickets_ray.distributed.cluster.session import ray_session
 import ray
 events = []
 try:
@@ -263,7 +263,7 @@ def test_an_open_cluster_is_joined_with_a_warning_whether_or_not_a_token_is_at_h
         ({"memory_per_worker_gb": 90000.0}, "cluster.memory_per_worker_gb must fit this machine's"),
         ({"worker_resources": {"spot": 1.0}}, "cluster.worker_resources must name resources of a cluster"),
         ({"explorer_resources": {"spot": 1.0}}, "cluster.explorer_resources must name resources of a cluster"),
-        ({"keep_head_free": True}, "cluster.keep_head_free must be false on this machine alone"),
+        ({"exclude_head_node": True}, "cluster.exclude_head_node must be false on this machine alone"),
     ],
 )
 def test_what_this_machine_lacks_is_refused_before_a_local_ray_starts(monkeypatch, asked, message):
@@ -291,7 +291,7 @@ LISTENING = """
 import os, sys
 from pathlib import Path
 from suptickets_ray.config import ClusterConfig
-from suptickets_ray.distributed.session import ray_session
+from suptickets_ray.distributed.cluster.session import ray_session
 import ray
 with ray_session(ClusterConfig()):
     @ray.remote

@@ -2,7 +2,7 @@
 
 import pytest
 
-from suptickets_ray.distributed import sharing
+from suptickets_ray.distributed.cluster import shared_storage as sharing
 
 
 class FakeRay:

@@ -14,15 +14,15 @@ import pytest
 
 from suptickets_ray import load_config
 from suptickets_ray.cli import main
-from suptickets_ray.config_io import to_dict, to_yaml
-from suptickets_ray.distributed.submission import own_modules, watch_job
+from suptickets_ray.distributed.cluster.submit import own_modules, watch_job
+from suptickets_ray.recipes.load import to_dict, to_yaml
 
 pytestmark = pytest.mark.ray
 TINY = [
     "train.epochs=20",
     "tickets.cycle_rate=0.1",
     "tickets.cycle_epochs=2",
-    "tickets.chains=1",
+    "tickets.num_chains=1",
     "cluster.num_workers=1",
 ]
 

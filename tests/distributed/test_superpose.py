@@ -9,17 +9,17 @@ import pytest
 
 from suptickets_ray import Ticket, load_config
 from suptickets_ray.cli import main
-from suptickets_ray.config_io import config_digest, to_yaml
-from suptickets_ray.reporting import superpose as superpose_module
-from suptickets_ray.reporting.superpose import (
+from suptickets_ray.offline import resuperpose as superpose_module
+from suptickets_ray.offline.resuperpose import (
     SWEPT_FACTORS,
-    fold_runs,
-    folding_recipe,
     judge_runs,
     open_runs,
+    superpose_runs,
+    superposition_recipe,
     sweep,
 )
-from suptickets_ray.search.keys import exploration_key, phase_one_key
+from suptickets_ray.recipes.load import config_digest, to_yaml
+from suptickets_ray.search.keys import exploration_key, pretraining_key
 from suptickets_ray.sparse.masks import num_active
 
 pytestmark = pytest.mark.ray
@@ -35,14 +35,14 @@ def copied_run(finished_run, tmp_path):
 
 def test_the_runs_own_rule_gives_the_runs_own_result(finished_run):
     runs = open_runs([finished_run.path])
-    superposing, reports = fold_runs(runs)
-    result = judge_runs(runs, superposing, reports)
+    merger, reports = superpose_runs(runs)
+    result = judge_runs(runs, merger, reports)
     recorded = json.loads((Path(finished_run.path) / "result.json").read_text())
     for key in ("superposed", "pretrained", "tickets", "unpruned_mean", "ensemble", "mean_ticket", "best_ticket"):
         assert result[key] == recorded[key], key
 
 
-def test_the_command_folds_under_another_rule_and_keeps_the_ticket(finished_run, tmp_path, capsys):
+def test_the_command_merges_under_another_rule_and_keeps_the_ticket(finished_run, tmp_path, capsys):
     file = tmp_path / "cima.arrow"
     assert main(["superpose", finished_run.path, "method=cima", "cima_factor=0.2", "--output", str(file)]) == 0
     ticket = Ticket.load(file)
@@ -67,7 +67,7 @@ def test_a_sweep_compares_all_rules_on_validation_and_tests_the_best_alone(finis
 
 
 def test_greedy_takes_the_best_first_and_keeps_only_what_loses_nothing(finished_run):
-    superposing, reports = fold_runs(open_runs([finished_run.path], ["method=greedy"]))
+    merger, reports = superpose_runs(open_runs([finished_run.path], ["method=greedy"]))
     recorded = json.loads((Path(finished_run.path) / "result.json").read_text())
     own = {(row["chain"], row["cycle"]): row["validation_accuracy"] for row in recorded["tickets"]}
     order = [own[report["chain"], report["cycle"]] for report in reports]
@@ -76,7 +76,7 @@ def test_greedy_takes_the_best_first_and_keeps_only_what_loses_nothing(finished_
     for report in reports:
         assert report["accepted"] == (report["validation_accuracy"] >= best - 1e-9)
         best = max(best, report["validation_accuracy"])
-    assert num_active(superposing.superposed.masks) == TARGET
+    assert num_active(merger.superposed.masks) == TARGET
 
 
 @pytest.mark.parametrize(
@@ -85,38 +85,38 @@ def test_greedy_takes_the_best_first_and_keeps_only_what_loses_nothing(finished_
         ["method=cima", "cima_factor=0.2"],
         ["method=caa"],
         ["method=greedy"],
-        ["prune=each", "scope=layer"],
+        ["prune_at=every_ticket", "prune_scope=layer"],
         ["batchnorm=average"],
         ["include_pretrained=false"],
         ["gate_tolerance=none"],
     ],
 )
 def test_every_rule_ends_at_the_density_and_matters(finished_run, overrides):
-    superposing, reports = fold_runs(open_runs([finished_run.path], overrides))
-    assert num_active(superposing.superposed.masks) == TARGET
+    merger, reports = superpose_runs(open_runs([finished_run.path], overrides))
+    assert num_active(merger.superposed.masks) == TARGET
     recorded = json.loads((Path(finished_run.path) / "result.json").read_text())
     if overrides == ["gate_tolerance=none"]:
         assert all(report["accepted"] for report in reports)
     else:
-        assert superposing.superposed.digest != recorded["superposed"]["digest"]
+        assert merger.superposed.digest != recorded["superposed"]["digest"]
 
 
-@pytest.mark.parametrize("overrides", [["method=greedy"], ["prune=each"], ["gate_tolerance=0.01"], []])
-def test_a_run_that_folded_in_shares_is_folded_anew_under_any_rule(overrides):
-    shared = ["cluster.fold_shares=2", "superposition.prune=last", "superposition.gate_tolerance=none"]
+@pytest.mark.parametrize("overrides", [["method=greedy"], ["prune_at=every_ticket"], ["gate_tolerance=0.01"], []])
+def test_a_run_that_merged_in_shares_is_merged_anew_under_any_rule(overrides):
+    shared = ["cluster.num_merge_shards=2", "superposition.prune_at=end", "superposition.gate_tolerance=none"]
     run = load_config(None, shared)
-    with pytest.raises(ValueError, match="fold_shares"):
-        load_config(None, [*shared, "superposition.prune=each"])
-    assert folding_recipe(run, overrides).cluster.fold_shares == 1
-    assert config_digest(folding_recipe(run, [])) == config_digest(run)
+    with pytest.raises(ValueError, match="num_merge_shards"):
+        load_config(None, [*shared, "superposition.prune_at=every_ticket"])
+    assert superposition_recipe(run, overrides).cluster.num_merge_shards == 1
+    assert config_digest(superposition_recipe(run, [])) == config_digest(run)
 
 
-def test_several_runs_of_one_model_are_folded_one_after_another(finished_run, copied_run):
+def test_several_runs_of_one_model_are_merged_one_after_another(finished_run, copied_run):
     runs = open_runs([finished_run.path, str(copied_run)], ["gate_tolerance=none"])
-    superposing, reports = fold_runs(runs)
+    merger, reports = superpose_runs(runs)
     assert [(report["chain"], report["cycle"]) for report in reports[6:8]] == [(3, 0), (4, 0)]
-    assert superposing.superposed.provenance["num_tickets"] == 13
-    assert num_active(superposing.superposed.masks) == TARGET
+    assert merger.superposed.provenance["num_tickets"] == 13
+    assert num_active(merger.superposed.masks) == TARGET
 
 
 def test_the_mean_that_is_not_pruned_is_denser_than_the_sup_ticket(finished_run):
@@ -124,7 +124,7 @@ def test_the_mean_that_is_not_pruned_is_denser_than_the_sup_ticket(finished_run)
     assert 0.1 < recorded["unpruned_mean"]["density"] < 0.7
 
 
-def test_what_cannot_be_folded_is_one_sentence_with_exit_code_2(
+def test_what_cannot_be_merged_is_one_sentence_with_exit_code_2(
     finished_run, copied_run, tmp_path, capsys, monkeypatch
 ):
     def refused(*arguments):
@@ -143,7 +143,7 @@ def test_what_cannot_be_folded_is_one_sentence_with_exit_code_2(
     assert "is named twice" in refused(finished_run.path, finished_run.path + "/")
     own = load_config(f"{finished_run.path}/config.yaml")
     with monkeypatch.context() as as_if_made_on_it:
-        for key in (phase_one_key, exploration_key):
+        for key in (pretraining_key, exploration_key):
             as_if_made_on_it.setattr(superpose_module, key.__name__, lambda _, key=key: key(own))
         assert "has another cut of the data than" in refused(finished_run.path, str(copied_run))
     (copied_run / "config.yaml").write_text(to_yaml(own))
@@ -154,20 +154,20 @@ def test_what_cannot_be_folded_is_one_sentence_with_exit_code_2(
     assert "must hold tickets; it has none yet" in refused(str(copied_run))
 
 
-def test_runs_that_validate_on_different_examples_are_not_folded_together(tmp_path):
-    from suptickets_ray.reporting.superpose import StoredRun, _what_must_agree
+def test_runs_that_validate_on_different_examples_are_not_merged_together(tmp_path):
+    from suptickets_ray.offline.resuperpose import StoredRun, _what_must_agree
 
     def agreed(*overrides):
         config = load_config(None, ["data.name=synthetic", "model.initialization=default", *overrides])
         return _what_must_agree(StoredRun("", config, Ticket({}, {}, {}), None, "d", []))
 
     assert agreed("data.validation_share=0.5") != agreed("data.validation_share=0.1")
-    assert agreed("tickets.chains=3") == agreed()
+    assert agreed("tickets.num_chains=3") == agreed()
 
 
 def test_settings_may_follow_options_and_a_folder_may_hold_an_equals_sign(copied_run, tmp_path, capsys):
     odd = copied_run.rename(copied_run.with_name("lr=0.1"))
-    assert main(["superpose", str(odd), "--output", str(tmp_path / "a.arrow"), "prune=last", "method=caa"]) == 0
+    assert main(["superpose", str(odd), "--output", str(tmp_path / "a.arrow"), "prune_at=end", "method=caa"]) == 0
     assert Ticket.load(tmp_path / "a.arrow").provenance["superposition"]["method"] == "caa"
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from suptickets_ray import load_config
-from suptickets_ray.distributed.trial import comparable, first_epoch, mean_scores, trial_device
+from suptickets_ray.distributed.tune.trial import comparable, first_epoch, mean_scores, trial_device
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,6 @@ def test_what_has_diverged_is_the_worst_to_a_scheduler(metric, worst):
     assert comparable({**scores, metric: math.nan}, metric) == {**scores, metric: worst}
 
 
-def test_a_trial_folds_where_the_superposer_of_a_run_would():
+def test_a_trial_merges_where_the_superposer_of_a_run_would():
     assert trial_device(load_config(None, [])) == torch.device("cpu")
     assert trial_device(load_config(None, ["cluster.superposer_gpus=0.5"])) == torch.device("cuda")

@@ -20,7 +20,7 @@ def test_a_row_belongs_to_a_recipe_too(tmp_path):
     other = files(tmp_path, "train.lr=0.7")
     assert other.row(POINT, 0) is None
     assert other.points() == []
-    assert files(tmp_path, "search.seeds=3", "name=other").row(POINT, 0) is not None
+    assert files(tmp_path, "search.num_seeds=3", "name=other").row(POINT, 0) is not None
     assert [point for point, _ in SearchFiles(str(tmp_path)).points()] == [POINT]  # whoever only reads sees all
 
 
@@ -37,7 +37,7 @@ def test_what_was_trained_is_counted_each_time_and_over_starts(tmp_path):
     search.begin()
     search.count("cycle")
     search.count("cycle")  # the same one twice: the count says so
-    search.count("phase one")
+    search.count("pretraining")
     again = files(tmp_path)
     again.begin()
     again.count("cycle")
@@ -49,7 +49,7 @@ def test_what_lies_there_was_trained_even_if_nobody_could_count_it(tmp_path):
     search.begin()
     for cycle in range(2):
         search.store.write(f"explorations/abc/tickets/chain-000/cycle-{cycle:03d}.arrow", b"")
-    search.store.write("phase_one/abc/pretrained.pt", b"")
+    search.store.write("pretraining/abc/pretrained.pt", b"")
     search.count("cycle")
     assert (search.num_cycles(), search.num_pretrainings()) == (2, 1)
 
@@ -65,5 +65,5 @@ def test_a_folder_is_known_as_a_searchs_from_its_start_on(tmp_path):
 
 
 def test_a_search_of_an_earlier_version_is_known_by_what_it_has_made(tmp_path):
-    RunStore(str(tmp_path)).write("phase_one/abc/config.yaml", b"")
+    RunStore(str(tmp_path)).write("pretraining/abc/config.yaml", b"")
     assert holds_search(RunStore(str(tmp_path)))

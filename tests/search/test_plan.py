@@ -13,28 +13,28 @@ def plan(*settings, **options):
     return SearchPlan(load_config(None, ["train.epochs=40", "tickets.cycle_epochs=2", *settings]), **options)
 
 
-def test_what_others_draw_must_not_need_phase_ones_without_end():
+def test_what_others_draw_must_not_need_pretrainings_without_end():
     wide = "search.space={train.lr: {uniform: [0.1, 0.9]}}"
-    with pytest.raises(ValueError, match="search.space.train.lr must be a choice for a Tuner of your own: phase one"):
+    with pytest.raises(ValueError, match="search.space.train.lr must be a choice for a Tuner of your own: pretraining"):
         plan(wide, own_tuner=True)
     with pytest.raises(ValueError, match="search.space.train.lr must be a choice with search.searcher 'optuna'"):
         plan(wide, "search.searcher=optuna", "search.num_trials=4")
     choices = "search.space={train.lr: {choice: [0.1, 0.9]}, superposition.cima_factor: {uniform: [0.1, 0.9]}}"
     own = plan(choices, own_tuner=True)  # Tune draws them: no number of trials is needed
-    assert len(own.phase_ones()) == 2
+    assert len(own.pretrainings()) == 2
 
 
-def test_phase_ones_are_looked_for_at_every_point_that_others_may_draw():
-    # Of 240 epochs cycles of 8 get 24 at either rate, cycles of 2 get 24 or 30: another phase one.
+def test_pretrainings_are_looked_for_at_every_point_that_others_may_draw():
+    # Of 240 epochs cycles of 8 get 24 at either rate, cycles of 2 get 24 or 30: another pretraining.
     space = "search.space={tickets.cycle_epochs: {choice: [8, 2]}, tickets.cycle_rate: {uniform: [0.1, 0.13]}}"
     with pytest.raises(ValueError, match="search.space.tickets.cycle_rate must be a choice"):
         plan("train.epochs=240", space, own_tuner=True)
 
 
 def test_what_others_may_draw_is_known_with_its_most_chains():
-    own = plan("search.space={tickets.chains: {choice: [1, 8]}}", own_tuner=True)
-    assert max(own.config_of(point).tickets.chains for point in own.known) == 8
-    assert len(own.phase_ones()) == 1
+    own = plan("search.space={tickets.num_chains: {choice: [1, 8]}}", own_tuner=True)
+    assert max(own.config_of(point).tickets.num_chains for point in own.known) == 8
+    assert len(own.pretrainings()) == 1
 
 
 @pytest.mark.parametrize(("method", "said"), [("caa", True), ("cia", False), ("greedy", True)])
@@ -44,9 +44,9 @@ def test_a_factor_that_means_another_superposition_than_the_recipes_is_said(meth
     assert any("superposition.method is cima in all trials" in text for text in found) == said
 
 
-def test_a_fold_in_shares_is_said_to_do_nothing_in_a_search():
-    settings = ["cluster.fold_shares=2", "superposition.gate_tolerance=none"]
-    assert any("cluster.fold_shares has no effect" in text for text in plan(LENGTHS, *settings).warnings())
+def test_a_merge_in_shares_is_said_to_do_nothing_in_a_search():
+    settings = ["cluster.num_merge_shards=2", "superposition.gate_tolerance=none"]
+    assert any("cluster.num_merge_shards has no effect" in text for text in plan(LENGTHS, *settings).warnings())
 
 
 def test_fewer_different_points_than_trials_are_said():
@@ -58,8 +58,10 @@ def test_fewer_different_points_than_trials_are_said():
 def test_a_built_in_space_that_moves_epochs_says_so():
     (said,) = plan("train.epochs=150").warnings()
     assert "tickets.cycle_rate is 0.16 instead of 0.1" in said
-    assert plan("train.epochs=150").phase_ones().keys() == plan("train.epochs=150", own_tuner=True).phase_ones().keys()
-    assert len(plan("train.epochs=150").phase_ones()) == 1
+    assert (
+        plan("train.epochs=150").pretrainings().keys() == plan("train.epochs=150", own_tuner=True).pretrainings().keys()
+    )
+    assert len(plan("train.epochs=150").pretrainings()) == 1
 
 
 def test_what_failed_is_left_and_what_was_stopped_is_not(tmp_path):

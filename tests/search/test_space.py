@@ -1,7 +1,7 @@
 import pytest
 
 from suptickets_ray import load_config
-from suptickets_ray.config_io import all_keys
+from suptickets_ray.recipes.load import all_keys
 from suptickets_ray.search.space import (
     DEFAULT_SPACE,
     config_of,
@@ -59,7 +59,9 @@ def test_values_are_drawn_as_tune_draws_them_and_the_same_seed_draws_the_same(do
 
 
 def test_randint_leaves_its_upper_bound_out():
-    values = {point["tickets.chains"] for point in drawn({"tickets.chains": {"randint": [2, 5]}}, num_trials=60)}
+    values = {
+        point["tickets.num_chains"] for point in drawn({"tickets.num_chains": {"randint": [2, 5]}}, num_trials=60)
+    }
     assert values == {2, 3, 4}
 
 
@@ -71,7 +73,7 @@ def test_random_values_meet_the_grid_in_turn():
 
 
 def test_a_grid_takes_choices_too_and_num_trials_cuts_it():
-    space = {"train.lr": {"choice": [0.1, 0.2]}, "tickets.chains": {"grid_search": [1, 2]}}
+    space = {"train.lr": {"choice": [0.1, 0.2]}, "tickets.num_chains": {"grid_search": [1, 2]}}
     assert len(drawn(space, "grid")) == 4
     assert len(drawn(space, "grid", num_trials=3)) == 3
 
@@ -81,7 +83,7 @@ def test_a_grid_takes_choices_too_and_num_trials_cuts_it():
     [
         ({}, {}, "search.space must hold at least one key"),
         ({"tickets.cycle_epoch": {"choice": [1]}}, {}, "did you mean 'tickets.cycle_epochs'"),
-        ({"seed": {"choice": [1]}}, {}, "got 'seed'.*search.seeds"),
+        ({"seed": {"choice": [1]}}, {}, "got 'seed'.*search.num_seeds"),
         ({"train.lr": {"unifrom": [1, 2]}}, {}, "unknown kind of search.space.train.lr 'unifrom'; did you mean 'unif"),
         ({"train.lr": [0.1]}, {}, "search.space.train.lr must be one of grid_search"),
         ({"train.lr": {"uniform": [2, 1]}}, {}, r"must be \[low, high\] with low below high; got \[2, 1\]"),
@@ -89,11 +91,15 @@ def test_a_grid_takes_choices_too_and_num_trials_cuts_it():
         ({"train.lr": {"quniform": [0.1, 0.9, 0.2]}}, {}, "must have bounds that are multiples of its step"),
         ({"train.lr": {"loguniform": [0, 1]}}, {}, "must be above 0"),
         ({"train.lr": {"choice": []}}, {}, "must be a list of values or bounds"),
-        ({"tickets.chains": {"randint": [1.5, 3]}}, {}, "must be whole numbers"),
+        ({"tickets.num_chains": {"randint": [1.5, 3]}}, {}, "must be whole numbers"),
         ({"train.lr": {"uniform": [1, 2]}}, {"searcher": "grid"}, "must have values that can be listed"),
         ({"train.lr": {"uniform": [1, 2]}}, {}, "search.num_trials must be given"),
         ({"train.lr": {"choice": [0.1, 0.2]}}, {"searcher": "grid", "num_trials": 3}, "at most 2, the points of"),
-        ({"tickets.chains": {"grid_search": [1, 2]}}, {"num_trials": 50}, "num_trials must be at most 2, .*; got 50"),
+        (
+            {"tickets.num_chains": {"grid_search": [1, 2]}},
+            {"num_trials": 50},
+            "num_trials must be at most 2, .*; got 50",
+        ),
     ],
 )
 def test_what_is_no_space_is_refused(space, settings, message):
@@ -109,7 +115,7 @@ def test_all_points_are_judged_on_the_same_data(key):
         drawn({key: {"choice": [1, 2]}}, num_trials=2)
 
 
-@pytest.mark.parametrize("key", ["data.batch_size", "data.train_size", "data.label_noise", "data.crop_padding"])
+@pytest.mark.parametrize("key", ["data.batch_size", "data.num_train_examples", "data.label_noise", "data.crop_padding"])
 def test_what_training_does_with_the_data_may_be_searched(key):
     assert len(drawn({key: {"grid_search": [1, 2]}})) == 2
 
@@ -135,7 +141,7 @@ def test_a_random_search_of_a_grid_does_not_begin_in_its_first_corner():
         (150, 0.1, [0.16]),  # 15 epochs become 24
         (145, 0.1, [0.165518]),
         (400, 0.1, [0.12]),  # 40 are nearer to 48 than to 24
-        (250, 0.1, None),  # 24 and 1 that phase one gets, whatever the length
+        (250, 0.1, None),  # 24 and 1 that pretraining gets, whatever the length
         (240, 0.1, None),
     ],
 )
@@ -192,13 +198,13 @@ def test_equal_points_have_equal_keys_whatever_the_order_of_their_values():
 
 def test_listed_points_stand_for_every_choice():
     space = parse_space(
-        {"tickets.chains": {"choice": [1, 2]}, "superposition.cima_factor": {"uniform": [0.1, 1]}}, KEYS
+        {"tickets.num_chains": {"choice": [1, 2]}, "superposition.cima_factor": {"uniform": [0.1, 1]}}, KEYS
     )
-    assert [(p["tickets.chains"], p["superposition.cima_factor"]) for p in listed_points(space, "cia")] == [
+    assert [(p["tickets.num_chains"], p["superposition.cima_factor"]) for p in listed_points(space, "cia")] == [
         (1, 0.1),
         (2, 0.1),
     ]
-    assert settle({"tickets.chains": 1}, "cia") == {"tickets.chains": 1}
+    assert settle({"tickets.num_chains": 1}, "cia") == {"tickets.num_chains": 1}
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_stopped_trials_never_win_and_of_equals_the_earlier_does():
 
 
 def test_a_lead_within_noise_is_said_and_a_clear_one_is_not():
-    assert "may be noise. search.seeds=5" in noise_warning([row(0, 0.9), row(1, 0.8)], "validation_accuracy")
+    assert "may be noise. search.num_seeds=5" in noise_warning([row(0, 0.9), row(1, 0.8)], "validation_accuracy")
     close = noise_warning([row(0, 0.9, 0.8, 0.85), row(1, 0.85, 0.75, 0.83)], "validation_accuracy")
     assert "leads the next by 0.0400 of validation_accuracy, which is within noise" in close
     assert noise_warning([row(0, 0.9, 0.91, 0.9), row(1, 0.7, 0.71, 0.7)], "validation_accuracy") is None

@@ -33,7 +33,7 @@ def train(rank, world_size, *, compress, grow="gradient", seed=0, width=512):
         generator=torch.Generator().manual_seed(seed),
     )
     ddp = DistributedDataParallel(model)
-    sparsifier.share(ddp, compress=compress)
+    sparsifier.attach_ddp(ddp, compress=compress)
     sent, due = [], []
     plain_all_reduce = dist.all_reduce
 
@@ -98,7 +98,7 @@ def channels_last(rank, world_size, *, compress):
     settings = {"density": 0.3, "total_steps": 4, "generator": torch.Generator().manual_seed(0)}
     sparsifier = Sparsifier(model, torch.optim.SGD(model.parameters(), lr=0.1), "static", **settings)
     ddp = DistributedDataParallel(model)
-    sparsifier.share(ddp, compress=compress)
+    sparsifier.attach_ddp(ddp, compress=compress)
     gradients = {}
     for step in range(3):  # buckets are rebuilt after the first
         inputs = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(step))[rank::world_size]
@@ -112,7 +112,7 @@ def channels_last(rank, world_size, *, compress):
 
 
 def drifting(rank, world_size):
-    """Ranks whose generators part ways after the first masks: random growth differs at the first update."""
+    """Ranks whose generators part ways after the initial masks: random growth differs at the first update."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
     generator = torch.Generator().manual_seed(0)

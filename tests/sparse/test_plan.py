@@ -25,7 +25,7 @@ def test_pruning_follows_the_cubic_in_its_window_and_ends_on_the_target():
     gmp = plan("gmp", prune_start_fraction=0.25, prune_end_fraction=0.5)
     assert [step for step in range(1, 30) if gmp.prunes_at(step)] == [6, 9, 12]
     assert [gmp.density_at(step) for step in (3, 6, 9, 12)] == pytest.approx([1.0, 1.0, 0.25 + 0.75 / 8, 0.25])
-    assert (gmp.first_density, plan("granet").first_density, plan().first_density) == (1.0, 0.5, 0.25)
+    assert (gmp.initial_density, plan("granet").initial_density, plan().initial_density) == (1.0, 0.5, 0.25)
 
 
 def test_dense_gradients_are_needed_to_exchange_by_them_and_always_for_momentum():

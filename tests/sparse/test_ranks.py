@@ -77,7 +77,7 @@ def test_growth_by_momentum_sends_all_gradients(outcome_of):
     assert all(torch.equal(mask, second["masks"][name]) for name, mask in first["masks"].items())
 
 
-def test_first_masks_that_differ_between_ranks_are_refused_by_name(outcome_of):
+def test_initial_masks_that_differ_between_ranks_are_refused_by_name(outcome_of):
     for text in outcome_of("differing"):
         assert text.startswith("masks must be equal on all ranks; at the start those of 0.weight differ.")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from suptickets_ray.sparse import Sparsifier, connections, cosine_fraction, drop_and_grow
-from suptickets_ray.sparse.criteria import DROP_SCORES, GROW_SCORES, REDISTRIBUTIONS
-from suptickets_ray.sparse.first_masks import FIRST_MASKS, STRUCTURED
+from suptickets_ray.sparse import Sparsifier, cosine_fraction, drop_and_grow, layer_mask
+from suptickets_ray.sparse.criteria import GROW_SCORES, REDISTRIBUTIONS, SALIENCY_SCORES
+from suptickets_ray.sparse.initial_masks import INITIAL_MASKS, STRUCTURED
 from suptickets_ray.sparse.masks import digest, num_active
 from suptickets_ray.sparse.methods import METHODS, method_settings
 from suptickets_ray.sparse.statistics import explored_fraction
@@ -139,14 +139,14 @@ def test_no_optimizer_revives_a_pruned_weight(optimizer, width):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_gathered_layers_are_stepped_by_the_same_arithmetic(optimizer, monkeypatch):
     gathered = build("rigl", 0.05, optimizer, width=WIDE)
-    monkeypatch.setattr(connections, "GATHERED_DENSITY", 0.0)
+    monkeypatch.setattr(layer_mask, "GATHERED_DENSITY", 0.0)
     masked = build("rigl", 0.05, optimizer, width=WIDE)
     assert gathered[2].connections["0.weight"].positions is not None
     assert masked[2].connections["0.weight"].positions is None
     monkeypatch.undo()
     for step in range(5):
         train_step(*gathered, step)
-        monkeypatch.setattr(connections, "GATHERED_DENSITY", 0.0)
+        monkeypatch.setattr(layer_mask, "GATHERED_DENSITY", 0.0)
         train_step(*masked, step)
         monkeypatch.undo()
     for name, mask in gathered[2].masks.items():
@@ -310,7 +310,7 @@ def test_clipping_sees_the_sparse_networks_gradient():
 
 
 @pytest.mark.parametrize(
-    ("key", "table"), [("drop", DROP_SCORES), ("grow", GROW_SCORES), ("redistribution", REDISTRIBUTIONS)]
+    ("key", "table"), [("drop", SALIENCY_SCORES), ("grow", GROW_SCORES), ("redistribution", REDISTRIBUTIONS)]
 )
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.can_explore])
 def test_every_method_trains_and_explores_with_every_criterion(method, key, table):
@@ -327,7 +327,7 @@ def test_every_method_trains_and_explores_with_every_criterion(method, key, tabl
         assert_nothing_off_the_masks(model, optimizer, sparsifier)
 
 
-@pytest.mark.parametrize("distribution", FIRST_MASKS)
+@pytest.mark.parametrize("distribution", INITIAL_MASKS)
 def test_every_first_mask_can_be_trained_from(distribution):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
@@ -345,7 +345,7 @@ def test_every_first_mask_can_be_trained_from(distribution):
     assert sparsifier.density == density
 
 
-def test_first_masks_by_gradient_ask_for_one():
+def test_initial_masks_by_gradient_ask_for_one():
     model = nn.Linear(8, 12)
     settings = {"density": 0.5, "total_steps": TOTAL, "generator": torch.Generator()}
     with pytest.raises(RuntimeError, match=r"'weight' has none. Call backward\(\) first"):

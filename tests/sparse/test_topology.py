@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suptickets_ray.sparse import drop_and_grow, prune_to_density
-from suptickets_ray.sparse.criteria import DROP_SCORES, GROW_SCORES, REDISTRIBUTIONS, Layer
+from suptickets_ray.sparse.criteria import GROW_SCORES, REDISTRIBUTIONS, SALIENCY_SCORES, Layer
 from suptickets_ray.sparse.distributions import share_out
 from suptickets_ray.sparse.masks import digest, num_active, top_mask
 from suptickets_ray.sparse.topology import prune_layers
@@ -78,7 +78,7 @@ def random_case(seed, share=0.5):
 
 
 @pytest.mark.filterwarnings("ignore:the density would leave")
-@pytest.mark.parametrize("drop", DROP_SCORES)
+@pytest.mark.parametrize("drop", SALIENCY_SCORES)
 @pytest.mark.parametrize("grow", GROW_SCORES)
 @pytest.mark.parametrize("redistribution", REDISTRIBUTIONS)
 @settings(max_examples=15)
@@ -116,7 +116,7 @@ def test_every_combination_holds_the_counts(drop, grow, redistribution, seed, fr
 
 
 @pytest.mark.parametrize(
-    ("key", "table"), [("drop", DROP_SCORES), ("grow", GROW_SCORES), ("redistribution", REDISTRIBUTIONS)]
+    ("key", "table"), [("drop", SALIENCY_SCORES), ("grow", GROW_SCORES), ("redistribution", REDISTRIBUTIONS)]
 )
 def test_no_two_rows_give_the_same_masks(key, table):
     weights, masks, others = random_case(3, share=0.6)
@@ -155,7 +155,7 @@ def test_drop_scores_by_eye(drop, weights, gradients, fraction, expected):
         torch.ones_like(weights, dtype=torch.bool),
         gradient=None if gradients is None else torch.tensor(gradients),
     )
-    kept = top_mask(DROP_SCORES[drop](layer), len(weights) - int(fraction * len(weights)))
+    kept = top_mask(SALIENCY_SCORES[drop](layer), len(weights) - int(fraction * len(weights)))
     assert kept.int().tolist() == expected
 
 

@@ -55,7 +55,7 @@ def test_tickets_are_whole_objects_under_the_names_of_the_contract(store, client
 
 def test_a_recipe_that_lies_there_is_read_by_its_uri(store, s3_server):
     from suptickets_ray import load_config
-    from suptickets_ray.config_io import to_yaml
+    from suptickets_ray.recipes.load import to_yaml
 
     written = load_config(None, ["train.lr=0.07"])
     store.write("best.yaml", to_yaml(written).encode())

@@ -61,7 +61,7 @@ def test_redrawing_all_labels_makes_all_classes_equally_likely():
 def kept(n, size, **settings):
     """Which of n training examples, all told apart by their labels, a smaller training set holds."""
     data = {"train": pairs(n, n), "validation": pairs(4), "test": pairs(5)}
-    return make_splits(data, config(train_size=size, **settings)).train.all_labels().tolist()
+    return make_splits(data, config(num_train_examples=size, **settings)).train.all_labels().tolist()
 
 
 def test_train_size_draws_from_all_examples_by_the_split_seed():
@@ -184,7 +184,7 @@ def test_batches_hold_every_example_once():
 @pytest.mark.parametrize(
     ("data", "settings", "message"),
     [
-        (loaded(), {"train_size": 11}, "data.train_size must be at most 10"),
+        (loaded(), {"num_train_examples": 11}, "data.num_train_examples must be at most 10"),
         (loaded(), {"batch_size": 11}, "data.batch_size must be at most the 10 training examples; got 11"),
         ({"train": pairs(3), "validation": pairs(3)}, {}, "must return a 'test' set"),
         (loaded(validaton=pairs(3)), {}, "returned 'validaton', which nobody reads; did you mean 'validation'"),

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from suptickets_ray.superposition.gate import Gate
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.data.splits import Splits
 from suptickets_ray.training.evaluation import evaluate, predict, recalibrate, score, score_probabilities
-from suptickets_ray.training.gate import Gate
 
 
 def test_scores_by_hand():

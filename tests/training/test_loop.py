@@ -5,7 +5,8 @@ from torch import nn
 from suptickets_ray import load_config
 from suptickets_ray.sparse.masks import num_active
 from suptickets_ray.sparse.methods import METHODS
-from suptickets_ray.training.cycle import cycle_rate, run_cycle
+from suptickets_ray.superposition.merger import Merger
+from suptickets_ray.training.cycle import cycle_lr, run_cycle
 from suptickets_ray.training.data import load_data
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
@@ -18,9 +19,8 @@ from suptickets_ray.training.loop import (
     steps_per_epoch,
     train_epoch,
 )
-from suptickets_ray.training.superposing import Superposing
 
-SMALL = ["train.epochs=6", "tickets.cycle_rate=0.34", "tickets.cycle_epochs=1", "data.train_size=200"]
+SMALL = ["train.epochs=6", "tickets.cycle_rate=0.34", "tickets.cycle_epochs=1", "data.num_train_examples=200"]
 FAST = ["method.update_interval_steps=4"]
 CPU = torch.device("cpu")
 
@@ -56,14 +56,14 @@ def test_both_phases_and_the_sup_ticket_hold_the_target_density_exactly(method):
     interval = FAST if "update_interval_steps" in METHODS[method].defaults else []
     config, splits, learner = prepare(f"method.name={method}", "superposition.gate_tolerance=none", *interval)
     pretrain(config, splits, learner)
-    superposing = Superposing(config, splits, learner.ticket({}), CPU)
+    merger = Merger(config, splits, learner.ticket({}), CPU)
     expected = int(config.method.density * 25_856 + 1e-9)  # 64 * 128 + 128 * 128 + 128 * 10
     assert num_active(learner.sparsifier.masks) == expected
     for cycle in range(2):
         run_cycle(learner, config, splits, chain=0, cycle=cycle)
         assert num_active(learner.sparsifier.masks) == expected
-        superposing.fold(learner.ticket({}), 0, cycle)
-    assert num_active(superposing.superposed.masks) == expected
+        merger.merge(learner.ticket({}), 0, cycle)
+    assert num_active(merger.superposed.masks) == expected
 
 
 def test_dense_is_plain_training_bit_for_bit():
@@ -175,10 +175,10 @@ def test_changing_a_setting_changes_the_ticket(override):
 @pytest.mark.parametrize(("cyclic", "rates"), [("true", (0.001, 0.2, 0.001)), ("false", (0.001, 0.001, 0.001))])
 def test_a_cycles_rate_is_a_triangle_or_stays_low(cyclic, rates):
     section = load_config(None, [f"tickets.cyclic_lr={cyclic}"]).tickets
-    assert [cycle_rate(section, epochs) for epochs in (0, 2.5, 5)] == pytest.approx(rates)
+    assert [cycle_lr(section, epochs) for epochs in (0, 2.5, 5)] == pytest.approx(rates)
 
 
-def test_sparse_first_weights_have_the_variance_of_the_connections_that_are_there():
+def test_sparse_initial_weights_have_the_variance_of_the_connections_that_are_there():
     _, _, learner = prepare("method.density=0.3", *FAST)
     weight, mask = learner.model[4].weight, learner.sparsifier.masks["4.weight"]
     expected = (1 / (3 * 128 * float(mask.float().mean()))) ** 0.5
@@ -186,7 +186,7 @@ def test_sparse_first_weights_have_the_variance_of_the_connections_that_are_ther
     assert float(values.std()) == pytest.approx(expected, rel=4 / (2 * len(values)) ** 0.5)
 
 
-def test_the_prune_window_counts_epochs_of_phase_one():
+def test_the_prune_window_counts_epochs_of_pretraining():
     config, splits, learner = prepare(
         "method.name=gmp", *FAST, "method.prune_start_epoch=1", "method.prune_end_epoch=3"
     )

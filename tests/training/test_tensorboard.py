@@ -73,9 +73,9 @@ def test_points_are_on_the_disk_at_once(tmp_path):
 
 def test_layer_densities_are_one_histogram_per_update(tmp_path):
     masks = {"a": torch.tensor([[True, False]]), "b": torch.ones(4, 4, dtype=torch.bool)}
-    with Scalars(str(tmp_path), "phase-one") as scalars:
+    with Scalars(str(tmp_path), "pretraining") as scalars:
         scalars.write_layer_densities(7, masks)
-    reader = EventAccumulator(str(tmp_path / "phase-one"))
+    reader = EventAccumulator(str(tmp_path / "pretraining"))
     reader.Reload()
     (found,) = reader.Histograms("layers/density")
     value = found.histogram_value

@@ -8,18 +8,18 @@ import torch
 from torch import nn
 
 from suptickets_ray import load_config
-from suptickets_ray.training.arithmetic import arithmetic_of
 from suptickets_ray.training.cycle import run_cycle
 from suptickets_ray.training.data import load_data
+from suptickets_ray.training.determinism import arithmetic_of
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import backward, build_learner, order_seed, steps_per_epoch, train_epoch
-from suptickets_ray.training.rehearsal import rehearse
+from suptickets_ray.training.preflight import preflight
 
 SMALL = [
     "train.epochs=6",
     "tickets.cycle_rate=0.34",
     "tickets.cycle_epochs=1",
-    "data.train_size=200",
+    "data.num_train_examples=200",
     "method.update_interval_steps=4",
 ]
 IMAGES = ["data.name=synthetic", "data.options.shape=[3, 8, 8]", "data.batch_size=20", "model.name=resnet20"]
@@ -222,8 +222,8 @@ def test_a_compiled_network_computes_the_same_and_keeps_its_names(tmp_path, monk
     assert math.isfinite(evaluate(compiled.model, splits.validation)["loss"])
 
 
-def test_the_rehearsal_passes_with_every_option_at_once():
-    rehearse(
+def test_the_preflight_passes_with_every_option_at_once():
+    preflight(
         load_config(
             None,
             [
@@ -256,7 +256,7 @@ def test_the_exploration_sees_no_more_examples_at_once_than_training_does():
     assert max(seen) == 7
 
 
-def test_a_learner_that_restores_a_state_draws_no_gradient_for_its_first_masks():
+def test_a_learner_that_restores_a_state_draws_no_gradient_for_its_initial_masks():
     settings = [*SMALL, "method.distribution=snip", "model.initialization=default"]
     learner, _, splits, _ = trained("method.distribution=snip", "model.initialization=default")
     state = learner.to_bytes()
@@ -286,7 +286,7 @@ def test_a_compiler_that_is_missing_is_said_before_anything_starts(monkeypatch):
     monkeypatch.setattr(torch, "compile", compiled)
     words = "train.compile must find a C++ compiler; torch.compile failed: RuntimeError: no compiler. Install one"
     with pytest.raises(ValueError, match=re.escape(words)):
-        rehearse(load_config(None, [*SMALL, "train.compile=true"]))
+        preflight(load_config(None, [*SMALL, "train.compile=true"]))
 
 
 @pytest.mark.parametrize(("mode", "axis"), [("fan_in", 1), ("fan_out", 0)])

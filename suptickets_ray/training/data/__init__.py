@@ -7,7 +7,6 @@ from typing import Any
 
 from suptickets_ray.config import DataConfig
 from suptickets_ray.lookup import choose_or_import
-from suptickets_ray.training.calls import call_with, takes
 from suptickets_ray.training.data.digits import digits
 from suptickets_ray.training.data.image_folder import image_folder, imagenet
 from suptickets_ray.training.data.mnist1d import mnist1d
@@ -15,6 +14,7 @@ from suptickets_ray.training.data.parquet import parquet
 from suptickets_ray.training.data.splits import Splits, make_splits, with_labels
 from suptickets_ray.training.data.synthetic import synthetic
 from suptickets_ray.training.data.vision import cifar10, cifar100, fashion_mnist, mnist
+from suptickets_ray.training.user_code import call_with, takes
 
 DATASETS: dict[str, Callable[..., Mapping[str, Any]]] = {
     "digits": digits,

@@ -51,7 +51,7 @@ def with_labels(loaded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_splits(loaded: Mapping[str, Any], config: DataConfig) -> Splits:
-    """Returns what a data function gave, cut to `train_size`, with a validation set and label noise.
+    """Returns what a data function gave, cut to `num_train_examples`, with a validation set and label noise.
 
     Args:
         loaded: "train" and "test", each a pair of tensors, a Dataset or a BlockSource; optionally "validation",
@@ -119,14 +119,14 @@ def _cut(loaded: Mapping[str, Any], config: DataConfig) -> tuple[Tensor | None, 
         # Each in the order of the source: what is stored together is read together.
         validation, order = shuffled[:count].sort().values, shuffled[count:].sort().values
         available -= count
-    size = config.train_size or available
+    size = config.num_train_examples or available
     if size > available:
-        raise ValueError(f"data.train_size must be at most {available}, the examples there are; got {size}.")
+        raise ValueError(f"data.num_train_examples must be at most {available}, the examples there are; got {size}.")
     if config.batch_size > size:
         raise ValueError(f"data.batch_size must be at most the {size} training examples; got {config.batch_size}.")
     if size < available:
         # At random, in the order of the source: the first ones of a folder would be those of its first classes.
-        generator = Generator().manual_seed(derive_seed(config.split_seed, "train_size"))
+        generator = Generator().manual_seed(derive_seed(config.split_seed, "num_train_examples"))
         chosen = torch.randperm(available, generator=generator)[:size].sort().values
         order = chosen if order is None else order[chosen]
     return order, validation
@@ -187,7 +187,7 @@ def check_loaded(loaded: Mapping[str, Any]) -> None:
 
 
 def _check_labels(loaded: Mapping[str, Any], num_classes: int) -> None:
-    """Checks those of streamed sets, which are at hand; the rehearsal looks at the others."""
+    """Checks those of streamed sets, which are at hand; the preflight looks at the others."""
     for name in SPLITS:
         if not isinstance(source := loaded.get(name), BlockSource):
             continue

@@ -1,4 +1,4 @@
-"""Made-up images: for benchmarks, and for a recipe's rehearsal without its files."""
+"""Made-up images: for benchmarks, and for a recipe's preflight without its files."""
 
 from __future__ import annotations
 

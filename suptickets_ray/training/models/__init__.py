@@ -8,7 +8,6 @@ from torch.nn import Module
 
 from suptickets_ray.config import ModelConfig
 from suptickets_ray.lookup import choose_or_import, suggestion
-from suptickets_ray.training.calls import call_with
 from suptickets_ray.training.models.alexnet import cifar_alexnet
 from suptickets_ray.training.models.lenet import lenet5, lenet_300_100
 from suptickets_ray.training.models.mlp import cifar_mlp, mlp
@@ -23,6 +22,7 @@ from suptickets_ray.training.models.resnet import (
 from suptickets_ray.training.models.torchvision_models import torchvision_builder, torchvision_names
 from suptickets_ray.training.models.vgg import cifar_vgg11, cifar_vgg13, cifar_vgg16, cifar_vgg19, vgg_like
 from suptickets_ray.training.models.wide_resnet import wrn_16_8, wrn_16_10, wrn_22_2, wrn_28_10
+from suptickets_ray.training.user_code import call_with
 
 MODELS: dict[str, Callable[..., Module]] = {
     "mlp": mlp,

@@ -1,4 +1,4 @@
-"""What the convolutional networks share: their convolutions, first weights, pooling, and the check of the images."""
+"""What the convolutional networks share: their convolutions, initial weights, pooling, and the check of the images."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def assert_same(loaded, back):
 
 def assert_equal_epochs(loaded, back, seed=3):
     """Scaling, augmentation, cuts and all."""
-    config = DataConfig(name="any", batch_size=4, label_noise=0.2, train_size=20)
+    config = DataConfig(name="any", batch_size=4, label_noise=0.2, num_train_examples=20)
     ours, theirs = make_splits(loaded, config), make_splits(back, config)
     assert ours.num_classes == theirs.num_classes
     for split in ("train", "validation", "test"):

@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset, random_split
 
 from suptickets_ray import load_config
-from suptickets_ray.config_io import config_digest, to_yaml
-from suptickets_ray.distributed.result import stored_result
+from suptickets_ray.distributed.pipeline.result import stored_result
+from suptickets_ray.recipes.load import config_digest, to_yaml
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.training.data import fingerprint as fingerprint_module
 from suptickets_ray.training.data.convert import convert
@@ -17,7 +17,7 @@ from suptickets_ray.training.data.examples import Examples, LabelledDataset
 from suptickets_ray.training.data.fingerprint import DATA_FILE, check_data, fingerprint
 from suptickets_ray.training.data.parquet import parquet
 from suptickets_ray.training.data.splits import with_labels
-from suptickets_ray.training.rehearsal import rehearse
+from suptickets_ray.training.preflight import preflight
 
 
 def pairs(first=0.0, label=0, count=9):
@@ -140,7 +140,7 @@ def test_data_that_differ_at_every_call_are_refused_before_anything_starts(tmp_p
     with pytest.raises(
         ValueError, match="data.name must give the same examples in every process .* Seed what it draws"
     ):
-        rehearse(config)
+        preflight(config)
 
 
 def test_labels_that_are_known_are_compared_whenever_examples_are_read():

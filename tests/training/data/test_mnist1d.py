@@ -75,7 +75,7 @@ def test_a_seed_beyond_numpys_range_is_no_matter():
 
 
 def test_it_splits_like_any_other_set():
-    splits = load_data(DataConfig(name="mnist1d", batch_size=50, train_size=300, options={"num_samples": 1000}))
+    splits = load_data(DataConfig(name="mnist1d", batch_size=50, num_train_examples=300, options={"num_samples": 1000}))
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (300, 80, 200)
     assert splits.sample_shape == (40,)
 

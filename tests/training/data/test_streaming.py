@@ -208,17 +208,17 @@ def test_the_validation_cut_is_disjoint_and_decided_by_the_split_seed():
 
 def test_a_smaller_training_set_is_drawn_from_all_of_it():
     whole = set(flat(positions(splits_of().train.batches(16))))
-    chosen = flat(positions(splits_of(train_size=50).train.batches(16)))
+    chosen = flat(positions(splits_of(num_train_examples=50).train.batches(16)))
     assert len(chosen) == 50
     assert chosen == sorted(chosen)
     assert set(chosen) < whole
     assert max(chosen) > 150  # the first ones of a folder would be of its first classes
-    seen = flat(positions(splits_of(train_size=50).train.epoch(0, [10] * 5)))
+    seen = flat(positions(splits_of(num_train_examples=50).train.epoch(0, [10] * 5)))
     assert sorted(seen) == chosen
 
 
 def test_noisy_labels_belong_to_their_images_in_every_way_of_reading():
-    splits = splits_of(label_noise=0.5, train_size=100)
+    splits = splits_of(label_noise=0.5, num_train_examples=100)
     chosen = flat(positions(splits.train.batches(16)))
     noisy = dict(zip(chosen, splits.train.all_labels().tolist(), strict=True))
     wrong = sum(label != position % 7 for position, label in noisy.items())
@@ -255,7 +255,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("options", [{}, {"block_size": 32}])
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_a_folder_and_its_parquet_give_bit_equal_epochs(folder, options, world_size):
-    config = DataConfig(name="any", batch_size=20, label_noise=0.1, train_size=250)
+    config = DataConfig(name="any", batch_size=20, label_noise=0.1, num_train_examples=250)
     splits = [
         make_splits(image_folder(str(folder / "images"), 8, **options), config),
         make_splits(parquet(str(folder / "parquet"), 8, **options), config),

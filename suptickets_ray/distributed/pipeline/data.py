@@ -1,0 +1,139 @@
+"""Data across processes: what fits in memory lies once per node in the object store, the rest is streamed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from suptickets_ray.config import Config
+from suptickets_ray.training.data import Splits, load_source, make_splits
+from suptickets_ray.training.data.examples import UNEQUAL_DATA, LabelledDataset
+from suptickets_ray.training.data.fingerprint import fingerprint
+from suptickets_ray.training.data.parquet import EncodedParquet, TensorParquet
+from suptickets_ray.training.data.streaming import BlockSource, Job, StreamedExamples, fetch_by_threads
+
+
+@dataclass(frozen=True)
+class LoadedAnew:
+    """What is known of data that every process must load itself."""
+
+    fingerprint: str
+    labels: dict[str, NDArray[np.int64]]
+    """All labels (n,) of the splits that are map-style Datasets; the driver has read them."""
+
+
+def put_data(loaded: Mapping[str, Any]) -> Any:
+    """Returns an object reference of what a data function gave, or of what is known of it.
+
+    Tensors become arrays, which workers map instead of copying them. A user-defined Dataset is loaded again by each
+    process, because only its author knows whether it can be sent; its labels are sent, so that they are read once.
+    """
+    parts = _parts(loaded)
+    shared = {name: _as_arrays(part) for name, part in parts.items()}
+    if any(part is None for part in shared.values()):
+        labels = {name: part.labels.numpy() for name, part in parts.items() if isinstance(part, LabelledDataset)}
+        return ray.put(LoadedAnew(fingerprint(loaded), labels))
+    return ray.put({**loaded, **shared})
+
+
+def worker_splits(config: Config, shared: Any) -> Splits:
+    """Returns the recipe's splits over what `put_data` put into the object store.
+
+    Raises:
+        ValueError: If data that this process loads itself are not those of the driver.
+    """
+    found = ray.get(shared)
+    if isinstance(found, LoadedAnew):
+        loaded = load_source(config.data)
+        if fingerprint(loaded) != found.fingerprint:
+            raise ValueError(UNEQUAL_DATA)
+        known = {name: torch.tensor(labels) for name, labels in found.labels.items()}
+        loaded = {**loaded, **{name: LabelledDataset(loaded[name].dataset, labels) for name, labels in known.items()}}
+    else:
+        loaded = {**found, **{name: _as_tensors(part) for name, part in _parts(found).items()}}
+    splits = make_splits(loaded, config.data)
+    for examples in (splits.train, splits.validation, splits.test):
+        if isinstance(examples, StreamedExamples):
+            examples.fetch = fetch
+    return splits
+
+
+def _parts(loaded: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: loaded[name] for name in ("train", "validation", "test") if name in loaded}
+
+
+def _as_arrays(part: Any) -> Any:
+    """A pair of tensors as arrays; None for a Dataset, and where NumPy lacks their type."""
+    if isinstance(part, BlockSource):
+        return part
+    if isinstance(part, LabelledDataset):
+        return None
+    try:
+        return tuple(tensor.detach().cpu().contiguous().numpy() for tensor in part)
+    except TypeError:  # bfloat16, for one
+        return None
+
+
+def _as_tensors(part: Any) -> Any:
+    if isinstance(part, BlockSource):
+        return part
+    with warnings.catch_warnings():
+        # The store's memory is read-only, and torch has no word for that. Examples are only ever read.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return tuple(torch.from_numpy(array) for array in part)
+
+
+def fetch(source: BlockSource, jobs: Iterable[Job], num_readers: int) -> Iterator[Tensor]:
+    """Reads the jobs' images in order: Parquet through Ray Data anywhere in the cluster, files by threads here."""
+    jobs = list(jobs)
+    # Ray Data takes seconds to start.
+    if isinstance(source, (EncodedParquet, TensorParquet)) and len(jobs) > num_readers:
+        return fetch_by_ray_data(source, jobs, num_readers)
+    return fetch_by_threads(source, jobs, num_readers)
+
+
+class _Reader:
+    """An actor of Ray Data that reads one job at a time."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = ray.get(source)
+        torch.set_num_threads(1)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        seed = int(batch["seed"][0])
+        indices = np.frombuffer(batch["indices"][0], dtype=np.int64).tolist()
+        images = self._source.read(indices, None if seed < 0 else seed)
+        # One row holds the whole block, so that what arrives is what was asked for.
+        return {"images": images.numpy()[None]}
+
+
+def fetch_by_ray_data(source: BlockSource, jobs: Iterable[Job], num_readers: int) -> Iterator[Tensor]:
+    """Reads by actors of Ray Data. They ask for no CPU: workers may hold them all, and decoding must go on."""
+    import ray.data
+
+    rows = [
+        {"indices": np.asarray(job.indices, dtype=np.int64).tobytes(), "seed": -1 if job.seed is None else job.seed}
+        for job in jobs
+    ]
+    if not rows:
+        return
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    stream = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _Reader,
+        fn_constructor_args=(ray.put(source),),
+        batch_size=1,
+        num_cpus=0,
+        compute=ray.data.ActorPoolStrategy(size=min(num_readers, len(rows))),
+    )
+    for batch in stream.iter_batches(batch_size=1, prefetch_batches=1):
+        yield torch.from_numpy(np.array(batch["images"][0]))

@@ -1,0 +1,1 @@
+"""A search with Ray Tune, whose trials share pretraining and tickets."""

@@ -1,0 +1,146 @@
+"""What a search leaves: its table, the best recipe, and the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from suptickets_ray.config import Config
+from suptickets_ray.distributed.cluster.errors import root_cause
+from suptickets_ray.distributed.pipeline.result import Clock, stored_result, versions, without_nan
+from suptickets_ray.distributed.tune.trial import SCORES
+from suptickets_ray.recipes.load import config_digest, to_dict, to_yaml
+from suptickets_ray.report.search_page import render_search
+from suptickets_ray.search.files import SearchFiles, holds_search
+from suptickets_ray.search.plan import SearchPlan
+from suptickets_ray.search.space import Point, point_key, settle
+from suptickets_ray.search.summary import noise_warning, ranked, to_parquet, trial_row
+from suptickets_ray.training.data.fingerprint import load_recorded
+from suptickets_ray.training.determinism import arithmetic_of
+from suptickets_ray.training.evaluation import evaluate_ticket
+from suptickets_ray.training.tensorboard import write_hparams
+
+_FREE = ("max_concurrent_trials",)
+"""Settings of a search that may change while it goes on."""
+
+
+def trial_rows(plan: SearchPlan, files: SearchFiles, grid: Any) -> list[dict[str, Any]]:
+    """A line for every trial, in the order of the points."""
+    errors, points = {}, {point_key(point): point for point in plan.points}
+    for result in grid:
+        point = settle(result.config.get("point", result.config), plan.config.superposition.method)
+        points.setdefault(point_key(point), point)
+        errors[point_key(point)] = result.error
+    for point, _ in files.points():  # of earlier starts, where Optuna chose them
+        points.setdefault(point_key(point), point)
+    rows = []
+    for number, (key, point) in enumerate(points.items()):
+        seeds = [row for index in range(plan.config.search.num_seeds) if (row := files.row(point, index)) is not None]
+        state, error = "complete", None
+        if len(seeds) < plan.config.search.num_seeds:
+            error = root_cause(errors[key]) if errors.get(key) is not None else None
+            state, seeds = "failed" if error else "stopped", [files.running(point)]
+        rows.append(trial_row(number, point, seeds, plan.metric, state) | {"error": error})
+    return rows
+
+
+def conclude(
+    plan: SearchPlan, files: SearchFiles, rows: Sequence[dict[str, Any]], clock: Clock, noticed: Sequence[str]
+) -> dict[str, Any]:
+    """Reads the test set for the winner alone, writes the answer, and returns what `result.json` holds.
+
+    Args:
+        plan: What was searched.
+        files: Where it lies.
+        rows: From `trial_rows`.
+        clock: Of this start.
+        noticed: Warnings so far.
+
+    Raises:
+        RuntimeError: If no trial was complete.
+    """
+    best_first = ranked(rows, plan.metric, plan.mode)
+    if not best_first:
+        if any(row["state"] == "complete" for row in rows):
+            raise RuntimeError(f"no trial has a finite {plan.metric}: all have diverged. Search lower learning rates.")
+        failed = next((row["error"] for row in rows if row["error"]), "none reached its end")
+        raise RuntimeError(f"no trial was complete: {failed}. The same command goes on from what is finished.")
+    winner = best_first[0]
+    point = winner["values"]
+    config = replace(plan.config_of(point), name=f"{plan.config.name}-best")
+    tests = _test_scores(plan, files, point)
+    warnings = [*noticed, *filter(None, [noise_warning(best_first, plan.metric)])]
+    if failed_rows := [row for row in rows if row["state"] == "failed"]:
+        warnings.append(
+            f"{len(failed_rows)} trials failed, the first one of: {failed_rows[0]['error']}. The same command tries "
+            "them again."
+        )
+    result: dict[str, Any] = {
+        "state": "complete",
+        "name": plan.config.name,
+        "metric": plan.metric,
+        "mode": plan.mode,
+        "trials": list(rows),
+        "best": {
+            "trial": winner["trial"],
+            "values": point,
+            "validation_accuracy": winner["validation_accuracy"],
+            "validation_loss": winner["validation_loss"],
+            "accuracy": sum(test["accuracy"] for test in tests) / len(tests),
+            "loss": sum(test["loss"] for test in tests) / len(tests),
+            "digest": winner["digest"],
+        },
+        "pretrainings": files.num_pretrainings(),
+        "cycles_trained": files.num_cycles(),
+        "warnings": warnings,
+        "seconds": clock.seconds(),
+        "versions": versions(),
+        "config": to_dict(plan.config),
+        "config_digest": config_digest(plan.config),
+    }
+    result = without_nan(result)
+    trials = [{**row, "name": f"trial-{point_key(row['values'])}"} for row in result["trials"]]
+    trials[winner["trial"]]["accuracy"] = result["best"]["accuracy"]
+    write_hparams(files.tensorboard, trials, (*SCORES, "accuracy"))
+    files.store.write("best.yaml", to_yaml(config).encode())
+    files.store.write("trials.parquet", to_parquet(rows))
+    files.store.write("report.html", render_search(result).encode())
+    files.store.write("result.json", json.dumps(result, indent=2).encode())
+    return result
+
+
+def _test_scores(plan: SearchPlan, files: SearchFiles, point: Point) -> list[dict[str, float]]:
+    scores = []
+    for number in range(plan.config.search.num_seeds):
+        config = plan.config_of(point, number)
+        with arithmetic_of(config):
+            scores.append(
+                evaluate_ticket(config, load_recorded(config.data, files.store), files.superposed(point, number))
+            )
+    return scores
+
+
+def finished_search(files: SearchFiles, config: Config) -> dict[str, Any] | None:
+    """Returns the result of this very search if it came to an end, None if it was interrupted or never started.
+
+    Raises:
+        ValueError: If the folder holds another search or a run, be it finished or not.
+    """
+    if files.store.exists("config.yaml") and not holds_search(files.store):
+        raise ValueError(
+            f"the folder of a search must hold no run; {files.path} does. Give the search a name= of its own."
+        )
+    return stored_result(files.path, config, "search", lambda old: _other_search_keys(old, config))
+
+
+def _other_search_keys(old: Config, config: Config) -> list[str]:
+    """What makes it another search: how many trials run at once does not."""
+    first, second = (to_dict(one)["search"] for one in (old, config))
+    return [f"search.{key}" for key in first | second if key not in _FREE and first.get(key) != second.get(key)]
+
+
+def num_failed(result: Mapping[str, Any]) -> int:
+    """Returns how many trials of a search failed, which the same command tries again."""
+    return sum(row["state"] == "failed" for row in result["trials"])

@@ -1,0 +1,317 @@
+"""Ray Tune over exploration and superposition: what trials share is trained once for all of them."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from ray import tune as ray_tune
+
+from suptickets_ray.config import Config
+from suptickets_ray.distributed.cluster.capacity import explorer_bundle, wait_for_capacity, wait_for_machines
+from suptickets_ray.distributed.cluster.event_queue import (
+    Event,
+    Monitor,
+    OnEvent,
+    collecting_warnings,
+    monitoring,
+    reported_warnings,
+    start_here,
+    watched,
+)
+from suptickets_ray.distributed.cluster.run_lock import check_free, only_process
+from suptickets_ray.distributed.cluster.session import check_address, ray_session
+from suptickets_ray.distributed.cluster.shared_storage import check_shared, checked_storage
+from suptickets_ray.distributed.cluster.watchdog import capacity_watch
+from suptickets_ray.distributed.pipeline.context import worker_settings
+from suptickets_ray.distributed.pipeline.result import Clock, RunResult
+from suptickets_ray.distributed.pipeline.stages import as_run_failure, begin_folder, pretrained_state, run_path
+from suptickets_ray.distributed.tune.leases import LeaseServer
+from suptickets_ray.distributed.tune.placement import divide_capacity, find_machines, head_bundle, sized_trial
+from suptickets_ray.distributed.tune.result import conclude, finished_search, num_failed, trial_rows
+from suptickets_ray.distributed.tune.searcher import early_stopping, optuna_searcher, tune_space
+from suptickets_ray.distributed.tune.trial import run_trial
+from suptickets_ray.progress.log import EventLog
+from suptickets_ray.recipes.load import all_keys, to_dict
+from suptickets_ray.recipes.resolve import resolve
+from suptickets_ray.search.files import DIVERGED_FILE, SearchFiles
+from suptickets_ray.search.keys import pretraining_key
+from suptickets_ray.search.plan import SearchPlan
+from suptickets_ray.search.space import default_space, parse_space
+from suptickets_ray.tickets.store import RunStore, child
+from suptickets_ray.training.data.fingerprint import check_data, fingerprint
+from suptickets_ray.training.loop import DivergedError, budget_of
+from suptickets_ray.training.preflight import preflight
+
+TUNE_FOLDER = "ray_tune"
+_MAX_FAILURES = 2  # of a trial's machines
+_held: dict[str, ExitStack] = {}
+"""Folders that this process keeps for Tuners of the user's own, and what gives each back."""
+
+
+def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bool = False) -> RunResult:
+    """Searches `config.search.space`, goes on with an interrupted search, or returns at once when it is done.
+
+    Trials that failed are not done: the same call tries them again.
+
+    Args:
+        config: The recipe; its name is the search's.
+        on_event: Is told of the progress: dicts whose `kind` is phase, epoch, ticket, trial, waiting or warning.
+        verbose: Whether Ray's own messages are shown.
+
+    Raises:
+        ValueError: If space or recipe cannot be run, or the folder holds another search. Nothing was started.
+        RuntimeError: If the search fails; what is finished stays, and the same call goes on from there.
+    """
+    config = resolve(config)
+    plan = SearchPlan(config)
+    files = SearchFiles(run_path(config), config)
+    files.store.check(writes=False)
+    earlier = finished_search(files, config)
+    if earlier is not None and not num_failed(earlier):
+        return RunResult(files.path, earlier, resumed=True)
+    if files.path not in _held:
+        check_free(files.path)
+    files.store.check(writes=True)
+    check_address(config.cluster)
+    clock = Clock()
+    warnings: list[str] = []
+    log = EventLog(config.name)
+
+    def noted(event: Event) -> None:
+        if event["kind"] == "ticket":
+            files.count("cycle")
+        log(event)
+        on_event(event)
+
+    watch = collecting_warnings(warnings, noted)
+    for text in plan.warnings():
+        watch({"kind": "warning", "text": text})
+    with reported_warnings(watch):
+        loaded = _preflight(plan)
+    data = fingerprint(loaded)
+    check_data(files.store, data)
+    _give_back(files.path)
+    with (
+        only_process(files.path, lambda text: watch({"kind": "waiting", "text": text})),
+        ray_session(config.cluster, watch, verbose=verbose),
+        checked_storage(files.path),
+    ):
+        finished_search(files, config)  # another may have been begun and ended since the start
+        concurrency, explorers = _places(plan, lambda text: watch({"kind": "waiting", "text": text}))
+        with monitoring() as monitor, as_run_failure():
+            files.begin()
+            begin_folder(files.store, config, data)
+            settings = worker_settings(config, files.path, monitor, loaded)
+            del loaded
+            clock.lap("start")
+            _pretrain_all(plan, files, settings, watch, verbose)
+            clock.lap("pretrain")
+            watch({"kind": "phase", "name": "search", "trials": plan.num_trials})
+            parameters = _parameters(plan, files, settings, explorers)
+            grid = _fit(plan, files, earlier, parameters, concurrency, monitor, watch, verbose)
+            clock.lap("search")
+    return RunResult(files.path, conclude(plan, files, trial_rows(plan, files, grid), clock, warnings), resumed=False)
+
+
+def trainable(config: Config) -> Any:
+    """Returns a Tune trainable of a recipe, for a `tune.Tuner` of your own with `param_space(config)`.
+
+    Call it on a Ray that runs: it trains the pretrainings that the space needs, and trials then share them and all
+    tickets, under the recipe's storage and name. It reports validation_accuracy, validation_loss and cyclic_epochs
+    after every cycle. This process keeps the folder to itself until it ends, or calls `tune` on it.
+
+    Raises:
+        ValueError: As `tune`, and if pretraining depends on a key of the space that is no choice: your Tuner draws the
+            points, and nobody knows then which pretrainings it needs.
+    """
+    config = resolve(config)
+    plan, files = SearchPlan(config, own_tuner=True), SearchFiles(run_path(config), config)
+    finished_search(files, config)  # refuses a folder that holds something else
+    loaded = _preflight(plan)
+    data = fingerprint(loaded)
+    check_data(files.store, data)
+    wait_for_capacity(config.cluster, lambda text: None)
+    _, explorers = _places(plan, lambda text: None)
+    _keep(files.path)
+    check_shared(files.path)
+    files.begin()
+    begin_folder(files.store, config, data)
+    monitor = start_here(Monitor)
+    settings = worker_settings(config, files.path, monitor, loaded)
+    _pretrain_all(plan, files, settings, lambda event: None, verbose=False)
+    return _sized(config, _parameters(plan, files, settings, explorers))
+
+
+def param_space(config: Config) -> dict[str, Any]:
+    """Returns the recipe's `search.space` as Ray Tune's own objects."""
+    return tune_space(parse_space(config.search.space or default_space(config), all_keys()))
+
+
+def _preflight(plan: SearchPlan) -> Mapping[str, Any]:
+    """Tries every pretraining that the trials need: one that cannot work would be found hours later.
+
+    Returns:
+        What the data function gave.
+
+    Raises:
+        ValueError: If a recipe cannot work.
+    """
+    loaded: Mapping[str, Any] | None = None
+    for config in plan.pretrainings(seeds=1).values():
+        loaded = preflight(config, loaded)
+    assert loaded is not None
+    return loaded
+
+
+def _keep(path: str) -> None:
+    """Keeps other processes out of a folder until this one ends: nobody says when a Tuner of the user's own has."""
+    if path not in _held:
+        stack = ExitStack()
+        stack.enter_context(only_process(path))
+        _held[path] = stack
+        atexit.register(_give_back, path)
+
+
+def _give_back(path: str) -> None:
+    if path in _held:
+        _held.pop(path).close()
+
+
+def _places(plan: SearchPlan, on_wait: Callable[[str], None]) -> tuple[int, int]:
+    """Returns how many trials run at once, and with how many explorers each, waiting for machines as the recipe says.
+
+    Raises:
+        ValueError: If the cluster has no room for them; the sum stands in the sentence.
+    """
+    cluster, wanted = plan.config.cluster, plan.config.search.max_concurrent_trials
+    chains = max(plan.config_of(point).tickets.num_chains for point in plan.known)
+
+    def divided() -> tuple[int, int]:
+        return divide_capacity(cluster, find_machines(cluster), plan.num_trials, chains, wanted)
+
+    def fits() -> bool:
+        try:
+            divided()
+        except ValueError:
+            return False
+        return True
+
+    bundles = [bundle for bundle in (head_bundle(cluster), explorer_bundle(cluster)) if bundle] * (wanted or 1)
+    wait_for_machines(cluster, bundles, fits, f"{wanted or 1} trials at once", on_wait)
+    return divided()
+
+
+def _parameters(plan: SearchPlan, files: SearchFiles, settings: dict[str, Any], explorers: int) -> dict[str, Any]:
+    """Returns what every trial is given beside its values."""
+    return {
+        "recipe": to_dict(plan.config),
+        "path": files.path,
+        "worker": settings,
+        "lease_server": start_here(LeaseServer),
+        "explorers_per_trial": explorers,
+    }
+
+
+def _sized(config: Config, parameters: dict[str, Any]) -> Any:
+    """The trial with its explorers' bundles."""
+    trial = ray_tune.with_parameters(run_trial, search=parameters)
+    return sized_trial(config.cluster, trial, parameters["explorers_per_trial"])
+
+
+def _pretrain_all(
+    plan: SearchPlan, files: SearchFiles, settings: dict[str, Any], on_event: OnEvent, verbose: bool
+) -> None:
+    """Trains every pretraining once, one after another: while trials wait for CPUs, Train would wait for theirs."""
+    needed = plan.pretrainings()
+    for number, config in enumerate(needed.values()):
+        path = files.pretrained_path(config)
+        epochs = budget_of(config).pretrain_epochs
+        on_event({"kind": "phase", "name": "pretrain", "epochs": epochs, "number": number + 1, "of": len(needed)})
+        own = {
+            **settings,
+            "config": to_dict(config),
+            "run_path": path,
+            "tensorboard": child(files.tensorboard, f"pretraining-{pretraining_key(config)}"),
+        }
+        is_stored = False
+
+        def noted(event: Event) -> None:
+            nonlocal is_stored
+            is_stored = is_stored or event["kind"] == "resumed"
+            on_event(event)
+
+        try:
+            pretrained_state(config, own, RunStore(path), noted, verbose)
+        except DivergedError as error:  # its trials fail; the others go on
+            RunStore(path).write(DIVERGED_FILE, str(error).encode())
+            on_event({"kind": "warning", "text": str(error)})
+        if not is_stored:
+            files.count("pretraining")
+
+
+def _fit(
+    plan: SearchPlan,
+    files: SearchFiles,
+    earlier: Mapping[str, Any] | None,
+    parameters: dict[str, Any],
+    concurrency: int,
+    monitor: Any,
+    on_event: OnEvent,
+    verbose: bool,
+) -> Any:
+    """Runs Ray Tune in a thread of its own, so that Ctrl-C is ours; returns its results."""
+    files.store.remove_folder(TUNE_FOLDER)  # an earlier start's; what counts lies beside it
+    section, left = plan.config.search, plan.left(files, earlier)
+    algorithm, space, num_samples = None, {"point": ray_tune.grid_search(left)}, 1
+    if section.searcher == "optuna":
+        algorithm, num_samples = optuna_searcher(plan, files, earlier)
+        space = {}
+    if not (left or (algorithm is not None and num_samples)):
+        return []
+    filesystem, location = files.store.location
+    with _only_our_logger():
+        tuner = ray_tune.Tuner(
+            _sized(plan.config, parameters),
+            param_space=space,
+            tune_config=ray_tune.TuneConfig(
+                metric=plan.metric,
+                mode=plan.mode,
+                search_alg=algorithm,
+                scheduler=early_stopping(plan),
+                num_samples=num_samples,
+                max_concurrent_trials=concurrency,
+                # The next trial starts seconds earlier in a process that runs. Of one that was stopped the function is
+                # left by an exception, which ends its explorers.
+                reuse_actors=True,
+            ),
+            run_config=ray_tune.RunConfig(
+                name=TUNE_FOLDER,
+                storage_path=location,
+                storage_filesystem=filesystem,
+                verbose=int(verbose),
+                failure_config=ray_tune.FailureConfig(max_failures=_MAX_FAILURES),
+            ),
+        )
+        return watched(
+            tuner.fit, monitor, on_event, "the search", capacity_watch(plan.config.cluster, monitor, "a trial")
+        )
+
+
+@contextmanager
+def _only_our_logger() -> Iterator[None]:
+    """Keeps Tune's own loggers out: each scalar is written once, in the tree that is printed."""
+    settings = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    before = {key: os.environ.get(key) for key in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

@@ -1,0 +1,1 @@
+"""Command lines of the paper's public code, translated into recipes."""

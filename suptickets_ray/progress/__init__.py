@@ -1,0 +1,1 @@
+"""What a person who watches a run sees: live view, log, timeline, closing table."""

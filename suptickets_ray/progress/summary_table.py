@@ -1,0 +1,48 @@
+"""The closing table: what each network is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+ROWS: dict[str, str] = {
+    "pretrained": "pretrained network",
+    "mean_ticket": "mean ticket",
+    "best_ticket": "best ticket (by validation)",
+    "unpruned_mean": "mean of all tickets, not pruned",
+    "superposed": "sup-ticket",
+    "ensemble": "ensemble of all tickets",
+}
+"""Key in `result.json` to the words for it."""
+
+
+def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Returns name, validation accuracy, test accuracy and density of every network, as text."""
+    rows = []
+    for key, words in ROWS.items():
+        network = result[key]
+        density = f"{network['density']:.4f}" if "density" in network else ""
+        if key == "ensemble":
+            size = ensemble_size(result)
+            density = "pretraining" if not size else f"{size} {'net' if size == 1 else 'nets'}"
+        rows.append((words, f"{network['validation_accuracy']:.2%}", f"{network['accuracy']:.2%}", density))
+    return rows
+
+
+def ensemble_size(result: Mapping[str, Any]) -> int:
+    """Returns how many tickets the ensemble is of: those that have diverged are left out."""
+    return len(result["tickets"]) - int(result.get("num_diverged", 0))
+
+
+def closing_table(result: dict[str, Any]) -> Table:
+    """Returns the table that closes a run; the sup-ticket stands out."""
+    accepted = sum(ticket["accepted"] for ticket in result["tickets"])
+    table = Table(title=f"{result['name']}: {accepted} of {len(result['tickets'])} tickets superposed")
+    table.add_column("network")
+    for column in ("validation", "test", "density"):
+        table.add_column(column, justify="right")
+    for row in result_rows(result):
+        table.add_row(*row, style="bold" if row[0] == ROWS["superposed"] else None)
+    return table

@@ -1,0 +1,1 @@
+"""Recipes: reading files and overrides, resolving defaults, listing settings."""

@@ -1,0 +1,184 @@
+"""Settings that depend on each other: filled in where left out, refused where they contradict or do nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+from suptickets_ray.config import Config, MethodConfig, SuperpositionConfig, TicketsConfig, TrainConfig
+from suptickets_ray.lookup import choose, choose_or_import
+from suptickets_ray.sparse.initial_masks import READ_WEIGHTS
+from suptickets_ray.sparse.methods import METHODS, Method, check_settings, readable_settings
+from suptickets_ray.tickets.averaging import Rule
+from suptickets_ray.tickets.schedule import plan_budget
+from suptickets_ray.training.data import DATASETS
+from suptickets_ray.training.loop import INITIALIZATIONS
+from suptickets_ray.training.models import find_builder
+from suptickets_ray.training.optim import LR_SCHEDULES
+
+WINDOW_KEYS = {"prune_start_epoch": "prune_start_fraction", "prune_end_epoch": "prune_end_fraction"}
+"""A recipe counts the prune window in epochs, the Sparsifier in shares of its steps."""
+
+_DEFAULT_LR_HIGH = 0.005
+_DEFAULT_EXPLORATION = 0.5
+_DEFAULT_CIMA_FACTOR = 0.2
+
+
+def resolve(config: Config) -> Config:
+    """Returns the experiment with every default that depends on another setting filled in.
+
+    Raises:
+        ValueError: If a name is unknown, settings contradict each other, one does nothing, or the budget is impossible.
+    """
+    method = choose(METHODS, config.method.name, "method")
+    find_builder(config.model.name)
+    choose_or_import(DATASETS, config.data.name, "data set")
+    choose(INITIALIZATIONS, config.model.initialization, "model.initialization")
+    choose(LR_SCHEDULES, config.train.lr_schedule, "train.lr_schedule")
+    budget = plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate)
+    _check_train(config.train, budget.pretrain_epochs, config.cluster.gpus_per_worker)
+    resolved = replace(
+        config,
+        method=_resolve_method(config, method),
+        tickets=_resolve_tickets(config, method),
+        superposition=_resolve_superposition(config),
+    )
+    distribution = resolved.method.distribution
+    if config.model.initialization == "sparse_fan_in" and distribution in READ_WEIGHTS:
+        raise ValueError(
+            f"model.initialization must not be 'sparse_fan_in' with method.distribution {distribution!r}, which "
+            "chooses masks by the initial weights. Leave one of them out."
+        )
+    parts = config.cluster.max_workers * config.train.accumulation_steps
+    if parts > 1 and config.data.batch_size < 2 * parts:
+        raise ValueError(
+            f"data.batch_size must be at least two examples for each of the {config.cluster.max_workers} workers' "
+            f"{config.train.accumulation_steps} parts of a step; got {config.data.batch_size}. Choose larger batches, "
+            "fewer cluster.num_workers or fewer train.accumulation_steps."
+        )
+    return resolved
+
+
+def _check_train(section: TrainConfig, pretrain_epochs: int, gpus_per_worker: float) -> None:
+    for key in ("lr_milestone_epochs", "lr_decay_factor"):
+        if section.lr_schedule != "multistep" and (value := getattr(section, key)) is not None:
+            raise ValueError(
+                f"train.{key} has no effect with train.lr_schedule {section.lr_schedule!r}; got {value}. Leave it out."
+            )
+    if section.lr_milestone_epochs == [] and section.lr_decay_factor is not None:
+        raise ValueError("train.lr_decay_factor has no effect with train.lr_milestone_epochs []. Leave it out.")
+    if not section.decay_norm_and_bias and not section.weight_decay:
+        raise ValueError("train.decay_norm_and_bias=false has no effect with train.weight_decay 0. Leave it out.")
+    milestones = section.lr_milestone_epochs or []
+    if any(epoch >= pretrain_epochs for epoch in milestones):
+        raise ValueError(
+            f"train.lr_milestone_epochs must be below {pretrain_epochs}, the epochs of pretraining; got {milestones}."
+        )
+    if section.precision == "float16" and not gpus_per_worker:
+        raise ValueError(
+            "train.precision 'float16' must have GPUs, cluster.gpus_per_worker above 0; a CPU takes minutes a step. "
+            "Choose bfloat16, or leave it out."
+        )
+    if section.warmup_epochs >= pretrain_epochs:
+        raise ValueError(
+            f"train.warmup_epochs must be below {pretrain_epochs}, the epochs of pretraining; got "
+            f"{section.warmup_epochs}."
+        )
+
+
+def _resolve_method(config: Config, method: Method) -> MethodConfig:
+    section = config.method
+    if not method.sparse and section.density != 1:
+        raise ValueError(
+            f"method.density must be 1 with method {section.name!r}; got {section.density}. Leave out the density."
+        )
+    chosen_settings = {key: value for key, value in vars(section).items() if value is not None}
+    of_method = readable_settings(method, chosen_settings)
+    reads: dict[str, Any] = ({"dense_layers": None, "mask_embeddings": None} if method.sparse else {}) | of_method
+    pretrain_epochs = plan_budget(
+        config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate
+    ).pretrain_epochs
+    for epoch_key, fraction_key in WINDOW_KEYS.items():
+        if fraction_key in reads:
+            reads[epoch_key] = math.floor(reads.pop(fraction_key) * pretrain_epochs)
+    values: dict[str, Any] = {}
+    for field in fields(section):
+        if field.name in ("name", "density"):
+            continue
+        chosen = getattr(section, field.name)
+        if chosen is not None and field.name not in reads:
+            raise ValueError(
+                f"method.{field.name} has no effect with method {section.name!r}. Leave it out; this method reads: "
+                f"{', '.join(reads) or 'none'}."
+            )
+        values[field.name] = reads.get(field.name) if chosen is None else chosen
+    check_settings({key: value for key, value in values.items() if value is not None and key in of_method})
+    start, end = values["prune_start_epoch"], values["prune_end_epoch"]
+    if start is not None and end is not None and start >= end:
+        raise ValueError(
+            f"method.prune_start_epoch must be before method.prune_end_epoch ({end}); got {start}. Give both."
+        )
+    if end is not None and end > pretrain_epochs:
+        raise ValueError(
+            f"method.prune_end_epoch must be at most {pretrain_epochs}, where pretraining ends, so that tickets reach "
+            f"the target density; got {end}. Prune faster or train longer."
+        )
+    initial = values["initial_density"]
+    if initial is not None and initial < section.density:
+        raise ValueError(
+            f"method.initial_density must be at least method.density ({section.density:g}); got {initial:g}."
+        )
+    return replace(section, **values)
+
+
+def _resolve_tickets(config: Config, method: Method) -> TicketsConfig:
+    section = config.tickets
+    if not method.can_explore and (section.explore or section.exploration_fraction is not None):
+        raise ValueError(
+            f"tickets.explore must be false with method {config.method.name!r}, which keeps its masks. "
+            "Leave out tickets.explore and tickets.exploration_fraction, or choose another method."
+        )
+    if section.update_masks and not method.exchanges:
+        raise ValueError(
+            f"tickets.update_masks has no effect with method {config.method.name!r}, which does not drop and grow. "
+            "Leave it out or choose another method."
+        )
+    explore = method.can_explore if section.explore is None else section.explore
+    fraction = section.exploration_fraction
+    if explore and fraction is None:
+        fraction = _DEFAULT_EXPLORATION
+    high = section.lr_high
+    if high is None:
+        high = _DEFAULT_LR_HIGH if section.cyclic_lr else section.lr_low
+    if high < section.lr_low:
+        raise ValueError(f"tickets.lr_high must be at least lr_low ({section.lr_low:g}); it is {high:g} when left out.")
+    return replace(section, explore=explore, exploration_fraction=fraction, lr_high=high)
+
+
+def _resolve_superposition(config: Config) -> SuperpositionConfig:
+    section = config.superposition
+    factor = section.cima_factor
+    if section.method == "cima" and factor is None:
+        factor = _DEFAULT_CIMA_FACTOR
+    if section.method == "greedy":
+        if section.gate_tolerance not in (0.0, SuperpositionConfig.gate_tolerance):
+            raise ValueError(
+                f"superposition.gate_tolerance has no effect with method 'greedy', which keeps a ticket only if "
+                f"nothing is lost; got {section.gate_tolerance}. Leave it out."
+            )
+        section = replace(section, gate_tolerance=0.0)
+    if section.batchnorm == "average" and section.recalibration_examples is not None:
+        raise ValueError(
+            "superposition.recalibration_examples has no effect with superposition.batchnorm 'average'. Leave it out."
+        )
+    Rule(section.method, config.method.density, factor, section.prune_at, section.prune_scope)
+    if config.cluster.num_merge_shards > 1 and (
+        section.prune_at == "every_ticket" or section.gate_tolerance is not None
+    ):
+        raise ValueError(
+            "cluster.num_merge_shards must be 1 unless superposition.prune_at is 'end' and "
+            "superposition.gate_tolerance none; "
+            f"got {config.cluster.num_merge_shards}. Pruning each time and the gate look at the whole network."
+        )
+    return replace(section, cima_factor=factor)

@@ -1,0 +1,1 @@
+"""The HTML pages about runs and searches."""

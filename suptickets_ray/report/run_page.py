@@ -1,0 +1,312 @@
+"""A run's result as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from suptickets_ray.progress.summary_table import ROWS, ensemble_size, result_rows
+from suptickets_ray.report.analysis import ONE_BASIN, PRETRAINED, SUP_TICKET, Findings
+from suptickets_ray.report.figures import Series, dot_figure, heat_map, lanes_figure, line_figure
+from suptickets_ray.report.gantt import Lanes, lanes_of
+from suptickets_ray.superposition.worth import WORTH_IT, Gain, Outcome, answer
+from suptickets_ray.tickets.store import child
+
+_OPEN_ROWS = 20
+"""Longer lists of tickets are merged."""
+_STYLE = """
+:root { color-scheme: light dark; --page: #ffffff; --text: #1b1b1f; --line: #8886; }
+@media (prefers-color-scheme: dark) { :root { --page: #16181d; --text: #e6e6ea; } }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 52rem; padding: 0 1rem;
+  background: var(--page); color: var(--text); overflow-wrap: anywhere; }
+h2 { margin-top: 2.5rem; }
+table { border-collapse: collapse; width: 100%; overflow-wrap: normal; }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .5rem; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+td:not(:first-child) { white-space: nowrap; }
+pre { overflow-x: auto; border: 1px solid var(--line); padding: 1rem; }
+.wide { overflow-x: auto; background:  /* shadows at the edges behind which there is more */
+  linear-gradient(to right, var(--page) 40%, transparent) 0 0 / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--page) 40%, transparent) 100% 0 / 3rem 100% no-repeat local,
+  radial-gradient(farthest-side at 0 50%, #888a, transparent) 0 0 / .8rem 100% no-repeat scroll,
+  radial-gradient(farthest-side at 100% 50%, #888a, transparent) 100% 0 / .8rem 100% no-repeat scroll; }
+.phone { display: none !important; }
+@media (max-width: 600px) {
+  .desk { display: none !important; }
+  .phone { display: block !important; }
+  table { font-size: .85rem; }
+  th, td { padding: .25rem .3rem; }
+}
+figure { margin: 1.5rem 0; }
+figcaption { font-weight: 600; }
+figure svg { display: block; height: auto; }
+figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
+.verdict { font-size: 1.2rem; border-left: .3rem solid #8888; padding-left: 1rem; }
+.verdict.gain { border-color: #1b9e77; }
+.verdict.loss { border-color: #d95f02; }
+.warning { border-left: .3rem solid #d33; padding-left: 1rem; }
+.note { border-left: .3rem solid #c90; padding-left: 1rem; }
+"""
+
+
+def render_report(
+    result: Mapping[str, Any] | None,
+    recipe: str,
+    findings: Findings | None = None,
+    timeline: Mapping[str, Any] | None = None,
+    *,
+    name: str = "",
+    path: str = "",
+) -> str:
+    """Returns the page of a run.
+
+    Args:
+        result: What `result.json` holds; None while the run is not finished.
+        recipe: The resolved recipe as YAML.
+        findings: What was found out about the tickets; their sections are left out without it.
+        timeline: What `timeline.json` holds, if it is there.
+        name: The run's name, where there is no result.
+        path: The run's folder.
+    """
+    sections: list[tuple[str, Callable[[], str]]] = []
+    if result is None:
+        body = '<p class="verdict">This run is not finished; the same command again goes on with it.</p>'
+    else:
+        said, outcome = was_it_worth_it(result)
+        body = f'<p class="verdict {outcome}">{escape(said)}</p>'
+        body += "".join(f'<p class="warning">{escape(warning)}</p>' for warning in result["warnings"])
+        sections.append(("Was superposing worth it?", lambda: _worth(result)))
+    if findings is not None:
+        sections.append(("How different are the tickets?", lambda: _differences(findings)))
+        sections.append(("Do they lie in one basin?", lambda: _basin(findings)))
+    sections.append(("Where did the time go?", lambda: _time(result, timeline)))
+    if result is not None:
+        sections.append(("Tickets", lambda: _tickets(result)))
+    sections.append(("What would reproduce it?", lambda: _reproduction(result, recipe, path)))
+    for heading, make in sections:
+        body += f"<h2>{heading}</h2>"
+        try:
+            body += make()
+        except Exception as error:  # noqa: BLE001 - a figure must not cost the run its page, whatever goes wrong
+            body += note(f"This section could not be made: {error!r}.")
+    return page(name if result is None else result["name"], body)
+
+
+def page(title: str, body: str) -> str:
+    """Returns a whole page that opens from disk and fetches nothing."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{body}"
+        "</body></html>"
+    )
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns an HTML table of plain text, which scrolls in its own box where it is too wide."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def note(text: str) -> str:
+    """Returns a paragraph that says what is missing, and why."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def was_it_worth_it(result: Mapping[str, Any]) -> tuple[str, Outcome]:
+    """Returns the answer in one sentence with its numbers, and which one it is.
+
+    The numbers are test accuracies; the errors, where a run knows them, are over the examples of the test set.
+    """
+    gains = {key: gain_over(result, key) for key in ROWS if key != "superposed"}
+    validation = result["superposed"]["validation_accuracy"]
+    words, outcome = answer(gains["pretrained"], gains["best_ticket"])
+    rivals = ("pretrained", "best_ticket") if words == WORTH_IT else ("pretrained",)
+    if not any(ticket["accepted"] for ticket in result["tickets"]):
+        words, outcome = "superposing changed nothing, because the gate admitted no ticket", "open"
+    elif outcome == "gain" and any(validation < result[key]["validation_accuracy"] for key in rivals):
+        words, outcome = f"on test, though not on validation, {words}", "open"
+    size = ensemble_size(result)
+    ensemble = f"which computes with {size} networks"
+    if size < 2:
+        ensemble = (
+            "which is one ticket" if size else "which is the pretrained network, because every ticket has diverged"
+        )
+    return (
+        f"{words[0].upper()}{words[1:]}: the sup-ticket's test accuracy is {result['superposed']['accuracy']:.2%}, "
+        f"{gains['pretrained'].points()} the pretrained network, {gains['mean_ticket'].points()} the mean ticket, "
+        f"{gains['best_ticket'].points()} the best ticket and {gains['ensemble'].points()} the ensemble, {ensemble}."
+    ), outcome
+
+
+def gain_over(result: Mapping[str, Any], key: str) -> Gain:
+    """Returns the sup-ticket's gain over another network of a run, with what the run knows of chance."""
+    own = result[key]
+    counts = own.get("only_one_right")
+    return Gain(
+        result["superposed"]["accuracy"] - own["accuracy"],
+        own.get("gain_error"),
+        only_one_right=None if counts is None else (counts[0], counts[1]),
+    )
+
+
+def _signed(gain: Gain) -> str:
+    error = "" if gain.error is None else f" ± {100 * gain.error:.2f}"
+    return f"{100 * gain.mean:+.2f}{error}"
+
+
+def _worth(result: Mapping[str, Any]) -> str:
+    rows = []
+    for (words, validation, test, density), key in zip(result_rows(dict(result)), ROWS, strict=True):
+        gain = "" if key == "superposed" else _signed(gain_over(result, key))
+        rows.append((words, test, gain, validation, density))
+    dots = [Series(words, [100 * result[key]["accuracy"]], (), key == "superposed") for key, words in ROWS.items()]
+    dots.insert(1, Series("single tickets", [100 * ticket["accuracy"] for ticket in result["tickets"]]))
+    return (
+        f"{table(('network', 'test', 'gain (points)', 'validation', 'density'), rows)}"
+        f"{dot_figure('Test accuracy of every network', 'test accuracy (%)', dots)}"
+        "<p>The gain is the sup-ticket's test accuracy less that of the network, ± its standard error over the "
+        "examples of the test set. The best ticket is the best on validation. Another seed would give another gain: "
+        "name the folders of several seeds to see by how much.</p>"
+    )
+
+
+def _differences(findings: Findings) -> str:
+    parts = [*map(note, findings.difference_notes)]
+    tickets = sum(findings.is_ticket)
+    if findings.overlaps:
+        pairs = findings.ticket_overlaps()
+        said = ""
+        if pairs:
+            said = (
+                f"Two tickets share {min(pairs):.0%} to {max(pairs):.0%} of their active positions, "
+                f"{sum(pairs) / len(pairs):.0%} on average"
+            )
+            by_chance = findings.chance
+            said += f"; random masks of the same densities would share {by_chance:.0%}. " if by_chance else ". "
+        if tickets < findings.num_tickets:
+            said += f"{tickets} of {findings.num_tickets} tickets are compared, evenly chosen. "
+        said += (
+            "A ticket is named chain.cycle. Overlap: positions active in both, as a share of those active in either."
+        )
+        parts += [f"<p>{said}</p>", heat_map("Overlap of the masks", findings.networks, findings.overlaps)]
+    if findings.densities and (layers := list(findings.densities[0])):
+        named = zip(findings.networks, findings.is_ticket, findings.densities, strict=True)
+        lines = [
+            Series("tickets" if is_ticket else name, list(layer.values()), (), name == SUP_TICKET)
+            for name, is_ticket, layer in named
+        ]
+        places = list(range(len(layers)))
+        rows = [(layer, *(f"{own[layer]:.4f}" for own in findings.densities)) for layer in layers]
+        parts.append(line_figure("Density of every layer", "", "share of active weights", places, lines, layers))
+        numbers = table(("layer", *findings.networks), rows)
+        parts.append(f"<details><summary>The densities as numbers</summary>{numbers}</details>")
+    return "".join(parts)
+
+
+def _basin(findings: Findings) -> str:
+    parts = []
+    if curves := findings.curves:
+        lost = [curve.accuracy_lost for curve in curves]
+        if not all(map(math.isfinite, [curve.barrier for curve in curves])):
+            answer = "At least one of these networks has diverged: there is no basin to speak of."
+        elif max(lost) < ONE_BASIN:
+            some = f"at most {100 * max(lost):.2f} points of accuracy are" if max(lost) > 0 else "no accuracy is"
+            answer = f"Yes, as far as these lines show: on the way between two networks {some} lost."
+        else:
+            answer = f"No: on the way between two networks up to {100 * max(lost):.2f} points of accuracy are lost."
+        lines = [
+            Series(f"{curve.first} to {curve.second}", curve.losses, (), curve.first == PRETRAINED) for curve in curves
+        ]
+        rows = [
+            (
+                f"{curve.first} to {curve.second}",
+                _finite(curve.losses[0], 4),
+                _finite(curve.losses[-1], 4),
+                _finite(curve.barrier, 4),
+                _finite(100 * curve.accuracy_lost, 2),
+            )
+            for curve in curves
+        ]
+        heads = ("line", "loss at its start", "at its end", "barrier", "accuracy lost (points)")
+        title = "Validation loss on the straight line between two networks"
+        parts += [
+            f"<p>{answer} Less than {100 * ONE_BASIN:g} points count as one basin (1912.05671, section 2).</p>",
+            line_figure(title, "share of the second network", "loss (nats)", curves[0].shares, lines),
+            table(heads, rows),
+            f"<p>Weights are interpolated and not pruned; {findings.num_examples} validation examples count. BatchNorm "
+            "statistics, where there are any, are made as for the sup-ticket, here at the ends too. The barrier is the "
+            "most by which the loss lies above the straight line between its ends.</p>",
+        ]
+    return "".join([*parts, *map(note, findings.curve_notes)])
+
+
+def _finite(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+
+
+def _time(result: Mapping[str, Any] | None, timeline: Mapping[str, Any] | None) -> str:
+    parts = []
+    if result is not None:
+        laps = {name: value for name, value in result["seconds"].items() if name != "total"}
+        total = result["seconds"].get("total", sum(laps.values()))
+        seconds = ", ".join(f"{name} {value:.1f} s" for name, value in laps.items())
+        # Before there was a lap of the start, its time was in what is left over.
+        rest = f"; Ray's end took the other {max(total - sum(laps.values()), 0.0):.1f} s" if "start" in laps else ""
+        parts.append(f"<p>The last start took {total:.1f} s: {escape(seconds)}{escape(rest)}.</p>")
+    if timeline is None:
+        return "".join([*parts, note("The run has no timeline.json: an earlier version made it, or it was removed.")])
+    try:
+        lanes = lanes_of(timeline)
+        drawn = lanes_figure("Timeline of pretraining, explorers and superposer", lanes) if lanes.lanes else ""
+    except Exception as error:  # noqa: BLE001 - a damaged file must not cost the run its page
+        return "".join(
+            [*parts, note(f"The timeline cannot be drawn; timeline.json is damaged or of another recipe: {error!r}.")]
+        )
+    return "".join([*parts, f"<p>{escape(_said(lanes))}</p>", drawn])
+
+
+def _said(lanes: Lanes) -> str:
+    said = f"All starts together took {lanes.seconds:.1f} s. "
+    if lanes.num_cycles:
+        said += (
+            f"{lanes.num_cycles} cycles ran on {lanes.num_explorers} explorer processes, up to {lanes.most_at_once} at "
+            f"once, {lanes.mean_at_once:.1f} on average; a bar is named chain.cycle and coloured by its chain. "
+        )
+    if lanes.restarts:
+        times = "once" if len(lanes.restarts) == 1 else f"{len(lanes.restarts)} times"
+        said += f"The run was started again {times}, at the dashed lines; the pauses before are cut out. "
+    if lanes.num_hidden:
+        said += f"{lanes.num_hidden} bars are not shown: there are too many. "
+    return said + "A name in brackets is the machine and the process."
+
+
+def _tickets(result: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            f"{ticket['chain']}.{ticket['cycle']}" + ("" if ticket["accepted"] else " (left out)"),
+            f"{ticket['validation_accuracy']:.2%}",
+            f"{ticket['accuracy']:.2%}",
+            f"{ticket['density']:.4f}",
+        )
+        for ticket in result["tickets"]
+    ]
+    numbers = table(("ticket", "validation", "test", "density"), rows)
+    if len(rows) > _OPEN_ROWS:
+        numbers = f"<details><summary>All {len(rows)} tickets</summary>{numbers}</details>"
+    return f"<p>A ticket is named chain.cycle.</p>{numbers}"
+
+
+def _reproduction(result: Mapping[str, Any] | None, recipe: str, path: str) -> str:
+    source = shlex.quote(child(path, "config.yaml") if path else "config.yaml")
+    facts = [f"Command: <code>suptickets train {escape(source)} name=again</code>"]
+    if result is not None:
+        facts.append(f"Digest of the sup-ticket: <code>{escape(result['superposed']['digest'])}</code>")
+        if digest := result.get("config_digest"):
+            facts.append(f"Digest of the settings: <code>{escape(digest)}</code>")
+        facts.append("Versions: " + escape(", ".join(f"{name} {value}" for name, value in result["versions"].items())))
+    return f"<p>{'<br>'.join(facts)}</p><h3>Recipe</h3><pre>{escape(recipe)}</pre>"

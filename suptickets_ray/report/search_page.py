@@ -1,0 +1,122 @@
+"""A search's answer: the table in the terminal and the page."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import Any
+
+from rich.table import Table
+
+from suptickets_ray.report.figures import bar_figure, error_bar_figure
+from suptickets_ray.report.run_page import page
+
+FIGURE_KEYS = {
+    "tickets.cycle_epochs": "epochs of a cycle",
+    "superposition.cima_factor": "CIMA's weight of the newest ticket",
+    "superposition.method": "superposition",
+}
+"""Keys whose effect is drawn whenever they were searched, with the words for the axis."""
+
+
+def search_table(result: dict[str, Any]) -> Table:
+    """Returns the trials for a terminal, the best first; test accuracy is the winner's alone."""
+    keys = _keys(result)
+    table = Table(title=f"{result['name']}: {len(result['trials'])} trials")
+    for key in keys:
+        table.add_column(key.rpartition(".")[2])
+    for column in ("validation", "s.e.", "test", "cycles trained", "seconds"):
+        table.add_column(column, justify="right")
+    for row in _best_first(result):
+        is_best = row["trial"] == result["best"]["trial"]
+        table.add_row(*_cells(result, row, keys), style="bold" if is_best else None)
+    return table
+
+
+def render_search(result: dict[str, Any]) -> str:
+    """Returns the page of a search: the answer, every trial, and what each key and trial was worth.
+
+    Args:
+        result: What `result.json` holds.
+    """
+    keys = _keys(result)
+    best = result["best"]
+    values = ", ".join(f"{key} = {value}" for key, value in best["values"].items())
+    warnings = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in result["warnings"])
+    heads = [*keys, "validation", "s.e.", "test", "cycles trained", "seconds"]
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(result, row, keys)) + "</tr>"
+        for row in _best_first(result)
+    )
+    table = (
+        '<div class="wide"><table><thead><tr>'
+        + "".join(f"<th>{escape(head)}</th>" for head in heads)
+        + f"</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+    return page(
+        result["name"],
+        f"<p>Best of {len(result['trials'])} trials: <b>{escape(values)}</b>, validation accuracy "
+        f"{best['validation_accuracy']:.2%}, test accuracy {best['accuracy']:.2%} (read for this one alone).</p>"
+        f"{warnings}{''.join(_figures(result, keys))}<h2>Trials</h2>{table}<h2>Cost</h2>"
+        f"<p>{result['pretrainings']} pretrainings and {result['cycles_trained']} cycles were trained for all trials "
+        f"together, in {result['seconds']['total']:.0f} s.</p>"
+        f"<p>Digest of the best sup-ticket: <code>{escape(str(best['digest']))}</code></p>",
+    )
+
+
+def _figures(result: dict[str, Any], keys: list[str]) -> list[str]:
+    # One that has diverged has no score that a figure could show.
+    complete = [row for row in result["trials"] if row["state"] == "complete" and row[result["metric"]] is not None]
+    figures = []
+    for key in keys:
+        groups: dict[Any, list[dict[str, Any]]] = {}
+        for row in complete:
+            if isinstance(value := row["values"].get(key), (int, float, str)):
+                groups.setdefault(value, []).append(row)
+        if len(groups) < 2:
+            continue
+        # Of the trials with one value the best one: the others are about the other keys.
+        sign = -1 if result["mode"] == "max" else 1
+        best = {value: min(rows, key=lambda row: sign * row[result["metric"]]) for value, rows in groups.items()}
+        ordered = sorted(best, key=lambda value: (isinstance(value, str), value))
+        figures.append(
+            error_bar_figure(
+                f"Best {result['metric'].replace('_', ' ')} by {key}",
+                FIGURE_KEYS.get(key, key),
+                result["metric"].replace("_", " "),
+                [str(value) if isinstance(value, str) else value for value in ordered],
+                [best[value][result["metric"]] for value in ordered],
+                [best[value]["standard_error"] for value in ordered],
+            )
+        )
+    names = [f"trial {row['trial']}" for row in result["trials"]]
+    figures.append(bar_figure("Cost of each trial", "seconds", names, [row["seconds"] for row in result["trials"]]))
+    return figures
+
+
+def _keys(result: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(key for row in result["trials"] for key in row["values"]))
+
+
+def _best_first(result: dict[str, Any]) -> list[dict[str, Any]]:
+    sign = -1 if result["mode"] == "max" else 1
+
+    def rank(row: dict[str, Any]) -> tuple[bool, float]:
+        value = row[result["metric"]]
+        return row["state"] != "complete", math.inf if value is None else sign * value
+
+    return sorted(result["trials"], key=rank)
+
+
+def _cells(result: dict[str, Any], row: dict[str, Any], keys: list[str]) -> list[str]:
+    best = result["best"]
+    error, accuracy = row["standard_error"], row["validation_accuracy"]
+    shown = "" if accuracy is None else f"{accuracy:.2%}"
+    return [
+        *(str(row["values"].get(key, "")) for key in keys),
+        shown if row["state"] == "complete" else f"{shown} ({row['state']})".strip(),
+        "" if error is None else f"{error:.4f}",
+        f"{best['accuracy']:.2%}" if row["trial"] == best["trial"] else "",
+        str(row["cycles_trained"]),
+        f"{row['seconds']:.1f}",
+    ]

@@ -1,0 +1,339 @@
+"""Tickets merged into one: connection-aware and -independent averages, pruned back to the target density.
+
+The merge is streaming and pure: an `Accumulator` is a value, merging one more ticket gives a new one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suptickets_ray.lookup import choose, choose_or_import
+from suptickets_ray.sparse.distributions import apportion
+from suptickets_ray.sparse.masks import count_down, top_mask, true_positions
+from suptickets_ray.sparse.topology import SCOPES, keep_best
+from suptickets_ray.tickets.accumulator import (
+    Accumulator,
+    FilledTensor,
+    MeanPart,
+    count_active,
+    narrowed,
+    start,
+    widened,
+)
+from suptickets_ray.tickets.arrow import Part, SparseTensor
+from suptickets_ray.tickets.ticket import Ticket
+
+FILLED_SHARE = 0.25
+"""Averages that are not pruned in between hold all entries of a tensor of which more than this share is active."""
+_PIECE = 1 << 16
+Average = Callable[[Tensor, Tensor, int, float | None], Tensor]
+"""Takes the average so far, the newest ticket, the number of tickets with it, and cima_factor; returns the new average.
+
+All tensors hold some entries of one weight, so that an average is taken entry by entry.
+"""
+PRUNE_TIMES: dict[str, str] = {
+    "every_ticket": "prune to the target density after every ticket",
+    "end": "prune once, after all tickets",
+}
+_PRUNE_NAMES = {"each": "every_ticket", "last": "end"}
+"""The words of `superpose` to those of `superposition.prune_at`."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How tickets are superposed."""
+
+    method: str
+    density: float
+    cima_factor: float | None = None
+    prune_at: str = "every_ticket"
+    prune_scope: str = "global"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if a setting is unknown, out of range, or does nothing with the others."""
+        average = self.average
+        choose(PRUNE_TIMES, self.prune_at, "superposition.prune_at")
+        choose(SCOPES, self.prune_scope, "prune scope")
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density must be in (0, 1]; got {self.density}.")
+        is_own = ":" in self.method
+        if self.method != "cima" and not is_own and self.cima_factor is not None:
+            raise ValueError(f"superposition.cima_factor has no effect with method {self.method!r}. Leave it out.")
+        if self.method == "cima" and (self.cima_factor is None or not 0 < self.cima_factor <= 1):
+            raise ValueError(
+                f"superposition.cima_factor must be in (0, 1] with method 'cima'; got {self.cima_factor}. "
+                "The paper's best is 0.2."
+            )
+        if is_own:
+            _check_own(average, self.method, self.cima_factor)
+
+    @property
+    def average(self) -> Average:
+        """The function of `AVERAGES`, or the user's own, that takes one more ticket into the average.
+
+        Raises:
+            ValueError: If there is none of this name.
+        """
+        found: Average = choose_or_import(AVERAGES, self.method, "superposition method")
+        if self.method in AVERAGES:
+            return found
+
+        def apart(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:
+            """The user's own on copies: it may work in place, and the average so far may still be asked for."""
+            return found(old.clone(), new.clone(), num_tickets, factor)
+
+        return apart
+
+
+def connection_independent(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:
+    """Returns the mean over `num_tickets` tickets, zeros counted (CIA), from the mean before the newest one.
+
+    Source: Sup-tickets, 2205.15322, section 3.3 (public code: "CAA").
+    """
+    return old + (new - old) / num_tickets
+
+
+def connection_independent_moving(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:
+    """Returns (1 - factor) * old + factor * new (CIMA).
+
+    Source: Sup-tickets, 2205.15322, section 3.3; the paper's beta is 1 - factor.
+    """
+    assert factor is not None
+    return (1 - factor) * old + factor * new
+
+
+def connection_aware(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:
+    """Returns the sum of the tickets' weights (CAA), which `finish` divides by the number of active ones.
+
+    Source: Sup-tickets, 2205.15322, section 3.3.
+    """
+    return old + new
+
+
+def greedy(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:
+    """Returns the mean as CIA, of tickets taken best first, each kept only if nothing is lost on validation.
+
+    Source: "greedy soup", Wortsman et al., 2203.05482, section 2, here with pruning after each ticket.
+    """
+    return connection_independent(old, new, num_tickets, factor)
+
+
+AVERAGES: dict[str, Average] = {
+    "cia": connection_independent,
+    "caa": connection_aware,
+    "cima": connection_independent_moving,
+    "greedy": greedy,
+}
+
+
+def merge(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumulator:
+    """Returns the merge of one more ticket; the given one stays as it was.
+
+    Integer buffers are never averaged: the newest ticket's are taken. Only positions that are active in the ticket or
+    in what is merged are touched, everywhere else both are 0, unless those are so many that all are cheaper.
+
+    Raises:
+        ValueError: If the ticket is not of the same model.
+    """
+    if accumulator is None:
+        return start(ticket)
+    if _form(ticket.parts) != _form(accumulator.mean):
+        raise ValueError("tickets must be of one model to be superposed; these differ in names or shapes of tensors.")
+    num_tickets = accumulator.num_tickets + 1
+    # CAA is about connections: parameters that are not masked are averaged alike by CIA.
+    average, plain_average = rule.average, connection_independent if rule.method == "caa" else rule.average
+    mean: dict[str, MeanPart] = {}
+    num_active: dict[str, Tensor] = {}
+    for name, part in ticket.parts.items():
+        old, new = accumulator.mean[name], widened(part)
+        if isinstance(new, SparseTensor):
+            assert not isinstance(old, Tensor)
+            counts = accumulator.num_active[name] if rule.method == "caa" else None
+            mean[name], counts = _merge_masked(old, new, num_tickets, average, rule.cima_factor, counts)
+            if counts is not None:
+                num_active[name] = counts
+        elif new.is_floating_point():
+            assert isinstance(old, Tensor)
+            mean[name] = plain_average(old, new, num_tickets, rule.cima_factor)
+        else:
+            mean[name] = new
+    merged = replace(
+        accumulator, mean=mean, num_tickets=num_tickets, num_unpruned=count_active(mean), num_active=num_active
+    )
+    if rule.prune_at == "end" or rule.method == "caa":  # CAA keeps unpruned sums, so that pruning each ends like last
+        return merged.filled_beyond(FILLED_SHARE)
+    return replace(merged, mean=_pruned(merged, rule))
+
+
+def _merge_masked(
+    old: SparseTensor | FilledTensor,
+    new: SparseTensor,
+    num_tickets: int,
+    average: Average,
+    factor: float | None,
+    counts: Tensor | None,
+) -> tuple[SparseTensor | FilledTensor, Tensor | None]:
+    """Returns the average and in how many tickets each of its entries is active, if that is counted."""
+    if isinstance(old, FilledTensor):
+        # The same bits: where neither is active, every average of two zeros is 0. Piece by piece, in the cache.
+        values = torch.empty_like(old.values)
+        for begin, newest in _pieces(new):
+            piece = slice(begin, begin + len(newest))
+            values[piece] = average(old.values[piece], newest, num_tickets, factor)
+        active = old.active.index_fill(0, new.positions, True)
+        if counts is not None:
+            counts = counts.index_add(0, new.positions, torch.ones_like(new.positions, dtype=counts.dtype))
+        return FilledTensor(new.shape, values, active), counts
+    union = _unite(old, new)
+    before, newest = _spread(old.values, union.of_first), _spread(new.values, union.of_second)
+    values = average(before, newest, num_tickets, factor)
+    if counts is not None:
+        counts = _spread(counts, union.of_first) + union.of_second
+    return SparseTensor(new.shape, union.positions, values), counts
+
+
+def finish(accumulator: Accumulator, rule: Rule, provenance: Mapping[str, Any]) -> Ticket:
+    """Returns the superposed net, pruned to exactly the target density unless fewer weights are active at all."""
+    return Ticket.of_parts(narrowed(_pruned(accumulator, rule), accumulator.dtypes), provenance)
+
+
+def finish_unpruned(accumulator: Accumulator, provenance: Mapping[str, Any]) -> Ticket:
+    """Returns the average as it is, with whatever density that has: the reference of stochastic weight averaging.
+
+    Meant for a merge with CIA and `prune: last`.
+
+    Source: Izmailov et al., 1803.05407.
+    """
+    return Ticket.of_parts(narrowed(accumulator.sparse()[0], accumulator.dtypes), provenance)
+
+
+def _check_own(average: Average, name: str, factor: float | None) -> None:
+    nothing = torch.zeros(3)
+    try:
+        found = average(nothing, nothing, 2, factor)
+    except Exception as error:
+        raise ValueError(
+            f"superposition.method must be a function of two tensors, the number of tickets and cima_factor; {name!r} "
+            f"failed: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(found, Tensor) or found.shape != nothing.shape or found.any():
+        raise ValueError(
+            f"superposition.method must make zeros of their shape of two tensors of zeros, because what is active in "
+            f"no ticket stays 0; {name!r} makes {found}."
+        )
+
+
+def _form(parts: Mapping[str, MeanPart]) -> dict[str, tuple[tuple[int, ...], bool]]:
+    return {name: (tuple(part.shape), not isinstance(part, Tensor)) for name, part in parts.items()}
+
+
+@dataclass(frozen=True)
+class _Union:
+    """The positions that are active in either of two tensors of one shape, and which of them are whose."""
+
+    positions: Tensor
+    """Flat indices, int64 (count,), ascending."""
+    of_first: Tensor
+    """Bool (count,)."""
+    of_second: Tensor
+    """Bool (count,)."""
+
+
+def _unite(first: SparseTensor, second: SparseTensor) -> _Union:
+    owners = torch.zeros(math.prod(first.shape), dtype=torch.uint8)
+    owners.index_fill_(0, first.positions, 1)
+    owners.index_add_(0, second.positions, torch.full_like(second.positions, 2, dtype=torch.uint8))
+    positions = true_positions(owners != 0)
+    codes = owners.numpy()[positions.numpy()]
+    return _Union(positions, torch.from_numpy(codes & 1).bool(), torch.from_numpy(codes & 2).bool())
+
+
+def _pieces(part: SparseTensor) -> Iterator[tuple[int, Tensor]]:
+    """Yields the flat tensor with all its entries in pieces (at most _PIECE,), each with the index of its first."""
+    begins = range(0, math.prod(part.shape), _PIECE)
+    cuts = [*torch.searchsorted(part.positions, torch.tensor(begins)).tolist(), len(part.positions)]
+    for begin, first, last in zip(begins, cuts, cuts[1:], strict=False):
+        piece = torch.zeros(min(_PIECE, begins.stop - begin), dtype=part.values.dtype)
+        yield begin, piece.index_copy_(0, part.positions[first:last] - begin, part.values[first:last])
+
+
+def _spread(values: Tensor, places: Tensor) -> Tensor:
+    """Returns `values` at the true places (count,), in order, and 0 elsewhere."""
+    return torch.zeros(len(places), dtype=values.dtype).index_copy_(0, true_positions(places), values)
+
+
+def _pruned(accumulator: Accumulator, rule: Rule) -> dict[str, Part]:
+    parts, num_active = accumulator.sparse()
+    masked = {name: part for name, part in parts.items() if isinstance(part, SparseTensor)}
+    if rule.method == "caa":
+        for name, part in masked.items():
+            masked[name] = replace(part, values=part.values / num_active[name].clamp(min=1))
+    if not masked:
+        return parts
+    sizes = {name: math.prod(part.shape) for name, part in masked.items()}
+    total = count_down(rule.density, sum(sizes.values()))
+    # What is 0 in all tickets is not filled up, also where fewer connections are active than may be kept.
+    used = {name: part for name, part in masked.items() if len(part.positions)}
+    scores = {name: part.values.abs() for name, part in used.items()}
+    if rule.prune_scope == "global":
+        if sum(map(len, scores.values())) <= total:
+            return parts | masked
+        kept = keep_best(scores, total)
+    else:
+        share = total / sum(accumulator.layer_counts.values())
+        quotas = {name: share * count for name, count in accumulator.layer_counts.items()}
+        counts = apportion(quotas, sizes, total)
+        kept = {name: top_mask(score, min(counts[name], len(score))) for name, score in scores.items()}
+    for name, part in masked.items():
+        some = true_positions(kept[name]) if name in kept else part.positions
+        parts[name] = SparseTensor(part.shape, part.positions[some], part.values[some])
+    return parts
+
+
+def superpose(
+    tickets: Sequence[Ticket],
+    method: str = "cia",
+    *,
+    density: float,
+    cima_factor: float | None = None,
+    prune: str = "each",
+    scope: str = "global",
+    accuracy: Callable[[Ticket], float] | None = None,
+) -> Ticket:
+    """Returns the tickets superposed in the order given, at the target density. BatchNorm statistics are averaged.
+
+    Args:
+        tickets: At least one; the pretrained network first when it is to count.
+        method: A name of `AVERAGES`, or an `Average` of your own as "package.module:function".
+        density: Target density in (0, 1].
+        cima_factor: Weight of the newest ticket, with CIMA, and with a method of your own if that reads it.
+        prune: When to prune: "each" ticket, or once after the "last".
+        scope: "global", or "layer": every layer keeps its share of connections of the first ticket.
+        accuracy: With method "greedy" only, which needs it: the validation accuracy of a ticket. The tickets are then
+            taken best first, and one is kept only if the pruned average with it is as accurate as the best so far.
+
+    Raises:
+        ValueError: If there is no ticket, they are of different models, or a setting is wrong.
+
+    Source: Sup-tickets, 2205.15322, section 3.3 and algorithm 1.
+    """
+    if not tickets:
+        raise ValueError("superpose must be given at least one ticket; got none.")
+    rule = Rule(method, density, cima_factor, _PRUNE_NAMES.get(prune, prune), scope)
+    if (method == "greedy") != (accuracy is not None):
+        raise ValueError("superpose must be given accuracy= with method 'greedy', and with no other.")
+    accumulator: Accumulator | None = None
+    best = -math.inf
+    for ticket in tickets if accuracy is None else sorted(tickets, key=accuracy, reverse=True):
+        merged = merge(accumulator, ticket, rule)
+        found = 0.0 if accuracy is None else accuracy(finish(merged, rule, {}))
+        if accumulator is None or accuracy is None or found >= best:
+            accumulator, best = merged, found
+    assert accumulator is not None
+    return finish(accumulator, rule, {"superposed": [ticket.digest for ticket in tickets], "method": method})

@@ -1,0 +1,224 @@
+"""A preflight on the driver: what cannot work is found before anything is started."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.functional import cross_entropy
+
+from suptickets_ray.config import Config
+from suptickets_ray.sparse.methods import criteria_needs
+from suptickets_ray.sparse.topology import drop_and_grow
+from suptickets_ray.tickets.averaging import Rule, finish, merge
+from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.training.checkpoint import restore
+from suptickets_ray.training.data import Splits, load_source, make_splits
+from suptickets_ray.training.data.examples import UNEQUAL_DATA, LabelledDataset, num_not_finite
+from suptickets_ray.training.data.fingerprint import fingerprint
+from suptickets_ray.training.data.splits import SPLITS
+from suptickets_ray.training.evaluation import batch_norms
+from suptickets_ray.training.loop import Learner, build_learner, seed_torch
+
+
+def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """Loads the data, builds the learner and takes one step of two examples, on the CPU.
+
+    Args:
+        config: The recipe.
+        loaded: What the data function gave, where it was asked already.
+
+    Returns:
+        What the data function gave, so that it need not be loaded again.
+
+    Raises:
+        ValueError: If data, model and method do not fit together, or the user's own code fails.
+    """
+    if loaded is None:
+        loaded = load_source(config.data)
+        if any(isinstance(part, LabelledDataset) for part in loaded.values()):
+            _check_repeatable(config, loaded)
+    splits = make_splits(loaded, config.data)
+    seed_torch(config.seed, "rehearsal")
+    learner = build_learner(config, splits, torch.device("cpu"))
+    _check_weights(learner)
+    _check_modules(learner.model, config)
+    _check_labels(splits)
+    _check_inputs(loaded)
+    _check_range(splits)
+    for name in ("test", "validation"):
+        learner.model.eval()
+        _forward(learner, splits, name, 2)
+    if config.train.compile:
+        _check_compiler()
+    learner.model.train()
+    # As few as a rank may get: BatchNorm, for one, cannot train on a single example.
+    logits, labels = _forward(learner, splits, "train", min(2, config.data.batch_size // config.cluster.max_workers))
+    cross_entropy(logits, labels).backward()
+    unused = [name for name, parameter in learner.sparsifier.parameters.items() if parameter.grad is None]
+    if unused:
+        raise ValueError(f"model.name must use every weight it has; {unused[0]!r} gets no gradient. Remove it.")
+    _check_scores(learner)
+    _check_ticket(learner, config)
+    return loaded
+
+
+def _check_ticket(learner: Learner, config: Config) -> None:
+    """Stores, reads and merges a ticket and a state, as every cycle will."""
+    learner.optimizer.step()
+    try:
+        ticket = Ticket.from_bytes(learner.ticket({}).to_bytes())
+        learner.load_bytes(learner.to_bytes(epoch=0))
+        section = config.superposition
+        rule = Rule(section.method, config.method.density, section.cima_factor, section.prune_at, section.prune_scope)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a layer was kept from being emptied says nothing about the run
+            merged = finish(merge(merge(None, ticket, rule), ticket, rule), rule, {})
+        restore(learner.model, merged.state_dict())
+    except Exception as error:
+        raise ValueError(
+            f"model.name must build a network that a ticket can hold; it failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_inputs(loaded: Mapping[str, Any]) -> None:
+    """Looks at the inputs that are in memory; those of a Dataset are checked as they are read."""
+    for name in SPLITS:
+        if isinstance(pair := loaded.get(name), (tuple, list)) and (bad := num_not_finite(pair[0])):
+            raise ValueError(
+                f"the {name} inputs must be finite; {bad} of {len(pair[0])} examples hold NaN or infinity. Correct or "
+                "remove them."
+            )
+
+
+_LOOKED_AT = 64
+_DARK, _LARGE = 64, 50.0
+"""uint8 pixels that all lie below, or other inputs beyond, are hardly meant as they are."""
+
+
+def _check_range(splits: Splits) -> None:
+    """Warns where inputs have another range than their type suggests: they would be scaled wrongly, or not at all."""
+    inputs = splits.train.raw_inputs(_LOOKED_AT)
+    low, high = float(inputs.min()), float(inputs.max())
+    if inputs.dtype == torch.uint8 and 0 < high < _DARK:
+        warnings.warn(
+            f"the training images are uint8 with values from {low:.0f} to {high:.0f}, and are scaled as if 255 were "
+            "white. Store them in the full range, or give inputs as floats. (Files of 16 bits keep their upper 8.)",
+            stacklevel=2,
+        )
+    if inputs.is_floating_point() and max(-low, high) > _LARGE:
+        warnings.warn(
+            f"the training inputs range from {low:g} to {high:g} and are not scaled. Give mean and std, or scale them.",
+            stacklevel=2,
+        )
+
+
+def _check_repeatable(config: Config, loaded: Mapping[str, Any]) -> None:
+    """Calls the data function a second time, as every worker will. Raises ValueError if it gives other examples."""
+    if fingerprint(load_source(config.data)) != fingerprint(loaded):
+        raise ValueError(UNEQUAL_DATA)
+
+
+def _check_modules(model: Module, config: Config) -> None:
+    """Settings that act on what the network does not have."""
+    if config.train.channels_last and not any(parameter.ndim == 4 for parameter in model.parameters()):
+        raise ValueError("train.channels_last has no effect on a network without convolutions. Leave it out.")
+    if config.superposition.batchnorm == "average" and not batch_norms(model):
+        raise ValueError(
+            "superposition.batchnorm 'average' has no effect on a network without BatchNorm. Leave it out."
+        )
+    examples = config.superposition.recalibration_examples
+    if examples is not None and not batch_norms(model):
+        raise ValueError(
+            f"superposition.recalibration_examples has no effect on a network without BatchNorm; got {examples}. Leave "
+            "it out."
+        )
+
+
+def _check_weights(learner: Learner) -> None:
+    seen: dict[int, str] = {}
+    for name, tensor in learner.model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"model.name must build a network whose state is tensors; {name!r} is {type(tensor).__name__}. Remove "
+                "get_extra_state from its module."
+            )
+        if tensor.numel() and (other := seen.setdefault(tensor.data_ptr(), name)) != name:
+            raise ValueError(
+                f"model.name must build a network without shared weights; {other!r} and {name!r} are one tensor, and a "
+                "ticket holds each name on its own."
+            )
+
+
+def _check_compiler() -> None:
+    try:
+        torch.compile(lambda inputs: inputs * 2 + 1)(torch.ones(8))
+    except Exception as error:
+        raise ValueError(
+            f"train.compile must find a C++ compiler; torch.compile failed: {type(error).__name__}: "
+            f"{str(error).splitlines()[0]}. Install one, or leave train.compile out."
+        ) from error
+
+
+def _check_labels(splits: Splits) -> None:
+    for name in ("train", "validation", "test"):
+        labels = getattr(splits, name).all_labels()
+        if labels.ndim != 1 or int(labels.min()) < 0 or int(labels.max()) >= splits.num_classes:
+            raise ValueError(
+                f"the {name} labels must be classes 0 to {splits.num_classes - 1}, of shape (n,); got values from "
+                f"{labels.min()} to {labels.max()}, of shape {tuple(labels.shape)}."
+            )
+
+
+def _forward(learner: Learner, splits: Splits, name: str, size: int) -> tuple[Tensor, Tensor]:
+    examples = getattr(splits, name)
+    inputs, labels = examples.batch(torch.arange(min(size, len(examples))))
+    try:
+        logits = learner.model(inputs)
+    except Exception as error:
+        raise ValueError(
+            f"model.name must build a network for {name} inputs of shape {tuple(inputs.shape)}; it failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"model.name must return a tensor of logits; got {type(logits).__name__}. Return one tensor.")
+    expected = (len(inputs), splits.num_classes)
+    if tuple(logits.shape) != expected:
+        raise ValueError(f"model.name must give logits of shape {expected}; got {tuple(logits.shape)}.")
+    if not bool(logits.isfinite().all()):
+        raise ValueError(f"model.name must give finite logits for {name} inputs; some are NaN or infinite.")
+    return logits, labels
+
+
+def _check_scores(learner: Learner) -> None:
+    """Calls the method's scores once, which may be the user's own."""
+    settings, parameters = learner.sparsifier.settings, learner.sparsifier.parameters
+    if not learner.sparsifier.method.can_explore:
+        return
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    needed = criteria_needs(settings)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a layer was kept from being emptied says nothing about the run
+            drop_and_grow(
+                parameters,
+                learner.sparsifier.masks,
+                0.5,
+                drop=settings["drop"],
+                grow=settings["grow"],
+                redistribution=settings["redistribution"],
+                gradients=gradients,
+                momenta=gradients if "momentum" in needed else None,
+                explored=learner.sparsifier.explored if "explored" in needed else None,
+                generator=torch.Generator().manual_seed(0),
+            )
+    except Exception as error:
+        raise ValueError(
+            f"method.drop and method.grow must give scores of each weight's shape, and method.redistribution a number; "
+            f"{settings['drop']!r}, {settings['grow']!r} and {settings['redistribution']!r} failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error

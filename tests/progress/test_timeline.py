@@ -1,0 +1,96 @@
+import json
+
+import pytest
+
+from suptickets_ray.progress.timeline import TIMELINE_FILE, Timeline
+from suptickets_ray.tickets.store import RunStore
+
+
+class Clock:
+    def __init__(self, now):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(str(tmp_path))
+
+
+def stored(store):
+    return json.loads(store.read(TIMELINE_FILE))
+
+
+def test_phases_cycles_and_merges_become_spans(store):
+    clock = Clock(100.0)
+    timeline = Timeline(store, "0a", 90.0, now=clock)
+    timeline.note({"kind": "phase", "name": "pretrain", "epochs": 3})
+    clock.now = 130.0
+    timeline.note({"kind": "phase", "name": "explore"})
+    ticket = {"chain": 1, "cycle": 0, "node": "a", "process": 7, "began": 131.0, "ended": 140.0}
+    timeline.note({"kind": "ticket", "validation_accuracy": 0.5, **ticket})
+    timeline.note({"kind": "merge", "chain": 1, "cycle": 0, "accepted": True, "began": 140.0, "ended": 141.0})
+    clock.now = 141.0
+    timeline.note({"kind": "phase", "name": "superpose"})
+    clock.now = 150.0
+    timeline.close()
+    assert stored(store) == {
+        "config_digest": "0a",
+        "starts": [{"began": 90.0, "ended": 150.0}],
+        "spans": [
+            {"kind": "starting", "began": 90.0, "ended": 100.0, "start": 0},
+            {"kind": "pretrain", "began": 100.0, "ended": 130.0, "start": 0},
+            {"kind": "cycle", **ticket, "start": 0},
+            {"kind": "merge", "chain": 1, "cycle": 0, "began": 140.0, "ended": 141.0, "start": 0},
+            {"kind": "explore", "began": 130.0, "ended": 141.0, "start": 0},
+            {"kind": "superpose", "began": 141.0, "ended": 150.0, "start": 0},
+        ],
+    }
+
+
+def test_a_later_start_adds_to_the_earlier_ones(store):
+    clock = Clock(1.0)
+    Timeline(store, "0a", now=clock).close()
+    clock.now = 50.0
+    again = Timeline(store, "0a", now=clock)
+    again.note({"kind": "ticket", "chain": 0, "cycle": 0, "began": 51.0, "ended": 52.0})
+    again.close()
+    assert [start["began"] for start in stored(store)["starts"]] == [1.0, 50.0]
+    assert [(span["kind"], span["start"]) for span in stored(store)["spans"]] == [
+        ("starting", 0),
+        ("cycle", 1),
+        ("starting", 1),
+    ]
+
+
+def test_a_killed_start_leaves_the_phase_it_was_in(store):
+    clock = Clock(1.0)
+    killed = Timeline(store, "0a", now=clock)
+    killed.note({"kind": "phase", "name": "pretrain", "epochs": 3})
+    clock.now = 30.0
+    killed.note({"kind": "epoch"})
+    assert {"kind": "pretrain", "began": 1.0, "ended": 30.0, "start": 0} in stored(store)["spans"]
+
+
+def test_it_is_saved_while_the_run_goes_on(store):
+    clock = Clock(1.0)
+    timeline = Timeline(store, "0a", now=clock)
+    timeline.note({"kind": "epoch"})
+    assert not store.exists(TIMELINE_FILE)
+    clock.now = 12.0
+    timeline.note({"kind": "epoch"})
+    assert stored(store)["starts"] == [{"began": 1.0, "ended": 12.0}]
+
+
+def test_a_damaged_file_is_begun_anew(store):
+    store.write(TIMELINE_FILE, b'{"starts": 3')
+    Timeline(store, "0a", now=Clock(5.0)).close()
+    assert len(stored(store)["starts"]) == 1
+
+
+def test_the_file_of_another_recipe_is_not_continued(store):
+    Timeline(store, "0b", now=Clock(1.0)).close()
+    Timeline(store, "0a", now=Clock(5.0)).close()
+    assert [start["began"] for start in stored(store)["starts"]] == [5.0]
