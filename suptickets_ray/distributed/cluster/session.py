@@ -132,6 +132,8 @@ def _quick_start() -> Iterator[None]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         # An actor that waits for the notice that a machine is about to be taken away.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # A gcs on this machine that has not answered for so long is dead, and so is this Ray.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "30",
         # Read when Ray starts: each of its workers imports this module first.
         "RAY_preload_python_modules": "suptickets_ray.distributed.cluster.preload",
     }
