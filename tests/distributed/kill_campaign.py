@@ -144,6 +144,8 @@ class Campaign:
         from moto.server import ThreadedMotoServer
 
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "test"
+        os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
         servers, timers = [ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)], []
         servers[0].start()
         host, port = servers[0].get_host_and_port()
