@@ -156,11 +156,14 @@ def _superpose(options: argparse.Namespace, console: Console) -> int:
         raise ValueError(f"{swept[0]} has no effect with --sweep, which compares methods and factors. Leave it out.")
     runs = open_runs(paths, overrides)
     if options.sweep:
-        console.print(sweep_table(sweep(runs), sum(len(run.keys) for run in runs)))
+        rows, best = sweep(runs)
+        console.print(sweep_table(rows, sum(len(run.keys) for run in runs)))
+        console.print(best["assessment"]["sentence"], markup=False)
         return EXIT_DONE
     merger, reports = superpose_runs(runs)
     result = judge_runs(runs, merger, reports)
     console.print(closing_table(result))
+    console.print(result["assessment"]["sentence"], markup=False)
     for warning in result["warnings"]:
         console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
     if result["rejected"]:
@@ -228,6 +231,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     if finished.resumed:
         console.print("This run is done already.")
     console.print(closing_table(finished.result))
+    console.print(finished.result["assessment"]["sentence"], markup=False)
     for warning in finished.result["warnings"]:
         console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
     _print_path(console, "Files:", finished.path)

@@ -50,7 +50,7 @@ def timeline():
     }
 
 
-def make_run(path, overrides=()):
+def make_run(path, overrides=(), base=SMALL):
     """Makes a run's folder as `train` leaves it, in this process; only the tensorboard files are missing."""
     import torch
 
@@ -66,7 +66,7 @@ def make_run(path, overrides=()):
     from suptickets_ray.training.determinism import arithmetic_of
     from suptickets_ray.training.loop import budget_of, build_learner, order_seed, train_epoch
 
-    config = load_config(None, [*SMALL, f"storage={path.parent}", f"name={path.name}", *overrides])
+    config = load_config(None, [*base, f"storage={path.parent}", f"name={path.name}", *overrides])
     store, splits, device = RunStore(str(path)), load_data(config.data), torch.device("cpu")
     budget = budget_of(config)
     store.write("config.yaml", to_yaml(config).encode())

@@ -14,8 +14,8 @@ from suptickets_ray.lookup import suggestion
 from suptickets_ray.offline.stored_ticket import device_of
 from suptickets_ray.recipes.load import config_digest, from_yaml, load_config, to_dict
 from suptickets_ray.search.keys import exploration_key, pretraining_key
+from suptickets_ray.superposition.assessment import summarize_tickets
 from suptickets_ray.superposition.merger import Merger
-from suptickets_ray.superposition.verdict import verdict
 from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.tickets.store import PRETRAINED_FILE, Origin, RunStore, TicketStore
 from suptickets_ray.tickets.ticket import Ticket
@@ -168,27 +168,28 @@ def superpose_runs(runs: Sequence[StoredRun], config: Config | None = None) -> t
 
 
 def judge_runs(runs: Sequence[StoredRun], merger: Merger, reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the scores of every network and the verdict on them; here the test set is read."""
+    """Returns the scores of every network and the assessment of the result. Reads the test set."""
     with arithmetic_of(runs[0].config):
         report = merger.judge((merged, merged["key"].ticket()) for merged in reports)
-    return {"name": " + ".join(run.config.name for run in runs), **report, **verdict(report)}
+    return {"name": " + ".join(run.config.name for run in runs), **report, **summarize_tickets(report)}
 
 
-def sweep(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
+def sweep(runs: Sequence[StoredRun]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Merges the tickets under CIA, CAA, CIMA with the paper's factors, and greedily.
 
     Returns:
         A row for each: method, cima_factor (None but for CIMA), accepted (how many tickets), validation_accuracy and
-        density; the one that is best on validation also has its test accuracy, as `accuracy`.
+        density; the one that is best on validation also has its test accuracy, as `accuracy`. And what `judge_runs`
+        says about that one.
     """
     rules: list[tuple[str, float | None]] = [("cia", None), ("caa", None), *(("cima", f) for f in SWEPT_FACTORS)]
     rules.append(("greedy", None))
-    rows, found = [], []
+    rows, configs = [], []
     for method, factor in rules:
         rule = [f"superposition.method={method}", *([f"superposition.cima_factor={factor}"] if factor else [])]
         config = load_config(to_dict(runs[0].config), rule)
         merger, reports = superpose_runs(runs, config)
-        found.append(merger.superposed)
+        configs.append(config)
         with arithmetic_of(runs[0].config):
             validation = merger.score(merger.superposed, "validation")
         rows.append(
@@ -201,9 +202,9 @@ def sweep(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
             }
         )
     best = max(range(len(rows)), key=lambda index: rows[index]["validation_accuracy"])
-    with arithmetic_of(runs[0].config):
-        rows[best]["accuracy"] = merger.score(found[best], "test")["accuracy"]
-    return rows
+    judged = judge_runs(runs, *superpose_runs(runs, configs[best]))
+    rows[best]["accuracy"] = judged["superposed"]["accuracy"]
+    return rows, judged
 
 
 def sweep_table(rows: Sequence[dict[str, Any]], num_tickets: int) -> Table:

@@ -217,8 +217,8 @@ class PlainView:
                 f"validation accuracy {event['validation_accuracy']:.2%}"
             )
         if kind == "merge":
-            verdict = "accepted" if event["accepted"] else "left out"
-            which = f"chain {event['chain']}, cycle {event['cycle']} {verdict}"
+            outcome = "accepted" if event["accepted"] else "left out"
+            which = f"chain {event['chain']}, cycle {event['cycle']} {outcome}"
             if "validation_accuracy" not in event:
                 return which
             return f"{which}: the sup-ticket with it has {event['validation_accuracy']:.2%} on validation"

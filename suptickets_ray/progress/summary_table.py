@@ -1,11 +1,12 @@
-"""The closing table: what each network is worth."""
+"""The closing table: the accuracy and density of every network."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
+
+from suptickets_ray.superposition.assessment import ensemble_size
 
 ROWS: dict[str, str] = {
     "pretrained": "pretrained network",
@@ -29,11 +30,6 @@ def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             density = "pretraining" if not size else f"{size} {'net' if size == 1 else 'nets'}"
         rows.append((words, f"{network['validation_accuracy']:.2%}", f"{network['accuracy']:.2%}", density))
     return rows
-
-
-def ensemble_size(result: Mapping[str, Any]) -> int:
-    """Returns how many tickets the ensemble is of: those that have diverged are left out."""
-    return len(result["tickets"]) - int(result.get("num_diverged", 0))
 
 
 def closing_table(result: dict[str, Any]) -> Table:

@@ -13,8 +13,8 @@ from suptickets_ray.config import Config
 from suptickets_ray.progress.summary_table import ROWS
 from suptickets_ray.recipes.load import changes_results, differing_keys, flatten, to_dict
 from suptickets_ray.report.figures import Series, series_figure
-from suptickets_ray.report.run_page import gain_over, note, page, table
-from suptickets_ray.superposition.worth import Gain, Outcome, answer
+from suptickets_ray.report.run_page import note, page, table
+from suptickets_ray.superposition.assessment import Gain, Outcome, conclusion, gain_over
 
 _RIVALS = ("pretrained", "mean_ticket", "best_ticket", "ensemble")
 """Networks that the sup-ticket is compared with, run by run."""
@@ -109,8 +109,8 @@ def render_comparison(runs: Sequence[ComparedRun], notes: Sequence[str] = ()) ->
                 _shown(_estimate(group, lambda run: float(run.result["seconds"]["total"])), "", digits=1),
             )
         )
-    verdicts = [
-        _verdict(name, group, {key: gains[key][i] for key in _RIVALS})
+    conclusions = [
+        _concluded(name, group, {key: gains[key][i] for key in _RIVALS})
         for i, (name, group) in enumerate(zip(names, groups, strict=True))
     ]
     singles = [
@@ -126,9 +126,9 @@ def render_comparison(runs: Sequence[ComparedRun], notes: Sequence[str] = ()) ->
     ]
     return page(
         f"{len(runs)} runs side by side",
-        "".join(f'<p class="verdict {outcome}">{escape(words)}</p>' for words, outcome in verdicts)
+        "".join(f'<p class="assessment {outcome}">{escape(words)}</p>' for words, outcome in conclusions)
         + "".join(map(note, notes))
-        + "<h2>Was superposing worth it?</h2>"
+        + "<h2>Did superposing pay?</h2>"
         + _figure("Test accuracy", "test accuracy (%)", names, accuracies)
         + _figure("Gain of the sup-ticket over the other networks", "points of test accuracy", names, gains)
         + "<h2>Numbers</h2><p>Test accuracies in %, gains in points, each the mean over runs that differ only in their "
@@ -173,12 +173,12 @@ def _figure(title: str, ylabel: str, names: Sequence[str], found: Mapping[str, S
     return series_figure(title, ylabel, names, series)
 
 
-def _verdict(name: str, group: Sequence[ComparedRun], gains: Mapping[str, Estimate]) -> tuple[str, Outcome]:
+def _concluded(name: str, group: Sequence[ComparedRun], gains: Mapping[str, Estimate]) -> tuple[str, Outcome]:
     """One sentence on a group; with an error known, a gain within its 95 % interval may be chance."""
     over = {key: Gain(*gains[key], num_runs=len(group)) for key in ("pretrained", "best_ticket")}
     if len(group) == 1:  # which knows at least what the choice of the test set's examples may change
         over = {key: gain_over(group[0].result, key) for key in over}
-    words, outcome = answer(over["pretrained"], over["best_ticket"])
+    words, outcome = conclusion(over["pretrained"], over["best_ticket"])
     number = f"over {len(group)} seeds" if len(group) > 1 else "in one run, which says little about chance,"
     return (
         f"{name}: {words}; {number} the sup-ticket gains {_shown(gains['pretrained'], '', '+')} points of test "

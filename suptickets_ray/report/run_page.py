@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from suptickets_ray.progress.summary_table import ROWS, ensemble_size, result_rows
+from suptickets_ray.progress.summary_table import ROWS, result_rows
 from suptickets_ray.report.analysis import ONE_BASIN, PRETRAINED, SUP_TICKET, Findings
 from suptickets_ray.report.figures import Series, dot_figure, heat_map, lanes_figure, line_figure
 from suptickets_ray.report.gantt import Lanes, lanes_of
-from suptickets_ray.superposition.worth import WORTH_IT, Gain, Outcome, answer
+from suptickets_ray.superposition.assessment import Gain, assess, gain_over
 from suptickets_ray.tickets.store import child
 
 _OPEN_ROWS = 20
@@ -44,9 +44,9 @@ figure { margin: 1.5rem 0; }
 figcaption { font-weight: 600; }
 figure svg { display: block; height: auto; }
 figure svg * { stroke-linejoin: round; stroke-linecap: butt; }
-.verdict { font-size: 1.2rem; border-left: .3rem solid #8888; padding-left: 1rem; }
-.verdict.gain { border-color: #1b9e77; }
-.verdict.loss { border-color: #d95f02; }
+.assessment { font-size: 1.2rem; border-left: .3rem solid #8888; padding-left: 1rem; }
+.assessment.gain { border-color: #1b9e77; }
+.assessment.loss { border-color: #d95f02; }
 .warning { border-left: .3rem solid #d33; padding-left: 1rem; }
 .note { border-left: .3rem solid #c90; padding-left: 1rem; }
 """
@@ -73,12 +73,12 @@ def render_report(
     """
     sections: list[tuple[str, Callable[[], str]]] = []
     if result is None:
-        body = '<p class="verdict">This run is not finished; the same command again goes on with it.</p>'
+        body = '<p class="assessment">This run is not finished; the same command again goes on with it.</p>'
     else:
-        said, outcome = was_it_worth_it(result)
-        body = f'<p class="verdict {outcome}">{escape(said)}</p>'
+        assessment = assess(result)
+        body = f'<p class="assessment {assessment.outcome}">{escape(assessment.sentence)}</p>'
         body += "".join(f'<p class="warning">{escape(warning)}</p>' for warning in result["warnings"])
-        sections.append(("Was superposing worth it?", lambda: _worth(result)))
+        sections.append(("Did superposing pay?", lambda: _networks(result)))
     if findings is not None:
         sections.append(("How different are the tickets?", lambda: _differences(findings)))
         sections.append(("Do they lie in one basin?", lambda: _basin(findings)))
@@ -117,49 +117,12 @@ def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def was_it_worth_it(result: Mapping[str, Any]) -> tuple[str, Outcome]:
-    """Returns the answer in one sentence with its numbers, and which one it is.
-
-    The numbers are test accuracies; the errors, where a run knows them, are over the examples of the test set.
-    """
-    gains = {key: gain_over(result, key) for key in ROWS if key != "superposed"}
-    validation = result["superposed"]["validation_accuracy"]
-    words, outcome = answer(gains["pretrained"], gains["best_ticket"])
-    rivals = ("pretrained", "best_ticket") if words == WORTH_IT else ("pretrained",)
-    if not any(ticket["accepted"] for ticket in result["tickets"]):
-        words, outcome = "superposing changed nothing, because the gate admitted no ticket", "open"
-    elif outcome == "gain" and any(validation < result[key]["validation_accuracy"] for key in rivals):
-        words, outcome = f"on test, though not on validation, {words}", "open"
-    size = ensemble_size(result)
-    ensemble = f"which computes with {size} networks"
-    if size < 2:
-        ensemble = (
-            "which is one ticket" if size else "which is the pretrained network, because every ticket has diverged"
-        )
-    return (
-        f"{words[0].upper()}{words[1:]}: the sup-ticket's test accuracy is {result['superposed']['accuracy']:.2%}, "
-        f"{gains['pretrained'].points()} the pretrained network, {gains['mean_ticket'].points()} the mean ticket, "
-        f"{gains['best_ticket'].points()} the best ticket and {gains['ensemble'].points()} the ensemble, {ensemble}."
-    ), outcome
-
-
-def gain_over(result: Mapping[str, Any], key: str) -> Gain:
-    """Returns the sup-ticket's gain over another network of a run, with what the run knows of chance."""
-    own = result[key]
-    counts = own.get("only_one_right")
-    return Gain(
-        result["superposed"]["accuracy"] - own["accuracy"],
-        own.get("gain_error"),
-        only_one_right=None if counts is None else (counts[0], counts[1]),
-    )
-
-
 def _signed(gain: Gain) -> str:
     error = "" if gain.error is None else f" ± {100 * gain.error:.2f}"
     return f"{100 * gain.mean:+.2f}{error}"
 
 
-def _worth(result: Mapping[str, Any]) -> str:
+def _networks(result: Mapping[str, Any]) -> str:
     rows = []
     for (words, validation, test, density), key in zip(result_rows(dict(result)), ROWS, strict=True):
         gain = "" if key == "superposed" else _signed(gain_over(result, key))

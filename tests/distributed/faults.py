@@ -40,7 +40,7 @@ RECIPE = [
     "train.epochs=50",
     "tickets.cycle_rate=0.32",
     "tickets.cycle_epochs=8",
-    "tickets.num_chains=6",
+    "tickets.num_chains=4",
     "train.checkpoint_every_epochs=10",
     "cluster.num_explorers=2",
 ]

@@ -9,6 +9,7 @@ import pytest
 import ray
 import torch
 from PIL import Image
+from small_runs import make_run
 
 from suptickets_ray import load_config, train
 from suptickets_ray.distributed.pipeline.data import fetch_by_ray_data, put_data, worker_splits
@@ -138,16 +139,21 @@ def test_a_folder_converted_to_parquet_trains_to_the_same_digest(ray_address, fo
     # Blocks this small, so that Ray Data has something to do; a few images are read by the worker itself.
     common = [
         *FEW,
+        "train.lr_schedule=constant",
         "data.options.image_size=16",
         "data.options.block_size=16",
         "superposition.recalibration_examples=20",
     ]
     common += ["train.epochs=2", "tickets.cycle_rate=0.5", "tickets.num_chains=1", "method.update_interval_steps=1"]
-    common += ["model.name=resnet20", "model.options.width=4", "model.initialization=default", f"storage={tmp_path}"]
-    plain = load_config(None, [*common, "name=folder", "data.name=image_folder", f"data.root={folder.name}"])
+    common += ["model.name=resnet20", "model.options.width=4", "model.initialization=default"]
+    plain = load_config(None, [*common, "data.name=image_folder", f"data.root={folder.name}"])
     convert(load_source(plain.data), str(tmp_path / "parquet"), rows_per_file=20)
-    stored = load_config(None, [*common, "name=parquet", "data.name=parquet", f"data.root={tmp_path}/parquet"])
-    assert digests(train(plain)) == digests(train(stored))
+    stored = load_config(
+        None, [*common, f"storage={tmp_path}", "name=parquet", "data.name=parquet", f"data.root={tmp_path}/parquet"]
+    )
+    make_run(tmp_path / "folder", ["data.name=image_folder", f"data.root={folder.name}"], common)  # without Ray
+    made = result_of(tmp_path / "folder")
+    assert digests(train(stored)) == (made["superposed"]["digest"], [row["digest"] for row in made["tickets"]])
 
 
 @pytest.mark.slow

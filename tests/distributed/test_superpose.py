@@ -53,7 +53,7 @@ def test_the_command_merges_under_another_rule_and_keeps_the_ticket(finished_run
 
 
 def test_a_sweep_compares_all_rules_on_validation_and_tests_the_best_alone(finished_run, capsys):
-    rows = sweep(open_runs([finished_run.path]))
+    rows, judged = sweep(open_runs([finished_run.path]))
     assert [(row["method"], row["cima_factor"]) for row in rows] == [
         ("cia", None),
         ("caa", None),
@@ -62,6 +62,7 @@ def test_a_sweep_compares_all_rules_on_validation_and_tests_the_best_alone(finis
     ]
     tested = [row for row in rows if "accuracy" in row]
     assert tested == [max(rows, key=lambda row: row["validation_accuracy"])]
+    assert judged["assessment"]["sentence"]
     assert main(["superpose", finished_run.path, "--sweep"]) == 0
     assert len(re.findall(r"of 6", capsys.readouterr().out)) == 8
 

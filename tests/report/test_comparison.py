@@ -61,10 +61,10 @@ def test_the_page_gives_mean_and_error_of_accuracies_and_of_gains_within_runs():
         ((0.84, 0.85), "over 2 seeds the sup-ticket gains +4.50 ± 0.50 points"),
         # Two seeds leave it to 12.7 standard errors: Student's t with one degree of freedom.
         ((0.84, 0.85), "superposing changed nothing beyond chance;"),
-        ((0.84, 0.85, 0.845), "superposing was worth it;"),
+        ((0.84, 0.85, 0.845), "superposing paid;"),
         ((0.82, 0.83, 0.825), "from the best single ticket it differs by no more than chance;"),
         ((0.81, 0.811, 0.812), "superposing beat pretraining, but not the best single ticket;"),
-        ((0.76, 0.75, 0.755), "superposing was not worth it;"),
+        ((0.76, 0.75, 0.755), "superposing did not pay;"),
         ((0.82, 0.79, 0.80), "superposing changed nothing beyond chance;"),
     ],
 )
@@ -82,7 +82,7 @@ def test_the_verdict_on_one_run_weighs_the_choice_of_its_test_set():
     runs[0].result["pretrained"]["gain_error"] = 0.03
     page = render_comparison(runs)
     assert "chains=4: superposing changed nothing beyond chance; in one run" in page
-    assert "chains=3: superposing was worth it; in one run" in page
+    assert "num_chains=3: superposing paid; in one run" in page
 
 
 def test_stored_runs_are_compared_on_one_page(stored_runs, tmp_path):

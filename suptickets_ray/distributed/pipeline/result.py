@@ -14,7 +14,7 @@ from typing import Any
 from suptickets_ray import __version__
 from suptickets_ray.config import Config
 from suptickets_ray.recipes.load import config_digest, differing_keys, from_yaml, to_dict
-from suptickets_ray.superposition.verdict import verdict
+from suptickets_ray.superposition.assessment import summarize_tickets
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.training.data import load_source
 from suptickets_ray.training.data.fingerprint import DATA_FILE, check_data, fingerprint
@@ -115,7 +115,7 @@ def assemble_result(
         seconds: Of each phase.
         warnings: What was noticed on the way.
     """
-    judged = verdict(report)
+    judged = summarize_tickets(report)
     return {
         "state": "complete",
         "name": config.name,

@@ -185,7 +185,7 @@ def _picture(config: Config, path: str, result: dict[str, Any]) -> None:
         child(path, "tensorboard"),
         {key: value for key, value in flatten(to_dict(config)) if value is not None and changes_results(key)},
         {tag: value for tag, value in metrics.items() if value is not None},
-        {"recipe": recipe, "versions": versions},
+        {"assessment": result["assessment"]["sentence"], "recipe": recipe, "versions": versions},
         pictures_of(findings),
     )
 

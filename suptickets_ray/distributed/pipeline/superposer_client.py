@@ -78,7 +78,7 @@ class SuperposerClient:
         return sorted(keys, key=lambda key: -accuracies[key])
 
     def judge(self) -> Any:
-        """Returns the superposer's verdict once all is merged.
+        """Returns what the superposer judged once every ticket is merged.
 
         Raises:
             RuntimeError: If superposing fails for good.

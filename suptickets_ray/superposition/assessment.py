@@ -1,0 +1,162 @@
+"""Whether superposing paid, against what, and whether the difference is beyond chance. The only place that says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+_LEVEL = 0.05
+"""Two-sided: a difference whose p-value is above this may be chance."""
+_SIGN_TEST_EXACT_UP_TO = 1000
+_RIVALS = ("pretrained", "mean_ticket", "best_ticket", "ensemble")
+Outcome = Literal["gain", "loss", "open"]
+
+
+class Gain(NamedTuple):
+    """The sup-ticket's test accuracy minus that of another network."""
+
+    mean: float
+    """A fraction: 0.01 is one percentage point."""
+    error: float | None = None
+    """Its standard error, a fraction. None if it is unknown."""
+    num_runs: int = 1
+    """Number of runs that the mean and the error are over. With one run the error is over the test examples."""
+    only_one_right: tuple[int, int] | None = None
+    """Test examples that only the sup-ticket classifies correctly, and those that only the other network does."""
+
+    @property
+    def may_be_chance(self) -> bool:
+        """Whether the difference is not significant at the 5 % level.
+
+        McNemar's exact test within a run, Student's t test over runs.
+        """
+        from scipy import stats  # imported here: reading a recipe does not need it
+
+        if self.only_one_right is not None and self.num_runs == 1:
+            return bool(_mcnemar(*self.only_one_right) > _LEVEL)
+        if self.error is None:
+            return False
+        # Of one run without counts the error is over many examples, so that Student's t is nearly normal.
+        distribution = stats.norm() if self.num_runs < 2 else stats.t(self.num_runs - 1)
+        return bool(abs(self.mean) <= self.error * distribution.ppf(1 - _LEVEL / 2))
+
+    def in_points(self) -> str:
+        """Returns the difference in percentage points, e.g. "1.25 ± 0.31 points above"."""
+        known = self.error is not None and math.isfinite(self.error)
+        error = f" ± {100 * (self.error or 0.0):.2f}" if known else ""
+        return f"{abs(100 * self.mean):.2f}{error} points {'above' if self.mean >= 0 else 'below'}"
+
+
+class Assessment(NamedTuple):
+    """Whether superposing paid in one run."""
+
+    outcome: Outcome
+    sentence: str
+    """One sentence with the test accuracies and their errors."""
+    warnings: tuple[str, ...]
+    """Losses beyond chance. A difference within chance is never a warning."""
+
+
+def conclusion(over_pretrained: Gain, over_best_ticket: Gain) -> tuple[str, Outcome]:
+    """Returns the conclusion of one or more runs as the beginning of a sentence, and its kind.
+
+    Args:
+        over_pretrained: Gain over the pretrained network.
+        over_best_ticket: Gain over the ticket with the highest validation accuracy.
+    """
+    if over_pretrained.may_be_chance:
+        return "superposing changed nothing beyond chance", "open"
+    if over_pretrained.mean <= 0:
+        return "superposing did not pay", "loss"
+    if over_best_ticket.may_be_chance:
+        return "superposing beat pretraining; from the best single ticket it differs by no more than chance", "gain"
+    if over_best_ticket.mean < 0:
+        return "superposing beat pretraining, but not the best single ticket", "open"
+    return "superposing paid", "gain"
+
+
+def assess(result: Mapping[str, Any]) -> Assessment:
+    """Assesses one run on the test set.
+
+    Args:
+        result: What `result.json` holds, or `Merger.judge` and `summarize_tickets` returned.
+    """
+    gains = {key: gain_over(result, key) for key in _RIVALS}
+    words, outcome = conclusion(gains["pretrained"], gains["best_ticket"])
+    is_unchanged = not any(ticket["accepted"] for ticket in result["tickets"])
+    if is_unchanged:
+        words, outcome = "superposing changed nothing, because the gate admitted no ticket", "open"
+    sentence = (
+        f"{words[0].upper()}{words[1:]}: the sup-ticket's test accuracy is {result['superposed']['accuracy']:.2%}, "
+        f"{gains['pretrained'].in_points()} the pretrained network, {gains['mean_ticket'].in_points()} the mean "
+        f"ticket, {gains['best_ticket'].in_points()} the best ticket and {gains['ensemble'].in_points()} the ensemble, "
+        f"{_ensemble_in_words(ensemble_size(result))}."
+    )
+    warnings = []
+    best = result["best_ticket"]
+    rivals = {
+        "pretrained": "the pretrained network",
+        "best_ticket": f"the best single ticket (chain {best.get('chain')}, cycle {best.get('cycle')})",
+    }
+    for key, name in rivals.items():
+        if gains[key].mean < 0 and not gains[key].may_be_chance and not is_unchanged:
+            warnings.append(f"superposing did not pay: on test the sup-ticket is {gains[key].in_points()} {name}.")
+    return Assessment(outcome, sentence, tuple(warnings))
+
+
+def gain_over(result: Mapping[str, Any], key: str) -> Gain:
+    """Returns the sup-ticket's gain over the network `key` of a result, with its error where the result has one."""
+    other = result[key]
+    counts = other.get("only_one_right")
+    return Gain(
+        result["superposed"]["accuracy"] - other["accuracy"],
+        other.get("gain_error"),
+        only_one_right=None if counts is None else (counts[0], counts[1]),
+    )
+
+
+def summarize_tickets(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns mean_ticket, best_ticket, rejected, warnings and assessment of what `Merger.judge` returned.
+
+    The best ticket is chosen on validation. `rejected` are the (chain, cycle) that the gate left out.
+    """
+    tickets = report["tickets"]
+    keys = ("accuracy", "loss", "validation_accuracy", "validation_loss")
+    best = max(tickets, key=lambda ticket: float(ticket["validation_accuracy"]))
+    mean = {key: sum(ticket[key] for ticket in tickets) / len(tickets) for key in keys}
+    summary = {
+        "mean_ticket": mean | report.get("mean_ticket", {}),
+        "best_ticket": best,
+        "rejected": [[ticket["chain"], ticket["cycle"]] for ticket in tickets if not ticket["accepted"]],
+    }
+    assessment = assess({**report, **summary})
+    warnings = list(assessment.warnings)
+    if len(summary["rejected"]) == len(tickets):
+        warnings.append("the gate admitted no ticket: the result is the pretrained network.")
+    if report.get("num_diverged"):
+        warnings.append(
+            f"{report['num_diverged']} tickets have diverged; the unpruned mean and the ensemble are without them."
+        )
+    said = {"outcome": assessment.outcome, "sentence": assessment.sentence}
+    return {**summary, "warnings": warnings, "assessment": said}
+
+
+def ensemble_size(result: Mapping[str, Any]) -> int:
+    """Returns the number of tickets in the ensemble. Diverged tickets are left out."""
+    return len(result["tickets"]) - int(result.get("num_diverged", 0))
+
+
+def _ensemble_in_words(size: int) -> str:
+    if size < 2:
+        return "which is one ticket" if size else "which is the pretrained network, because every ticket has diverged"
+    return f"which computes with {size} networks"
+
+
+def _mcnemar(first: int, second: int) -> float:
+    """Returns the two-sided p-value of McNemar's test; exact up to 1,000 discordant examples."""
+    from scipy import stats
+
+    if first + second > _SIGN_TEST_EXACT_UP_TO:
+        return float(2 * stats.norm.sf(abs(first - second) / math.sqrt(first + second)))
+    return float(stats.binomtest(first, first + second).pvalue) if first + second else 1.0
