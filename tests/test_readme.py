@@ -1,4 +1,4 @@
-"""What README promises is run."""
+"""What README and the pages under experiments/ promise is run."""
 
 import json
 import os
@@ -13,9 +13,26 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+PAGES = {
+    "README.md": README,
+    **{
+        f"experiments/{name}.md": (ROOT / f"experiments/{name}.md").read_text()
+        for name in ("README", "SETTINGS", "DATA", "SEARCH", "CLUSTER", "OUTPUTS", "PYTHON")
+    },
+}
+TEXT = "\n".join(PAGES.values())
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 SHELL = [text.strip() for language, text in BLOCKS if not language]
 PYTHON = [text for language, text in BLOCKS if language == "python"]
+
+
+def all_commands():
+    """The words after `suptickets` of every command in a block or in the text."""
+    lines = [line for block in SHELL for line in block.splitlines()]
+    commands = [line for line in lines if line.startswith("suptickets ")]
+    commands += [line.partition(" -- ")[2] for line in lines if line.startswith("ray job submit ")]
+    commands += re.findall(r"`(suptickets [^`]*)`", TEXT)
+    return [shlex.split(command)[1:] for command in commands]
 
 
 def setup_commands():
@@ -107,18 +124,25 @@ def test_the_example_from_python_names_what_there_is():
     assert (config.seed, config.name) == (1, "seed-1")
 
 
-def test_every_command_of_the_readme_is_a_valid_configuration(tmp_path, monkeypatch):
+@pytest.mark.parametrize("words", all_commands(), ids=" ".join)
+def test_the_command_line_takes_every_command_of_the_pages(words):
+    from suptickets_ray.cli import _parser
+
+    options, late = _parser().parse_known_args(words)
+    assert options.command == words[0]
+    assert not [word for word in late if word.startswith("-")]
+
+
+def test_every_command_of_the_pages_is_a_valid_configuration(tmp_path, monkeypatch):
     from suptickets_ray import load_config
     from suptickets_ray.paper_cli.translate import recipe_from_flags
 
     example = next(block for block in PYTHON if "def build" in block)
     (tmp_path / "mine.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)
-    commands = [line for block in SHELL for line in block.splitlines() if line.startswith("suptickets train")]
-    commands += re.findall(r"`(suptickets train [^`]*)`", README)
-    assert len(commands) >= 3
-    for line in commands:
-        words = shlex.split(line)[2:]
+    commands = [words[1:] for words in all_commands() if words[0] in ("train", "tune")]
+    assert len(commands) >= 10
+    for words in commands:
         if "--from-flags" in words:
             assert recipe_from_flags(words[1])
             continue
@@ -126,10 +150,10 @@ def test_every_command_of_the_readme_is_a_valid_configuration(tmp_path, monkeypa
         load_config(recipes[0] if recipes else None, [word for word in words if "=" in word])
 
 
-def test_every_key_of_the_readmes_table_exists():
+def test_every_key_of_the_pages_exists():
     from suptickets_ray.recipes.load import all_keys
 
-    keys = re.findall(r"`((?:method|tickets|superposition|cluster|data|train|model)\.[a-z_]+)[=`]", README)
+    keys = re.findall(r"`((?:method|tickets|superposition|cluster|data|train|model|search)\.[a-z_]+)[=`]", TEXT)
     assert len(keys) > 12
     assert set(keys) - {"cluster.yaml"} <= set(all_keys())
 
@@ -137,15 +161,56 @@ def test_every_key_of_the_readmes_table_exists():
 def test_the_table_of_all_settings_is_the_generated_one():
     from suptickets_ray.recipes.options import settings_markdown
 
-    table = README.partition("<!-- settings: begin -->")[2].partition("<!-- settings: end -->")[0]
+    page = PAGES["experiments/SETTINGS.md"]
+    table = page.partition("<!-- settings: begin -->")[2].partition("<!-- settings: end -->")[0]
     lines = settings_markdown().splitlines()
     stale = [line for line in table.strip().splitlines() if line not in lines]
     assert not stale, f"these lines are not what `settings_markdown()` of recipes/options.py gives: {stale}"
     assert table.strip().splitlines() == lines
 
 
-def test_the_readmes_recipes_are_shipped():
+def test_the_recipes_of_the_pages_are_shipped():
     from suptickets_ray.recipes.files import shipped_recipes
 
-    names = re.findall(r"^suptickets recipes copy (\S+)", README, re.MULTILINE)
+    names = [words[2] for words in all_commands() if words[:2] == ["recipes", "copy"]]
     assert names and set(names) <= set(shipped_recipes())
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 170
+
+
+def anchors(text):
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        path, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_the_file_tree_names_every_package_and_module_of_the_top():
+    (tree,) = (block for block in SHELL if block.startswith("suptickets_ray/"))
+    package = ROOT / "suptickets_ray"
+    folders = {path.parent.name for path in package.rglob("__init__.py")} - {"suptickets_ray"}
+    modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    named = set(re.findall(r"\b(\w+)/", tree)) - {"suptickets_ray"}
+    assert named == folders
+    assert set(re.findall(r"\w+\.py", tree)) == modules
+
+
+def test_the_files_to_read_first_hold_what_the_readme_says():
+    rows = re.findall(r"^\| (.*\?) \| `([\w/]+\.py)` \| `([\w.]+)` \|$", README, re.MULTILINE)
+    assert len(rows) == 10
+    for question, file, name in rows:
+        source = (ROOT / "suptickets_ray" / file).read_text()
+        for part in name.split("."):
+            assert re.search(rf"^\s*(?:def|class) {part}\b|^{part}\b", source, re.MULTILINE), question
