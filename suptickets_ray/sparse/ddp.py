@@ -1,8 +1,9 @@
-"""Sparse training on several ranks of DistributedDataParallel: equal masks, and only active gradients on the wire."""
+"""Sparse training on several ranks of DistributedDataParallel: equal masks, and only active gradients are sent."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,10 +20,10 @@ def assert_equal_masks(masks: Tensors, group: Any, when: str) -> None:
     Args:
         masks: This rank's masks; all ranks have the same layers.
         group: The process group.
-        when: When this is, for the error, e.g. "after update 3".
+        when: Time of the check, for the error, e.g. "after update 3".
 
     Raises:
-        RuntimeError: On every rank, if a layer's mask differs between any two; it names the layers.
+        RuntimeError: On every rank, if a layer's mask differs between any two ranks; it names the layers.
     """
     world_size = dist.get_world_size(group)
     if world_size == 1 or not masks:
@@ -37,8 +38,8 @@ def assert_equal_masks(masks: Tensors, group: Any, when: str) -> None:
     if any(differing):
         names = ", ".join(name for name, differs in zip(digests, differing, strict=True) if differs)
         raise RuntimeError(
-            f"masks must be equal on all ranks; {when} those of {names} differ. Give every rank the same weights and a "
-            "generator of the same seed."
+            f"masks must be equal on all ranks; {when} those of {names} differ. Give every rank the same weights and "
+            "generators with the same seed."
         )
 
 
@@ -46,48 +47,67 @@ class _Sparse(Protocol):
     @property
     def parameters(self) -> dict[str, Parameter]: ...
     @property
-    def connections(self) -> dict[str, LayerMask]: ...
+    def layer_masks(self) -> dict[str, LayerMask]: ...
     @property
     def needs_dense_gradients(self) -> bool: ...
+
+
+class _Layout(NamedTuple):
+    """The active entries of one bucket, valid while it holds the same parameters under the same masks."""
+
+    parameters: list[Tensor]
+    layers: list[LayerMask | None]
+    positions: Tensor
+    """Positions of the active entries in the bucket's flat buffer, int64 (count,), ascending."""
 
 
 class ActiveGradientReduction:
     """A communication hook of DistributedDataParallel that averages the gradients of active weights only.
 
-    On steps whose update needs dense gradients all are averaged. Inactive gradients are 0 otherwise.
+    In steps whose update needs dense gradients, all gradients are averaged. Otherwise inactive gradients are 0.
     """
 
     def __init__(self, sparsifier: _Sparse, group: Any) -> None:
-        """Keeps what says which weights are active, and the process group to average over."""
+        """Sets the source of the masks, and the process group to average over."""
         self._sparsifier = sparsifier
         self._group = group
+        self._layouts: dict[int, _Layout] = {}
 
     def reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """Starts averaging one `torch.distributed.GradBucket`, flat (n,), and returns the future of the result."""
         world_size = dist.get_world_size(self._group)
+        buffer: Tensor = bucket.buffer()
         if self._sparsifier.needs_dense_gradients:
-            return self._sum(bucket.buffer().div_(world_size)).then(_first)
-        names = {id(parameter): name for name, parameter in self._sparsifier.parameters.items()}
-        connections = self._sparsifier.connections
-        layers = [connections.get(names.get(id(parameter), "")) for parameter in bucket.parameters()]
-        gradients = [_as_laid_out(*pair) for pair in zip(bucket.gradients(), bucket.parameters(), strict=True)]
-        parts = [
-            gradient.reshape(-1) if layer is None else layer.gather(gradient)
-            for layer, gradient in zip(layers, gradients, strict=True)
-        ]
+            return self._sum(buffer.div_(world_size)).then(_first)
+        index = self._index(bucket)
 
         def spread(future: torch.futures.Future[list[Tensor]]) -> Tensor:
-            values = future.value()[0].split([len(part) for part in parts])
-            for layer, gradient, some in zip(layers, gradients, values, strict=True):
-                if layer is None:
-                    gradient.copy_(some.view_as(gradient))
-                else:
-                    gradient.zero_()
-                    layer.scatter_(gradient, some)
-            buffer: Tensor = bucket.buffer()
-            return buffer
+            return buffer.zero_().index_copy_(0, index, future.value()[0])
 
-        return self._sum(torch.cat(parts).div_(world_size)).then(spread)
+        return self._sum(buffer.index_select(0, index).div_(world_size)).then(spread)
+
+    def _index(self, bucket: Any) -> Tensor:
+        """Returns the active positions of a bucket. They are computed once per mask: finding them makes a GPU wait."""
+        names = {id(parameter): name for name, parameter in self._sparsifier.parameters.items()}
+        masks = self._sparsifier.layer_masks
+        parameters = bucket.parameters()
+        layers = [masks.get(names.get(id(parameter), "")) for parameter in parameters]
+        known = self._layouts.get(bucket.index())
+        if known is not None and _are_same(known.parameters, parameters) and _are_same(known.layers, layers):
+            return known.positions
+        buffer = bucket.buffer()
+        is_active = torch.zeros(len(buffer), dtype=torch.bool, device=buffer.device)
+        for gradient, parameter, layer in zip(bucket.gradients(), parameters, layers, strict=True):
+            # A bucket holds a gradient in its parameter's memory format, e.g. channels_last.
+            offset = gradient.storage_offset() - buffer.storage_offset()
+            entries = is_active.as_strided(parameter.shape, parameter.stride(), offset)
+            if layer is None:
+                entries.fill_(True)
+            else:
+                entries.copy_(layer.mask())
+        layout = _Layout(parameters, layers, is_active.nonzero().flatten())
+        self._layouts[bucket.index()] = layout
+        return layout.positions
 
     def _sum(self, tensor: Tensor) -> torch.futures.Future[list[Tensor]]:
         work = dist.all_reduce(tensor, group=self._group, async_op=True)
@@ -96,9 +116,9 @@ class ActiveGradientReduction:
         return future
 
 
-def _as_laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """A bucket's view in the parameter's memory format, e.g. channels_last, in which the bucket really holds it."""
-    return gradient.as_strided(parameter.shape, parameter.stride(), gradient.storage_offset())
+def _are_same(first: Sequence[object], second: Sequence[object]) -> bool:
+    """Returns whether two sequences hold the same objects, by identity."""
+    return len(first) == len(second) and all(one is other for one, other in zip(first, second, strict=True))
 
 
 def _first(future: torch.futures.Future[list[Tensor]]) -> Tensor:
