@@ -1,4 +1,4 @@
-"""What each command of the command line does: reads its options, calls the work, prints what came of it."""
+"""The commands of the command line. Each reads its options, runs, and prints the result."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from suptickets_ray.config import Config
+from suptickets_ray.tickets.run_folder import BEST_FILE, TENSORBOARD_FOLDER
+
 EXIT_DONE, EXIT_INTERRUPTED = 0, 130
 
 
 def submit_job(options: argparse.Namespace, console: Console) -> int:
-    """Sends a command to a cluster as a job; returns its exit code, or 0 at once where nobody waits.
+    """Submits a command to a cluster as a job. Returns the job's exit code, or 0 at once with --no-wait.
 
     Raises:
-        ValueError: If the recipe or the address is wrong.
+        ValueError: If the recipe or the address is invalid.
     """
     from suptickets_ray.distributed.cluster.submit import submit
     from suptickets_ray.recipes.load import load_config
@@ -42,13 +45,12 @@ def submit_job(options: argparse.Namespace, console: Console) -> int:
         if not started:
             raise
         console.print(
-            f"Job {started[0]} goes on; nobody watches it any more. Its end: ray job stop --address {options.submit} "
-            f"{started[0]}",
+            f"Job {started[0]} keeps running. Stop it with: ray job stop --address {options.submit} {started[0]}",
             soft_wrap=True,
         )
         return EXIT_INTERRUPTED
     if code is None:
-        console.print(f"Job {job_id} is on its way. Its output: ray job logs --address {options.submit} {job_id}")
+        console.print(f"Submitted job {job_id}. Show its output: ray job logs --address {options.submit} {job_id}")
         return EXIT_DONE
     return code
 
@@ -56,7 +58,7 @@ def submit_job(options: argparse.Namespace, console: Console) -> int:
 def _options(options: argparse.Namespace, console: Console) -> int:
     from suptickets_ray.recipes.options import option_tables
 
-    console.print(option_tables())
+    console.print(option_tables(options.section))
     return EXIT_DONE
 
 
@@ -70,7 +72,7 @@ def _data(options: argparse.Namespace, console: Console) -> int:
     recipe, overrides = _recipe_and_overrides(options.settings)
     reads = ("data.name=", "data.options", "data.root=", "data.download=", "data.split_seed=")
     if unread := [text for text in overrides if not text.startswith(reads)]:
-        raise ValueError(f"{unread[0]} has no effect: data convert writes the whole data set. Leave it out.")
+        raise ValueError(f"{unread[0]} has no effect, because data convert writes the whole data set. Leave it out.")
     loaded = load_source(load_config(recipe, overrides).data)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
@@ -83,20 +85,18 @@ def _data(options: argparse.Namespace, console: Console) -> int:
 
         num_written = convert(loaded, options.to, rows_per_file=options.rows_per_file, on_progress=show)
     console.print(f"{num_written} files written.", soft_wrap=True)
-    console.print(f"Train on it: data.name=parquet data.root={options.to}", markup=False, soft_wrap=True)
+    console.print(f"To train on them: data.name=parquet data.root={options.to}", markup=False, soft_wrap=True)
     return EXIT_DONE
 
 
 def _recipe_and_overrides(settings: Sequence[str]) -> tuple[str | None, list[str]]:
-    recipes = [text for text in settings if _names_a_recipe(text)]
+    recipes = [text for text in settings if _is_recipe(text)]
     if len(recipes) > 1:
-        raise ValueError(
-            f"there must be at most one recipe; got {', '.join(recipes)}. Overrides are written key=value."
-        )
+        raise ValueError(f"there must be at most one recipe; got {', '.join(recipes)}. Write overrides as key=value.")
     return recipes[0] if recipes else None, [text for text in settings if text not in recipes]
 
 
-def _names_a_recipe(text: str) -> bool:
+def _is_recipe(text: str) -> bool:
     key, mark, _ = text.partition("=")
     return not mark or text.endswith((".yaml", ".yml")) or "://" in key  # s3://bucket/best.yaml?region=us-east-1
 
@@ -124,8 +124,8 @@ def _print_translated(options: argparse.Namespace) -> int:
 
     if options.settings:
         raise ValueError(
-            f"--from-flags must stand alone, it runs nothing; got {options.settings[0]!r} beside it. "
-            "Save what it prints, and give that to suptickets train."
+            f"--from-flags must have no recipe or overrides, because it trains nothing; got {options.settings[0]!r}. "
+            "Save the printed recipe, and pass it to suptickets train."
         )
     translation = recipe_from_flags(options.from_flags)
     for warning in translation.warnings:
@@ -135,12 +135,12 @@ def _print_translated(options: argparse.Namespace) -> int:
 
 
 def _superpose(options: argparse.Namespace, console: Console) -> int:
-    from suptickets_ray.offline.resuperpose import judge_runs, open_runs, superpose_runs, sweep, sweep_table
+    from suptickets_ray.offline.resuperpose import evaluate_runs, open_runs, superpose_runs, sweep, sweep_table
     from suptickets_ray.offline.stored_ticket import check_output
     from suptickets_ray.progress.summary_table import closing_table
     from suptickets_ray.tickets.store import RunStore, split_path
 
-    # What follows a URI's question mark may hold a "=", and so may a folder's name.
+    # The query of a URI may contain "=", and so may the name of a folder.
     paths = [
         text for text in options.settings if "=" not in text or "://" in text.partition("=")[0] or Path(text).is_dir()
     ]
@@ -148,7 +148,7 @@ def _superpose(options: argparse.Namespace, console: Console) -> int:
     if not paths:
         raise ValueError("superpose must be given the folder of a run, e.g. runs/digits; got settings only.")
     if options.sweep and options.output:
-        raise ValueError("--output has no effect with --sweep, which compares rules. Leave one of them out.")
+        raise ValueError("--output has no effect with --sweep, which only compares rules. Leave one of them out.")
     if options.output:
         check_output(options.output)
     swept = [text for text in overrides if text.removeprefix("superposition.").startswith(("method=", "cima_factor="))]
@@ -161,14 +161,14 @@ def _superpose(options: argparse.Namespace, console: Console) -> int:
         console.print(best["assessment"]["sentence"], markup=False)
         return EXIT_DONE
     merger, reports = superpose_runs(runs)
-    result = judge_runs(runs, merger, reports)
+    result = evaluate_runs(runs, merger, reports)
     console.print(closing_table(result))
     console.print(result["assessment"]["sentence"], markup=False)
     for warning in result["warnings"]:
         console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
     if result["rejected"]:
-        left_out = ", ".join(f"chain {chain} cycle {cycle}" for chain, cycle in result["rejected"])
-        console.print(f"Left out by the gate: {left_out}", soft_wrap=True)
+        rejected = ", ".join(f"chain {chain} cycle {cycle}" for chain, cycle in result["rejected"])
+        console.print(f"Rejected by the gate: {rejected}", soft_wrap=True)
     console.print(f"Digest: {result['superposed']['digest']}", markup=False, soft_wrap=True)
     if options.output:
         folder, name = split_path(options.output)
@@ -195,7 +195,7 @@ def _export(options: argparse.Namespace, console: Console) -> int:
 
     exported = export_stored(options.ticket, options.format, options.output, options.recipe, options.settings)
     console.print(f"File: {exported.path} ({exported.num_bytes:,} bytes)", markup=False, soft_wrap=True)
-    console.print(f"Load it: {exported.to_load}", markup=False, soft_wrap=True)
+    console.print(f"Load it: {exported.load_code}", markup=False, soft_wrap=True)
     return EXIT_DONE
 
 
@@ -209,7 +209,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 def _train(options: argparse.Namespace, console: Console) -> int:
     if not options.verbose:
-        # Libraries of the driver warn about themselves; a person who watches a run can do nothing about it.
+        # Deprecation warnings of libraries are for developers, not for users of the command.
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
     if options.from_flags is not None:
@@ -220,6 +220,8 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     if searched := [text for text in overrides if text.startswith(("search.", "search="))]:
         raise ValueError(f"{searched[0]} has no effect with train; suptickets tune reads it. Leave it out.")
     config = load_config(recipe, overrides)
+    if options.dry_run:
+        return _print_dry_run(config, console)
 
     from suptickets_ray.distributed.pipeline.run import train
     from suptickets_ray.progress.summary_table import closing_table
@@ -229,13 +231,31 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     if options.log_format == "json":
         return _log_end(config.name, finished.path, finished.result["superposed"], finished.result["warnings"])
     if finished.resumed:
-        console.print("This run is done already.")
+        console.print("This run is already complete.")
     console.print(closing_table(finished.result))
     console.print(finished.result["assessment"]["sentence"], markup=False)
     for warning in finished.result["warnings"]:
         console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
     _print_path(console, "Files:", finished.path)
     _print_curves(console, finished.path)
+    return EXIT_DONE
+
+
+def _print_dry_run(config: Config, console: Console, *, searches: bool = False) -> int:
+    from rich.table import Table
+
+    from suptickets_ray.offline.dry_run import describe_run, describe_search, warnings_about
+    from suptickets_ray.recipes.load import to_yaml
+
+    console.print(to_yaml(config), markup=False, soft_wrap=True, end="")
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title="Nothing was started", title_justify="left")
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for title, text in [*(describe_search(config) if searches else []), *describe_run(config)]:
+        table.add_row(Text(title), Text(text))
+    console.print(table)
+    for warning in warnings_about(config):
+        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
     return EXIT_DONE
 
 
@@ -246,6 +266,8 @@ def _tune(options: argparse.Namespace, console: Console) -> int:
     from suptickets_ray.recipes.load import load_config
 
     config = load_config(*_recipe_and_overrides(options.settings))
+    if options.dry_run:
+        return _print_dry_run(config, console, searches=True)
 
     from suptickets_ray.distributed.tune.tune import tune
     from suptickets_ray.report.search_page import search_table
@@ -256,29 +278,29 @@ def _tune(options: argparse.Namespace, console: Console) -> int:
     if options.log_format == "json":
         return _log_end(config.name, finished.path, finished.result["best"], finished.result["warnings"])
     if finished.resumed:
-        console.print("This search is done already.")
+        console.print("This search is already complete.")
     console.print(search_table(finished.result))
     best = finished.result["best"]
     console.print(f"Best, on the test set: {best['accuracy']:.2%}. Digest: {best['digest']}", soft_wrap=True)
     for warning in finished.result["warnings"]:
         console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
-    _print_path(console, "Run the best: suptickets train", child(finished.path, "best.yaml"))
+    _print_path(console, "Run the best: suptickets train", child(finished.path, BEST_FILE))
     _print_path(console, "Files:", finished.path)
     _print_curves(console, finished.path)
     return EXIT_DONE
 
 
 def _print_curves(console: Console, run: str) -> None:
-    # TensorBoard knows nothing of what follows a URI's question mark: region and the like come from the environment.
+    # TensorBoard does not read the query of a URI; settings such as the region come from the environment.
     from suptickets_ray.tickets.store import child
 
-    tree = child(run, "tensorboard")
+    tree = child(run, TENSORBOARD_FOLDER)
     _print_path(console, "Curves: tensorboard --logdir", tree.partition("?")[0] if "://" in tree else tree)
 
 
-def _print_path(console: Console, words: str, path: str) -> None:
-    """A line with a path that a shell takes as it stands."""
-    console.print(f"{words} {shlex.quote(path)}", markup=False, highlight=False, soft_wrap=True)
+def _print_path(console: Console, label: str, path: str) -> None:
+    """Prints a label and a path quoted for a shell."""
+    console.print(f"{label} {shlex.quote(path)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _log_end(name: str, path: str, network: dict[str, Any], warnings: list[str]) -> int:
@@ -290,11 +312,11 @@ def _log_end(name: str, path: str, network: dict[str, Any], warnings: list[str])
 
 
 def _view(console: Console, log_format: str) -> Any:
-    """What a person, or with JSON a program, sees of a job under way."""
+    """Returns the progress view of a run: live on a terminal, plain lines elsewhere, none with JSON logs."""
     from suptickets_ray.progress.live import PlainView, TerminalView
 
     if log_format == "json":
-        return nullcontext(lambda event: None)  # train and tune log every event themselves
+        return nullcontext(lambda event: None)  # train and tune already log every event
     if console.is_terminal:
         return TerminalView(console)
     return PlainView(lambda line: console.print(line, soft_wrap=True))

@@ -30,6 +30,13 @@ def test_the_package_itself_loads_nothing_heavy():
     assert not {"torch", "ray", "pyarrow"} & modules_after("import suptickets_ray")
 
 
+def test_an_unknown_key_is_reported_without_torch():
+    code = (
+        "from suptickets_ray import load_config\ntry: load_config(None, ['method.nme=rigl'])\nexcept ValueError: pass"
+    )
+    assert "torch" not in modules_after(code)
+
+
 def test_the_main_job_loads_ray_train_only_when_it_trains():
     assert "ray.train" not in modules_after("import suptickets_ray.distributed.pipeline.run")
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from suptickets_ray import load_config
+from suptickets_ray import __version__, load_config
 from suptickets_ray.cli import main
 from suptickets_ray.recipes.files import question_of, shipped_recipes
 from suptickets_ray.recipes.load import all_keys
-from suptickets_ray.recipes.options import OPTIONS, all_settings, describe, kind_in_words, unit_of
+from suptickets_ray.recipes.options import OPTIONS, all_settings, describe, type_name, unit_of
 
 
 def command(*arguments):
@@ -40,7 +40,7 @@ def handlers():
         (["method.name=rigel"], "unknown method 'rigel'; did you mean 'rigl'?"),
         (["train.epochs=many"], 'train.epochs must be a whole number; got "many".'),
         (["train.epochs=20", "tickets.cycle_epochs=5"], "so that one cycle fits; got 5."),
-        (["nowhere.yaml"], "there is no 'nowhere.yaml'"),
+        (["nowhere.yaml"], "lists; got 'nowhere.yaml'"),
         (["cifar100/resnet50_grante"], "did you mean 'cifar100/resnet50_granet'?"),
         (["a.yaml", "b.yaml"], "there must be at most one recipe"),
         (["storage=ftp://host/runs"], "storage must be an absolute path or a URI that pyarrow.fs knows"),
@@ -66,10 +66,33 @@ def test_a_storage_that_cannot_be_written_is_exit_code_2(tmp_path, capsys):
     assert "storage must be a folder that can be written" in " ".join(capsys.readouterr().err.split())
 
 
-def test_no_command_is_a_usage_error():
+def test_without_a_command_the_help_is_printed(capsys):
+    assert main([]) == 0
+    assert "train" in capsys.readouterr().out
+
+
+def test_an_unknown_command_gets_a_suggestion(capsys):
     with pytest.raises(SystemExit) as raised:
-        main([])
+        main(["trian"])
     assert raised.value.code == 2
+    assert "unknown command 'trian'; did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"suptickets_ray {__version__}\n"
+
+
+def test_options_can_be_limited_to_a_section(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["options", "tickets"]) == 0
+    printed = capsys.readouterr().out
+    assert "tickets.num_chains" in printed
+    assert "method.density" not in printed
+    assert main(["options", "tikets"]) == 2
+    assert "unknown key 'tikets'; did you mean 'tickets'?" in capsys.readouterr().err
 
 
 def test_a_finished_run_answers_that_it_is_done_without_ray(finished_run):
@@ -77,7 +100,7 @@ def test_a_finished_run_answers_that_it_is_done_without_ray(finished_run):
     arguments = command("train", str(run / "config.yaml"))
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "This run is done already." in done.stdout
+    assert "This run is already complete." in done.stdout
     accuracy = json.loads((run / "result.json").read_text())["superposed"]["accuracy"]
     assert f"{accuracy:.2%}" in done.stdout
 
@@ -156,7 +179,7 @@ def test_an_interrupt_ends_a_local_run_with_130_and_leaves_no_process(tmp_path, 
     process.send_signal(number)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
-    assert "the same command goes on from there" in output
+    assert "Run the same command again to resume" in output
     assert "Traceback" not in output
     deadline = time.monotonic() + 10
     while (left := processes_marked(mark)) and time.monotonic() < deadline:
@@ -182,11 +205,11 @@ def test_options_print_every_setting_with_type_unit_default_sentence_and_public_
     printed = re.sub(r" +", " ", capsys.readouterr().out)
     for setting in all_settings():
         unit = f" ({setting.unit})" if setting.unit else ""
-        default = setting.default if setting.default in ("must be given", "left out") else f"default {setting.default}"
+        default = setting.default if setting.default in ("required", "unset") else f"default {setting.default}"
         flags = f" Public flag: {', '.join(setting.flags)}." if setting.flags else ""
         assert f"\n{setting.key} {setting.kind}{unit}; {default}\n {setting.sentence}{flags}" in printed
     assert "\ntrain.warmup_epochs whole number (epochs); default 0\n" in printed
-    assert "Optimizer steps between two updates of the topology. Public flag: --update-frequency." in printed
+    assert "Optimizer steps between two topology updates. Public flag: --update-frequency." in printed
 
 
 def test_every_setting_is_listed_once_with_a_sentence_of_its_own():
@@ -208,18 +231,18 @@ def test_every_number_has_a_unit_or_is_known_to_have_none():
 def test_units_by_eye():
     assert unit_of("prune_end_epoch", "") == unit_of("epochs", "") == "epochs"
     assert unit_of("update_interval_steps", "") == "steps"
-    assert unit_of("density", "") == unit_of("anything", "Share of the labels, in [0, 1].") == "fraction"
+    assert unit_of("density", "") == unit_of("anything", "Fraction of the labels, in [0, 1].") == "fraction"
     assert unit_of("lr", "Learning rate that pretraining starts with.") == ""
 
 
 def test_types_by_eye():
-    assert [kind_in_words(kind) for kind in (int, int | None, float, bool)] == [
+    assert [type_name(kind) for kind in (int, int | None, float, bool)] == [
         "whole number",
         "whole number",
         "number",
         "true or false",
     ]
-    assert kind_in_words(list[int] | None) == "list of whole numbers"
+    assert type_name(list[int] | None) == "list of whole numbers"
 
 
 def test_recipes_lists_every_shipped_recipe_with_its_question_and_no_base(capsys, monkeypatch):
@@ -239,7 +262,7 @@ def test_recipes_copy_writes_a_recipe_to_edit_and_never_overwrites(tmp_path, cap
     assert "suptickets train resnet50_granet.yaml" in capsys.readouterr().out
     (tmp_path / "resnet50_granet.yaml").write_text("mine")
     assert main(["recipes", "copy", "cifar100/resnet50_granet"]) == 2
-    assert "'resnet50_granet.yaml' is there already" in " ".join(capsys.readouterr().err.split())
+    assert "'resnet50_granet.yaml' already exists" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "resnet50_granet.yaml").read_text() == "mine"
     assert main(["recipes", "copy", "cifar100/resnet50_granet", "other.yaml"]) == 0
     assert (tmp_path / "other.yaml").read_text().startswith("# How much do Sup-tickets add to GraNet")
@@ -255,7 +278,7 @@ def test_train_runs_a_recipe_by_its_name(finished_run, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     shutil.copy(Path(finished_run.path) / "config.yaml", tmp_path / "digits")  # a path that exists wins
     assert main(["train", "digits"]) == 0
-    assert "This run is done already." in capsys.readouterr().out
+    assert "This run is already complete." in capsys.readouterr().out
 
 
 COMMAND = "python3 main_suptickets.py --sparse --method DST --growth gradient --model ResNet50 --data cifar100"
@@ -281,11 +304,11 @@ def test_from_flags_prints_a_recipe_that_can_be_piped_into_a_file_and_runs_nothi
         ),
         (
             ["seed=1", "--from-flags", COMMAND],
-            "--from-flags must stand alone, it runs nothing; got 'seed=1' beside it.",
+            "--from-flags must have no recipe or overrides, because it trains nothing; got 'seed=1'.",
         ),
         (
             ["--from-flags", COMMAND, "seed=1"],
-            "--from-flags must stand alone, it runs nothing; got 'seed=1' beside it.",
+            "--from-flags must have no recipe or overrides, because it trains nothing; got 'seed=1'.",
         ),
     ],
 )
@@ -372,7 +395,7 @@ def test_the_help_of_export_names_every_form(capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["evaluate", "nowhere.arrow"], "the ticket must be an Arrow file that is there; got 'nowhere.arrow'"),
+        (["evaluate", "nowhere.arrow"], "the ticket must be an existing Arrow file; got 'nowhere.arrow'"),
         (["evaluate", "nowhere.arrow", "--split", "tset"], "unknown split 'tset'; did you mean 'test'?"),
         (["export", "nowhere.arrow", "--format", "onxx"], "unknown export format 'onxx'; did you mean 'onnx'?"),
         (["export", "nowhere.arrow", "--format", "csr", "--recipe", "a"], "--recipe has no effect with --format csr"),
@@ -435,7 +458,7 @@ def test_whoever_stops_watching_a_submitted_job_is_told_that_it_goes_on_and_how_
     monkeypatch.setattr(submission, "submit", interrupted)
     assert main(["train", f"storage={tmp_path}", "--submit", "http://127.0.0.1:8265"]) == 130
     said = capsys.readouterr().out
-    assert "Job raysubmit_1 goes on" in said
+    assert "Job raysubmit_1 keeps running." in said
     assert "ray job stop --address http://127.0.0.1:8265 raysubmit_1" in said
 
 
@@ -447,7 +470,7 @@ def test_whoever_stops_watching_a_submitted_job_is_told_that_it_goes_on_and_how_
         (["train", "model.options.batchnorm=maybe"], "model.options.batchnorm must be a valid boolean; got 'maybe'"),
         (["train", "data.options.split=3"], "data.options.split has no effect"),
         (["train", "cluster.superposer_gpus=1"], "cluster.superposer_gpus must fit this machine's 0 GPUs"),
-        (["evaluate", "a.arrow", "data.batch_size=3"], "has no effect: it acts in training only"),
+        (["evaluate", "a.arrow", "data.batch_size=3"], "has no effect: only training reads it"),
     ],
 )
 def test_what_does_nothing_or_cannot_be_is_exit_code_2(

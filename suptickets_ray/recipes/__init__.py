@@ -1,1 +1,1 @@
-"""Recipes: reading files and overrides, resolving defaults, listing settings."""
+"""Recipes: read files and overrides, resolve defaults, list settings."""

@@ -1,4 +1,4 @@
-"""Recipes as YAML: read together with their bases, found by path or name, copied to stand alone."""
+"""Recipes as YAML files: find one by path or name, merge it over its bases, copy it without bases."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from suptickets_ray.lookup import suggestion
 DEFAULT_RECIPE = "digits"
 
 
-_LARGEST_TEXT = 2**18
-_MOST_VALUES = 50_000
-"""Values of one text, those that an alias repeats counted each time."""
+_MAX_CHARACTERS = 2**18
+_MAX_VALUES = 50_000
+"""Maximum number of values in one text. A value counts again for every alias that repeats it."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number, refuses a key written twice, and bounds what aliases expand to."""
+    """Safe YAML loader that reads 1e-3 as a number, rejects duplicate keys, and limits the expansion of aliases."""
 
     def get_single_node(self) -> yaml.Node | None:
-        """Returns the root node. Raises yaml.YAMLError if it refers to itself or expands to too many values."""
+        """Returns the root node. Raises yaml.YAMLError if it contains itself or expands to too many values."""
         root = super().get_single_node()
-        if root is not None and _expanded_size(root, {}) > _MOST_VALUES:
-            raise yaml.YAMLError(f"its aliases expand to more than {_MOST_VALUES:,} values")
+        if root is not None and _expanded_size(root, {}) > _MAX_VALUES:
+            raise yaml.YAMLError(f"its aliases expand to more than {_MAX_VALUES:,} values")
         return root
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Returns the mapping. Raises yaml.YAMLError if a key is written twice: the first value would be lost."""
+        """Returns the mapping. Raises yaml.YAMLError on a duplicate key, because its first value would be lost."""
         seen: dict[Any, yaml.Node] = {}
         for key, _ in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else None
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _expanded_size(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """Returns the number of values below a node, counted again for every alias."""
+    """Returns the number of values in a node. Values count again for every alias."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) in known:
@@ -57,7 +57,7 @@ def _expanded_size(node: yaml.Node, known: dict[int, int | None]) -> int:
         return size
     known[id(node)] = None
     parts = (part for item in node.value for part in (item if isinstance(item, tuple) else (item,)))
-    size = known[id(node)] = min(1 + sum(_expanded_size(part, known) for part in parts), _MOST_VALUES + 1)
+    size = known[id(node)] = min(1 + sum(_expanded_size(part, known) for part in parts), _MAX_VALUES + 1)
     return size
 
 
@@ -69,7 +69,7 @@ _Loader.add_implicit_resolver(
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe YAML with lists on one line."""
+    """Safe YAML dumper that writes each list on one line."""
 
 
 _Dumper.add_representer(
@@ -78,29 +78,29 @@ _Dumper.add_representer(
 
 
 def parse_yaml(text: str) -> Any:
-    """Returns the value of a YAML text, in time and memory proportional to its length.
+    """Returns the value of a YAML text. Time and memory are proportional to its length.
 
     Raises:
-        yaml.YAMLError: If it is not YAML, is longer than 256 KiB, writes a key twice, has aliases that expand to more
-            than 50,000 values, or nests collections too deeply.
+        yaml.YAMLError: If the text is not YAML, is longer than 262,144 characters, contains a duplicate key, has
+            aliases that expand to more than 50,000 values, or nests collections too deeply.
     """
-    if len(text) > _LARGEST_TEXT:
-        raise yaml.YAMLError(f"it has {len(text):,} characters, more than {_LARGEST_TEXT:,}")
+    if len(text) > _MAX_CHARACTERS:
+        raise yaml.YAMLError(f"it has {len(text):,} characters, more than {_MAX_CHARACTERS:,}")
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except RecursionError:
         raise yaml.YAMLError("its collections are nested too deeply") from None
-    except (ValueError, TypeError) as error:  # from PyYAML itself: a date such as 2026-99-99, a key that is a list
+    except (ValueError, TypeError) as error:  # PyYAML raises these for a date such as 2026-99-99, or a list as a key
         raise yaml.YAMLError(str(error)) from error
 
 
 def dump_yaml(settings: Mapping[str, Any]) -> str:
-    """Returns the YAML text of settings, in their own order."""
+    """Returns the settings as YAML, in the order of the mapping."""
     return yaml.dump(dict(settings), Dumper=_Dumper, sort_keys=False)
 
 
 def experiments_dir() -> Path:
-    """Returns the folder of the shipped recipes: in the wheel, or in the checkout of an editable install."""
+    """Returns the folder of the shipped recipes, in the wheel or in the checkout of an editable install."""
     package = Path(str(files("suptickets_ray")))
     for folder in (package / "experiments", package.parent / "experiments"):
         if (folder / f"{DEFAULT_RECIPE}.yaml").is_file():
@@ -109,9 +109,9 @@ def experiments_dir() -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Returns the recipes that ship with the package, sorted by name: the path below experiments/ without .yaml.
+    """Returns the shipped recipes, sorted by name: the path relative to experiments/, without .yaml.
 
-    Bases, whose file names begin with an underscore, are no recipes, nor is what a cluster is given.
+    Bases (file names that begin with an underscore) and the cluster files in kuberay/ are excluded.
     """
     folder = experiments_dir()
     paths = (path for path in folder.rglob("*.yaml") if path.name[0] != "_" and path.parent.name != "kuberay")
@@ -119,14 +119,14 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(recipe: str | Path | None, folder: Path | None = None) -> Path:
-    """Returns the file of a recipe: a path that exists, or else the shipped recipe of that name.
+    """Returns the file of a recipe: an existing path, or else the shipped recipe of that name.
 
     Args:
-        recipe: Path or name; None is the built-in digits recipe.
-        folder: What a relative path starts from; the working directory when left out.
+        recipe: Path or name. None is the built-in digits recipe.
+        folder: Folder of a relative path. None is the working directory.
 
     Raises:
-        ValueError: If there is neither; the sentence names the nearest of both.
+        ValueError: If neither exists. The message suggests the most similar name.
     """
     name = DEFAULT_RECIPE if recipe is None else str(recipe)
     path = Path(name).expanduser() if folder is None else folder / name
@@ -135,36 +135,36 @@ def find_recipe(recipe: str | Path | None, folder: Path | None = None) -> Path:
     shipped = shipped_recipes()
     if (known := shipped.get(name.removesuffix(".yaml"))) is not None:
         return known
-    near = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-    found = [suggestion(path.name, near), suggestion(name, shipped)]
+    siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    suggestions = [suggestion(path.name, siblings), suggestion(name, shipped)]
     raise ValueError(
-        f"the recipe must be a YAML file, or a name that `suptickets recipes` lists; there is no {name!r}"
-        f"{next((text for text in found if text != '.'), '.')} Overrides are written key=value."
+        f"the recipe must be a YAML file, or a name that `suptickets recipes` lists; got {name!r}"
+        f"{next((text for text in suggestions if text != '.'), '.')} Write overrides as key=value."
     )
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Returns the settings of a recipe's file, merged over those of its base.
+    """Returns the settings of a recipe file, merged over the settings of its base.
 
-    A recipe may name another one as `base`: a path relative to its own folder, or the name of a shipped recipe. What
-    both set, the recipe's own value wins; sections are merged deeply.
+    A recipe may name another one as `base`: a path relative to the recipe's folder, or the name of a shipped recipe.
+    The recipe overrides its base. Sections are merged recursively.
 
     Raises:
-        ValueError: If a file is missing, is no recipe, or bases lead back to a recipe that builds on them.
+        ValueError: If a file is missing or is not a recipe, or if the bases form a cycle.
     """
     return _read(path, ())
 
 
 def read_stored_recipe(uri: str) -> dict[str, Any]:
-    """Returns the settings of a recipe that lies on an object store and stands alone, such as a search's best.yaml.
+    """Returns the settings of a recipe on an object store. It must not have a base; e.g. a search's best.yaml.
 
     Args:
-        uri: Such as s3://bucket/path/best.yaml?region=us-east-1.
+        uri: For example s3://bucket/path/best.yaml?region=us-east-1.
 
     Raises:
-        ValueError: If there is none, or it builds on another one.
+        ValueError: If the file does not exist, is not a recipe, or has a base.
     """
-    from suptickets_ray.tickets.store import RunStore, split_path  # pyarrow, which a local recipe does not wait for
+    from suptickets_ray.tickets.store import RunStore, split_path  # imported here: a local recipe needs no pyarrow
 
     folder, name = split_path(uri)
     try:
@@ -172,11 +172,13 @@ def read_stored_recipe(uri: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the recipe {uri!r} must be readable; got: {' '.join(str(error).split())}.") from error
     if "base" in settings:
-        raise ValueError(f"the recipe {uri!r} must stand alone; it builds on {settings['base']!r}. Copy both here.")
+        raise ValueError(
+            f"the recipe {uri!r} must have no base; got base: {settings['base']!r}. Copy both files to this machine."
+        )
     return settings
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, ancestors: tuple[Path, ...]) -> dict[str, Any]:
     settings = _read_file(path)
     if "base" not in settings:
         return settings
@@ -186,27 +188,26 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     try:
         base_path = find_recipe(base, path.parent)
     except ValueError:
-        near = suggestion(Path(base).name, (other.name for other in (path.parent / base).parent.glob("*.yaml")))
+        hint = suggestion(Path(base).name, (other.name for other in (path.parent / base).parent.glob("*.yaml")))
         raise ValueError(
-            f"base in {str(path)!r} must be a recipe that is there; got {base!r}{near} "
-            "Paths are relative to the recipe's own folder."
+            f"base in {str(path)!r} must be an existing recipe; got {base!r}{hint} "
+            "Paths are relative to the recipe's folder."
         ) from None
-    above = (*above, path.resolve())
-    if base_path.resolve() in above:
+    ancestors = (*ancestors, path.resolve())
+    if base_path.resolve() in ancestors:
         raise ValueError(
-            f"base in {str(path)!r} must be a recipe that does not build on this one; got {base!r}. "
-            "Leave one of the bases out."
+            f"base in {str(path)!r} must not form a cycle of bases; got {base!r}. Remove one of the bases."
         )
-    return merge(_read(base_path, above), settings)
+    return merge(_read(base_path, ancestors), settings)
 
 
-def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns both together; where both have a key, mappings are merged and of other values the own one wins.
+def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the base updated with the overrides. Mappings are merged recursively; other values are replaced.
 
-    A mapping of the base that is null in the own one is left out: another model, say, does not have its options.
+    If the override of a mapping is null, the mapping is removed: another model, for example, has other options.
     """
     merged = dict(base)
-    for key, value in own.items():
+    for key, value in overrides.items():
         old = merged.get(key)
         if value is None and isinstance(old, Mapping):
             del merged[key]
@@ -230,19 +231,19 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"the recipe {name!r} must be readable YAML; got: {' '.join(str(error).split())}.") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"the recipe {name!r} must hold sections such as 'model:'; got {type(settings).__name__}.")
+        raise ValueError(f"the recipe {name!r} must contain sections such as 'model:'; got {type(settings).__name__}.")
     return settings
 
 
 def question_of(path: Path) -> str:
-    """Returns the question that a recipe's first line asks."""
+    """Returns the question in the first line of a recipe."""
     line, *_ = path.read_text(encoding="utf-8").splitlines() or [""]
     question, mark, _ = line.removeprefix("#").strip().partition("?")
     return question + mark
 
 
 def standalone_text(path: Path) -> str:
-    """Returns a recipe's text for copying: as it stands, or with its bases merged in and its opening comment kept."""
+    """Returns the text of a recipe's copy: unchanged, or with its bases merged in and its first comment kept."""
     text = path.read_text(encoding="utf-8")
     if "base" not in _read_file(path):
         return text
@@ -251,14 +252,14 @@ def standalone_text(path: Path) -> str:
 
 
 def copy_recipe(name: str, file: str | Path | None = None) -> Path:
-    """Writes a shipped recipe, or another one, to a file of its own that stands alone, and returns that file.
+    """Copies a recipe to a new file without a base, and returns that file.
 
     Args:
         name: A name of `shipped_recipes`, or a path.
-        file: The new file; when left out, the last part of the name with .yaml, in the working directory.
+        file: The new file. None is the last part of the name with .yaml, in the working directory.
 
     Raises:
-        ValueError: If there is no such recipe, or the file is there already or cannot be written.
+        ValueError: If the recipe does not exist, or if the file already exists or cannot be written.
     """
     source = find_recipe(name)
     text = standalone_text(source)
@@ -268,15 +269,15 @@ def copy_recipe(name: str, file: str | Path | None = None) -> Path:
             new.write(text)
     except FileExistsError:
         raise ValueError(
-            f"the copy must be a new file; {str(target)!r} is there already. Name another one, or remove it."
+            f"Cannot copy the recipe: the file {str(target)!r} already exists. Choose another name, or remove the file."
         ) from None
     except OSError as error:
-        raise ValueError(f"the copy must be a file that can be written; got: {error}.") from error
+        raise ValueError(f"Cannot copy the recipe: {error}.") from error
     return target
 
 
 def in_order(settings: Mapping[str, Any], section: type = Config) -> dict[str, Any]:
-    """Returns settings in the order of config.py, without those that are null where null is the default."""
+    """Returns the settings in the order of config.py, without null values that are defaults."""
     kinds = get_type_hints(section)
     fields = {field.name: field for field in dataclasses.fields(section)}
     ordered = {}

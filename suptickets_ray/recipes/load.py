@@ -1,4 +1,4 @@
-"""Recipes, dicts and overrides to Config and back: the only place that knows the validator."""
+"""Converts recipes, dicts and overrides to Config and back. Only this module uses the validator, pydantic."""
 
 from __future__ import annotations
 
@@ -15,36 +15,33 @@ from pydantic import TypeAdapter, ValidationError
 from suptickets_ray.config import PLACEMENT_KEYS, Config
 from suptickets_ray.lookup import suggestion
 from suptickets_ray.recipes.files import dump_yaml, find_recipe, parse_yaml, read_recipe, read_stored_recipe
-from suptickets_ray.recipes.resolve import resolve
-from suptickets_ray.sparse.methods import METHODS
-from suptickets_ray.training.data.synthetic import SHAPES
 
 _ADAPTER = TypeAdapter(Config)
 
 
 def load_config(recipe: str | Path | Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Returns the resolved experiment of a recipe and its overrides; all that can be checked without data is checked.
+    """Returns the resolved experiment of a recipe and its overrides. Checks everything that needs no data.
 
     Args:
-        recipe: A YAML file, here or as a URI on an object store, the name of a shipped recipe, a mapping of sections,
-            or None for the built-in one.
-        overrides: "dotted.key=value" with YAML values; later ones win.
+        recipe: A YAML file, a URI on an object store, the name of a shipped recipe, a mapping of sections, or None for
+            the built-in digits recipe.
+        overrides: Texts "dotted.key=value" with YAML values. The last one of a key wins.
 
     Raises:
-        ValueError: In one sentence that names the key, what it must be, what it is, and what to do.
+        ValueError: If a setting is invalid. The message names the key, the requirement, the value and a remedy.
     """
-    return resolve(_validate(read_settings(recipe, overrides)))
+    return _resolved(read_settings(recipe, overrides))
 
 
 def read_settings(recipe: str | Path | Mapping[str, Any] | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """Returns what a recipe and its overrides say, before it is checked and before defaults are filled in.
+    """Returns the settings of a recipe and its overrides, before validation and without defaults.
 
     Args:
         recipe: As for `load_config`.
         overrides: As for `load_config`.
 
     Raises:
-        ValueError: If the recipe cannot be read or an override is none.
+        ValueError: If the recipe cannot be read or an override is malformed.
     """
     if isinstance(recipe, Mapping):
         settings: dict[str, Any] = json.loads(json.dumps(recipe))
@@ -54,15 +51,25 @@ def read_settings(recipe: str | Path | Mapping[str, Any] | None, overrides: Iter
         settings = read_recipe(find_recipe(recipe))
     changes = [_parse_override(text) for text in overrides]
     if "base" in settings or any(keys[0] == "base" for keys, _ in changes):
-        raise ValueError("base must stand in the file of a recipe, whose folder it starts from. Leave it out here.")
-    _leave_out_what_the_new_choice_does_not_read(settings, changes)
+        raise ValueError(
+            "base must be set in a recipe file; got it in a mapping, a stored recipe or an override. Leave it out."
+        )
+    _drop_settings_of_replaced_choices(settings, changes)
     for keys, value in changes:
         _set(settings, keys, value)
     return settings
 
 
+def _resolved(settings: dict[str, Any]) -> Config:
+    config = _validate(settings)
+    # Imported here because it imports torch: an unknown key or a value of the wrong type is reported without it.
+    from suptickets_ray.recipes.resolve import resolve
+
+    return resolve(config)
+
+
 def to_dict(config: Config) -> dict[str, Any]:
-    """Returns the experiment as plain values; what a setting's neighbours do not read is left out."""
+    """Returns the experiment as plain values, without unset settings."""
     return {
         key: {k: v for k, v in value.items() if v is not None or k == "gate_tolerance"}
         if isinstance(value, dict)
@@ -72,12 +79,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(settings: Mapping[str, Any]) -> Config:
-    """Returns the experiment that `to_dict` gave. Raises ValueError if the settings are no experiment."""
-    return resolve(_validate(dict(settings)))
+    """Returns the experiment of a dict that `to_dict` returned. Raises ValueError if a setting is invalid."""
+    return _resolved(dict(settings))
 
 
 def from_yaml(text: str) -> Config:
-    """Returns the experiment that `to_yaml` gave. Raises ValueError if the text is none."""
+    """Returns the experiment of a text that `to_yaml` returned. Raises ValueError if the text is invalid."""
     try:
         settings = parse_yaml(text)
     except yaml.YAMLError as error:
@@ -86,18 +93,18 @@ def from_yaml(text: str) -> Config:
 
 
 def to_yaml(config: Config) -> str:
-    """Returns a recipe that `load_config` reads back as the same experiment."""
+    """Returns the experiment as a YAML recipe, from which `load_config` reads an equal experiment."""
     return dump_yaml(to_dict(config))
 
 
 def config_digest(config: Config) -> str:
-    """Returns the sha256 of all settings that can change the result: equal digests, equal tickets."""
+    """Returns the SHA-256 of all settings that can change the result. Equal digests give equal tickets."""
     relevant = {key: value for key, value in flatten(to_dict(config)) if changes_results(key)}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 
 
 def differing_keys(old: Config, new: Config) -> list[str]:
-    """Returns the dotted keys that can change the result and differ between two experiments, sorted."""
+    """Returns the sorted dotted keys that differ between two experiments and can change the result."""
     before, after = dict(flatten(to_dict(old))), dict(flatten(to_dict(new)))
     return sorted(
         key
@@ -107,7 +114,7 @@ def differing_keys(old: Config, new: Config) -> list[str]:
 
 
 def changes_results(key: str) -> bool:
-    """Returns whether a setting can change what a run ends in; the search is read by `tune` alone."""
+    """Returns whether a setting can change a run's result. Runs do not read the section `search`."""
     sections = ("search.", "cluster.worker_resources.", "cluster.explorer_resources.")
     return key not in PLACEMENT_KEYS and not key.startswith(sections)
 
@@ -116,7 +123,7 @@ _MISSING = object()
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields dotted keys and values of nested sections."""
+    """Yields the dotted keys and values of nested sections."""
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
@@ -133,7 +140,7 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     except yaml.YAMLError as error:
         reason = " ".join(str(getattr(error, "problem", None) or error).split())
         raise ValueError(
-            f"the value of {key} must be YAML; got {value[:80]!r}: {reason}. Put it in quotes if it is text."
+            f"the value of {key} must be YAML; got {value[:80]!r}: {reason}. If it is text, put it in quotes."
         ) from error
 
 
@@ -142,47 +149,57 @@ def _set(settings: dict[str, Any], keys: list[str], value: Any) -> None:
         inner = settings.setdefault(key, {})
         if not isinstance(inner, dict):
             raise ValueError(
-                f"{'.'.join(keys)} must be a setting; {'.'.join(keys[: depth + 1])} has no parts of its own."
+                f"{'.'.join(keys)} must be the key of a setting; {'.'.join(keys[: depth + 1])} is not a section."
             )
         settings = inner
     settings[keys[-1]] = value
 
 
+def _methods() -> Mapping[str, Any]:
+    from suptickets_ray.sparse.methods import METHODS  # imports torch
+
+    return METHODS
+
+
+def _synthetic_shapes() -> Mapping[str, Any]:
+    from suptickets_ray.training.data.synthetic import SHAPES  # imports torch
+
+    return SHAPES
+
+
 _KEPT_ACROSS_METHODS = {"name", "density", "dense_layers", "mask_embeddings", "update_interval_steps"}
 
 
-def _leave_out_what_the_new_choice_does_not_read(
-    settings: dict[str, Any], changes: list[tuple[list[str], Any]]
-) -> None:
-    """Drops a recipe's own settings of a method, model or data set that an override replaces by another.
+def _drop_settings_of_replaced_choices(settings: dict[str, Any], changes: list[tuple[list[str], Any]]) -> None:
+    """Drops the recipe's settings of a method, model or data set that an override replaces with another one.
 
-    A method then has its own source's defaults, but for density, dense layers and update interval, which belong to the
-    problem, and for the initial masks where both methods start alike. Without this, `method.name=gmp` on a RigL recipe
-    would be refused for RigL's drop fraction, which nobody asked of GMP, and `data.name=mine:load` would have its
-    labels redrawn because those of the digits are. Synthetic data stands in for the recipe's own: same shape, number of
-    classes and augmentation. What an override itself sets is never dropped: when it does nothing, it is refused.
+    The new method has the defaults of its source. It keeps density, dense layers and update interval, which belong to
+    the problem, and also the initial masks if both methods have the same default. Otherwise `method.name=gmp` on a RigL
+    recipe would be refused because of RigL's drop fraction, and `data.name=mine:load` would get the label noise of the
+    digits recipe. Synthetic data takes shape, number of classes and augmentation of the data set that it replaces.
+    Settings of the overrides themselves are never dropped: one without an effect is refused.
     """
     chosen = {tuple(keys): value for keys, value in changes}
 
     def replaced(section: str) -> str | None:
-        """The new name, where an override gives another than the recipe."""
+        """Returns the section's new name if an override changes it."""
         new = chosen.get((section, "name"))
         old = settings.get(section)
         return new if isinstance(new, str) and isinstance(old, dict) and old.get("name") != new else None
 
     tickets = settings.get("tickets")
     tickets = tickets if isinstance(tickets, dict) else {}
-    if (new_name := replaced("method")) in METHODS:
+    if (new_name := replaced("method")) is not None and new_name in (methods := _methods()):
         section = settings["method"]
-        old_method, new_method = METHODS.get(str(section.get("name"))), METHODS[str(new_name)]
-        reads = _KEPT_ACROSS_METHODS & {"name", "density", *new_method.defaults}
+        old_method, new_method = methods.get(str(section.get("name"))), methods[new_name]
+        kept = _KEPT_ACROSS_METHODS & {"name", "density", *new_method.defaults}
         if new_method.sparse:
-            reads |= {"dense_layers", "mask_embeddings"}
+            kept |= {"dense_layers", "mask_embeddings"}
         if old_method is not None and old_method.defaults.get("distribution") == new_method.defaults.get(
             "distribution"
         ):
-            reads |= {"distribution", "regrow_fraction"}
-        settings["method"] = section = {key: value for key, value in section.items() if key in reads}
+            kept |= {"distribution", "regrow_fraction"}
+        settings["method"] = section = {key: value for key, value in section.items() if key in kept}
         if not new_method.sparse:
             section["density"] = 1.0
         elif old_method is not None and not old_method.sparse:
@@ -202,29 +219,29 @@ def _leave_out_what_the_new_choice_does_not_read(
         if new_rule != "cima":
             superposition.pop("cima_factor", None)
         if "greedy" in (new_rule, superposition.get("method")) and new_rule != superposition.get("method"):
-            superposition.pop("gate_tolerance", None)  # greedy has one of its own
-    for name, keys in _OF_ITS_OWN.items():
+            superposition.pop("gate_tolerance", None)  # greedy sets its tolerance itself
+    for name, keys in _SPECIFIC_KEYS.items():
         if (new := replaced(name)) is None:
             continue
         old = settings[name].get("name")
-        plays = name == "data" and new == "synthetic" and old in SHAPES
+        is_stand_in = name == "data" and new == "synthetic" and old in _synthetic_shapes()
         for key in keys:
-            # The same images elsewhere, or made-up ones in their place, are cut and augmented alike.
-            if not (key in _OF_IMAGES and (plays or (name == "data" and new in ("parquet", "image_folder")))):
+            # Split and augmentation also fit the same images in another format, and synthetic images of their shape.
+            if not (key in _IMAGE_KEYS and (is_stand_in or (name == "data" and new in ("parquet", "image_folder")))):
                 settings[name].pop(key, None)
-        own_shape = any(keys[:2] == ["data", "options"] and keys[2:] in _SHAPE_OPTIONS for keys, _ in changes)
-        if plays and not own_shape:
+        sets_shape = any(keys[:2] == ["data", "options"] and keys[2:] in _SHAPE_OPTIONS for keys, _ in changes)
+        if is_stand_in and not sets_shape:
             settings[name]["options"] = {"like": old}
 
 
-_OF_IMAGES = ("crop_padding", "crop_padding_mode", "flip", "validation_share")
-_OF_ITS_OWN = {
+_IMAGE_KEYS = ("crop_padding", "crop_padding_mode", "flip", "validation_share")
+_SPECIFIC_KEYS = {
     "model": ("options", "initialization"),
-    "data": ("options", "root", "download", "num_train_examples", "label_noise", "split_seed", *_OF_IMAGES),
+    "data": ("options", "root", "download", "num_train_examples", "label_noise", "split_seed", *_IMAGE_KEYS),
 }
-"""What belongs to one model or data set, and says nothing about another."""
+"""Settings that are specific to one model or data set and do not apply to another."""
 _SHAPE_OPTIONS: tuple[list[str], ...] = ([], ["like"], ["shape"], ["num_classes"])
-"""Options of synthetic data by which an override gives it a shape of its own; [] is all options at once."""
+"""Paths of the options that set the shape of synthetic data. The empty path replaces all options."""
 
 
 def _validate(settings: dict[str, Any]) -> Config:
@@ -234,13 +251,13 @@ def _validate(settings: dict[str, Any]) -> Config:
     try:
         return _ADAPTER.validate_json(json.dumps(settings, default=str))
     except ValidationError as error:
-        raise ValueError(_sentence(error)) from None
+        raise ValueError(_error_text(error)) from None
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first finding in the product's own words."""
+def _error_text(error: ValidationError) -> str:
+    """Returns the first error of the validator as a message of this package."""
     finding = error.errors(include_url=False)[0]
-    # The last part may be the type that a value was tried as, where there are several.
+    # If a setting has several types, the last part of the location is the type that was tried.
     key = ".".join(str(part) for part in finding["loc"] if part not in ("int", "list[int]"))
     if finding["type"] == "value_error":
         return str(finding["ctx"]["error"])
@@ -250,11 +267,11 @@ def _sentence(error: ValidationError) -> str:
         return f"unknown key {key!r}{_hint(key, finding['input'])}"
     got = json.dumps(finding["input"])
     if finding["type"].startswith("dataclass"):
-        return f"{key or 'the recipe'} must be a section with keys of its own; got {got}."
+        return f"{key or 'the recipe'} must be a section, a mapping of keys to values; got {got}."
     return f"{key} must be {_KINDS.get(finding['type'], finding['msg'])}; got {got}."
 
 
-_OTHER_NAMES = {
+_ALIASES = {
     "lr": "train.lr",
     "learning_rate": "train.lr",
     "epochs": "train.epochs",
@@ -285,12 +302,12 @@ _OTHER_NAMES = {
     "scheduler": "train.lr_schedule",
     "grad_clip": "train.clip_norm",
 }
-"""What other tools call our keys."""
-_EXPLAINED = {
+"""Names of the same settings in other tools."""
+_EXPLANATIONS = {
     "optimizer": " The optimizer is SGD; train.lr, train.momentum and train.weight_decay set it.",
-    "workers": " cluster.num_workers are the ranks of pretraining, data.reader_threads read data ahead.",
-    "num_workers": " cluster.num_workers are the ranks of pretraining, data.reader_threads read data ahead.",
-    "device": " cluster.gpus_per_worker=1 trains on GPUs; on CPUs otherwise.",
+    "workers": " cluster.num_workers sets the ranks of pretraining; data.reader_threads sets the prefetch threads.",
+    "num_workers": " cluster.num_workers sets the ranks of pretraining; data.reader_threads sets the prefetch threads.",
+    "device": " cluster.gpus_per_worker=1 trains on GPUs, the default 0 on CPUs.",
 }
 _RENAMED = {
     "tickets.chains": "tickets.num_chains",
@@ -302,7 +319,7 @@ _RENAMED = {
     "superposition.scope": "superposition.prune_scope",
     "superposition.prune": "superposition.prune_at",
 }
-"""Keys of recipes that were written before 0.1.0."""
+"""Old keys of recipes from before version 0.1.0."""
 _RENAMED_VALUES = {"superposition.prune": {"each": "every_ticket", "last": "end"}}
 _SPARSITIES = {
     "sparsity": "method.density",
@@ -312,7 +329,7 @@ _SPARSITIES = {
 
 
 def _hint(key: str, value: Any) -> str:
-    """Returns the right key for one that does not exist: by its meaning, or else by its letters."""
+    """Returns the text that suggests an existing key for an unknown one: by meaning, or else by spelling."""
     leaf = key.rpartition(".")[2].lower().replace("-", "_")
     if key in _RENAMED:
         value = _RENAMED_VALUES.get(key, {}).get(value) if isinstance(value, str) else None
@@ -320,12 +337,12 @@ def _hint(key: str, value: Any) -> str:
     if leaf in _SPARSITIES:
         right = _SPARSITIES[leaf]
         if isinstance(value, (int, float)) and 0 <= value < 1:
-            return f"; did you mean {right}={1 - value:.10g}? Density is the share that is kept, 1 - sparsity."
-        return f"; did you mean {right}? Density is the share that is kept, 1 - sparsity."
-    if leaf in _EXPLAINED and key not in all_keys():
-        return f".{_EXPLAINED[leaf]}"
-    if leaf in _OTHER_NAMES and _OTHER_NAMES[leaf] != key:
-        return f"; did you mean {_OTHER_NAMES[leaf]!r}?"
+            return f"; did you mean {right}={1 - value:.10g}? Density is the fraction of active weights, 1 - sparsity."
+        return f"; did you mean {right}? Density is the fraction of active weights, 1 - sparsity."
+    if leaf in _EXPLANATIONS and key not in all_keys():
+        return f".{_EXPLANATIONS[leaf]}"
+    if leaf in _ALIASES and _ALIASES[leaf] != key:
+        return f"; did you mean {_ALIASES[leaf]!r}?"
     return suggestion(key, all_keys())
 
 
@@ -342,7 +359,7 @@ _KINDS = {
 
 
 def all_keys(section: type = Config, prefix: str = "") -> list[str]:
-    """Returns the dotted keys of all settings and sections, in the order of the dataclasses."""
+    """Returns the dotted keys of all sections and settings, in the order of the dataclasses."""
     kinds = get_type_hints(section)
     keys = []
     for field in dataclasses.fields(section):

@@ -1,4 +1,4 @@
-"""Every setting with type, default, unit and the public code's flag, and every row of every table of strategies."""
+"""Lists every setting with type, default, unit and the public code's flag, and every row of the strategy tables."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from suptickets_ray import config
+from suptickets_ray.lookup import suggestion
 from suptickets_ray.paper_cli.flags import flags_of
 from suptickets_ray.sparse.criteria import GROW_SCORES, REDISTRIBUTIONS, SALIENCY_SCORES
 from suptickets_ray.sparse.initial_masks import INITIAL_MASKS
@@ -46,11 +47,11 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
     "model.initialization": INITIALIZATIONS,
     "data.name": DATASETS,
 }
-"""The tables by the key of a recipe that chooses from them."""
+"""The strategy tables, by the setting that chooses a row."""
 
 
 def describe(row: Any) -> str:
-    """Returns one line about a row: its own sentence, its source, or the first line of its docstring."""
+    """Returns one line about a row: the row itself if it is text, its source, or the first line of its docstring."""
     if isinstance(row, str):
         return row
     if isinstance(row, Method):
@@ -60,20 +61,20 @@ def describe(row: Any) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of a recipe, in words."""
+    """One setting of a recipe, as text."""
 
     key: str
     kind: str
     default: str
     unit: str
-    """What its number counts; empty for one without a unit, and for what is no number."""
+    """Unit of a number; empty without a unit and for other types."""
     sentence: str
     flags: tuple[str, ...]
-    """The public code's flags that decide it."""
+    """The public code's flags that set it."""
 
 
 def all_settings(section: type = config.Config, prefix: str = "") -> list[Setting]:
-    """Returns every setting in the order of config.py: its dataclasses, and the sentence under each of their fields."""
+    """Returns every setting in the order of config.py, with the sentence under its dataclass field."""
     kinds, sentences = get_type_hints(section), _sentences(section)
     settings = []
     for field in dataclasses.fields(section):
@@ -82,15 +83,15 @@ def all_settings(section: type = config.Config, prefix: str = "") -> list[Settin
             assert isinstance(kind, type)
             settings += all_settings(kind, f"{key}.")
             continue
-        words = kind_in_words(kind)
-        unit = unit_of(field.name, sentences[field.name]) if "number" in words else ""
+        type_text = type_name(kind)
+        unit = unit_of(field.name, sentences[field.name]) if "number" in type_text else ""
         flags = tuple(flags_of(key))
-        settings.append(Setting(key, words, _default_in_words(field), unit, sentences[field.name], flags))
+        settings.append(Setting(key, type_text, _default_text(field), unit, sentences[field.name], flags))
     return settings
 
 
 def _sentences(section: type) -> dict[str, str]:
-    """The string under each field of a dataclass, which only its source holds."""
+    """Returns the string under each field of a dataclass. Only the source code contains it."""
     body = ast.parse(inspect.getsource(section)).body[0]
     assert isinstance(body, ast.ClassDef)
     return {
@@ -104,27 +105,28 @@ def _sentences(section: type) -> dict[str, str]:
 _KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text", dict: "mapping", list: "list"}
 
 
-def kind_in_words(kind: Any) -> str:
-    """Returns the type of a setting, as a person writes its value; that it may be left out is the default's matter."""
+def type_name(kind: Any) -> str:
+    """Returns a setting's type in plain words, e.g. "whole number"; None in a union is ignored."""
     if isinstance(kind, UnionType):
         kinds = [part for part in get_args(kind) if part is not NoneType]
-        return " or ".join(kind_in_words(part) for part in kinds)
+        return " or ".join(type_name(part) for part in kinds)
     origin, parts = get_origin(kind) or kind, get_args(kind)
     if origin is list and parts:
-        return f"list of {kind_in_words(parts[0])}s"
+        return f"list of {type_name(parts[0])}s"
     return _KINDS.get(origin, "value")
 
 
-_NO_DEFAULT = ("must be given", "left out")
+_REQUIRED, _UNSET = "required", "unset"
+_NO_DEFAULT = (_REQUIRED, _UNSET)
 
 
-def _default_in_words(field: dataclasses.Field[Any]) -> str:
+def _default_text(field: dataclasses.Field[Any]) -> str:
     if field.default_factory is not dataclasses.MISSING:
         return json.dumps(field.default_factory())
     if field.default is dataclasses.MISSING:
-        return _NO_DEFAULT[0]
+        return _REQUIRED
     if field.default is None:
-        return _NO_DEFAULT[1]
+        return _UNSET
     return field.default if isinstance(field.default, str) else json.dumps(field.default)
 
 
@@ -140,20 +142,20 @@ _UNITS = {
     "fraction": r"(_share|_fraction|density)$|^(share|fraction)\b|\ba fraction\b",
     "pixels": r"^pixels\b",
     "examples": r"_examples$|^examples\b|^number of training examples\b",
-    "batches": r"^most batches\b",
+    "batches": r"^maximum number of batches\b",
     "threads": r"^threads\b",
     "chains": r"^chains\b",
     "ranks": r"^ddp ranks\b",
-    "explorers": r"^most explorers\b",
+    "explorers": r"^maximum number of concurrent explorers\b",
     "processes": r"^processes\b",
     "CPUs": r"^cpus\b",
     "GPUs": r"^gpus\b",
 }
-"""Units, by how the setting's name ends or its sentence begins."""
+"""Units, by regular expressions that match the setting's name or its sentence."""
 
 
 def unit_of(name: str, sentence: str) -> str:
-    """Returns what the number of a setting counts, from its name and sentence; empty for one without a unit."""
+    """Returns the unit of a number from its setting's name and sentence; empty without a unit."""
     for unit, pattern in _UNITS.items():
         if re.search(pattern, name) or re.search(pattern, sentence.lower()):
             return unit
@@ -161,7 +163,7 @@ def unit_of(name: str, sentence: str) -> str:
 
 
 def settings_markdown() -> str:
-    """Returns the table of all settings as it stands in README."""
+    """Returns the Markdown table of all settings for the documentation."""
     lines = ["| key | type | default | unit | meaning | public flag |", "|---|---|---|---|---|---|"]
     for setting in all_settings():
         default = setting.default if setting.default in _NO_DEFAULT else f"`{setting.default}`"
@@ -171,9 +173,9 @@ def settings_markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def settings_lines() -> Group:
-    """Returns all settings for a terminal: what each is, and below it what it means."""
-    settings = all_settings()
+def settings_lines(prefix: str = "") -> Group:
+    """Returns the settings whose keys start with `prefix`: key, type and default on one line, the sentence below."""
+    settings = [setting for setting in all_settings() if setting.key.startswith(prefix)]
     width = max(len(setting.key) for setting in settings)
     parts: list[Any] = []
     for setting in settings:
@@ -185,15 +187,29 @@ def settings_lines() -> Group:
     return Group(*parts, Text(""))
 
 
-def option_tables() -> Group:
-    """Returns all settings, and below them what those that name a strategy choose from, for a terminal."""
-    parts: list[Any] = [Text("All settings", style="bold underline"), settings_lines()]
+def option_tables(prefix: str = "") -> Group:
+    """Returns settings for a terminal, followed by the strategies that a setting can choose from.
+
+    Args:
+        prefix: Start of the listed keys. All are listed by default.
+
+    Raises:
+        ValueError: If no key starts with the prefix.
+    """
+    keys = [setting.key for setting in all_settings()]
+    if not any(key.startswith(prefix) for key in keys):
+        sections = {key.partition(".")[0] for key in keys}
+        raise ValueError(f"unknown key {prefix!r}{suggestion(prefix, [*sections, *keys])}")
+    title = f"Settings that start with {prefix}" if prefix else "All settings"
+    parts: list[Any] = [Text(title, style="bold underline"), settings_lines(prefix)]
     for key, rows in OPTIONS.items():
+        if not key.startswith(prefix):
+            continue
         table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
         table.add_column(no_wrap=True, style="bold")
         table.add_column(overflow="fold")
         for name, row in rows.items():
             table.add_row(Text(name), Text(describe(row)))
         parts += [Text(key, style="bold underline"), table, Text("")]
-    own = "Drop and grow scores, redistributions, models and data sets of your own are named package.module:function."
-    return Group(*parts, Text(own))
+    hint = "User-defined scores, redistributions, averages, models and data sets are named package.module:function."
+    return Group(*parts, Text(hint))

@@ -1,4 +1,4 @@
-"""Settings that depend on each other: filled in where left out, refused where they contradict or do nothing."""
+"""Resolves settings that depend on each other: fills in defaults, refuses contradictions and ineffective settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from suptickets_ray.training.models import find_builder
 from suptickets_ray.training.optim import LR_SCHEDULES
 
 WINDOW_KEYS = {"prune_start_epoch": "prune_start_fraction", "prune_end_epoch": "prune_end_fraction"}
-"""A recipe counts the prune window in epochs, the Sparsifier in shares of its steps."""
+"""Prune window: a recipe's keys in epochs, and the Sparsifier's keys as fractions of its steps."""
 
 _DEFAULT_LR_HIGH = 0.005
 _DEFAULT_EXPLORATION = 0.5
@@ -26,10 +26,11 @@ _DEFAULT_CIMA_FACTOR = 0.2
 
 
 def resolve(config: Config) -> Config:
-    """Returns the experiment with every default that depends on another setting filled in.
+    """Returns the experiment with all defaults that depend on other settings.
 
     Raises:
-        ValueError: If a name is unknown, settings contradict each other, one does nothing, or the budget is impossible.
+        ValueError: If a name is unknown, settings contradict each other, a setting has no effect, or the epochs do not
+            suffice for one cycle.
     """
     method = choose(METHODS, config.method.name, "method")
     find_builder(config.model.name)
@@ -47,15 +48,15 @@ def resolve(config: Config) -> Config:
     distribution = resolved.method.distribution
     if config.model.initialization == "sparse_fan_in" and distribution in READ_WEIGHTS:
         raise ValueError(
-            f"model.initialization must not be 'sparse_fan_in' with method.distribution {distribution!r}, which "
-            "chooses masks by the initial weights. Leave one of them out."
+            f"model.initialization must not be 'sparse_fan_in' with method.distribution {distribution!r}; that "
+            "distribution computes the masks from the initial weights. Leave one of them out."
         )
     parts = config.cluster.max_workers * config.train.accumulation_steps
     if parts > 1 and config.data.batch_size < 2 * parts:
         raise ValueError(
-            f"data.batch_size must be at least two examples for each of the {config.cluster.max_workers} workers' "
-            f"{config.train.accumulation_steps} parts of a step; got {config.data.batch_size}. Choose larger batches, "
-            "fewer cluster.num_workers or fewer train.accumulation_steps."
+            f"data.batch_size must be at least {2 * parts}, two examples per rank ({config.cluster.max_workers}) and "
+            f"accumulation step ({config.train.accumulation_steps}); got {config.data.batch_size}. Increase it, or "
+            "reduce cluster.num_workers or train.accumulation_steps."
         )
     return resolved
 
@@ -73,16 +74,16 @@ def _check_train(section: TrainConfig, pretrain_epochs: int, gpus_per_worker: fl
     milestones = section.lr_milestone_epochs or []
     if any(epoch >= pretrain_epochs for epoch in milestones):
         raise ValueError(
-            f"train.lr_milestone_epochs must be below {pretrain_epochs}, the epochs of pretraining; got {milestones}."
+            f"train.lr_milestone_epochs must be below the {pretrain_epochs} epochs of pretraining; got {milestones}."
         )
     if section.precision == "float16" and not gpus_per_worker:
         raise ValueError(
-            "train.precision 'float16' must have GPUs, cluster.gpus_per_worker above 0; a CPU takes minutes a step. "
-            "Choose bfloat16, or leave it out."
+            "train.precision 'float16' must have GPUs, because a CPU takes minutes per step; got "
+            "cluster.gpus_per_worker=0. Choose bfloat16, or leave it out."
         )
     if section.warmup_epochs >= pretrain_epochs:
         raise ValueError(
-            f"train.warmup_epochs must be below {pretrain_epochs}, the epochs of pretraining; got "
+            f"train.warmup_epochs must be below the {pretrain_epochs} epochs of pretraining; got "
             f"{section.warmup_epochs}."
         )
 
@@ -93,36 +94,36 @@ def _resolve_method(config: Config, method: Method) -> MethodConfig:
         raise ValueError(
             f"method.density must be 1 with method {section.name!r}; got {section.density}. Leave out the density."
         )
-    chosen_settings = {key: value for key, value in vars(section).items() if value is not None}
-    of_method = readable_settings(method, chosen_settings)
-    reads: dict[str, Any] = ({"dense_layers": None, "mask_embeddings": None} if method.sparse else {}) | of_method
+    given = {key: value for key, value in vars(section).items() if value is not None}
+    of_method = readable_settings(method, given)
+    defaults: dict[str, Any] = ({"dense_layers": None, "mask_embeddings": None} if method.sparse else {}) | of_method
     pretrain_epochs = plan_budget(
         config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate
     ).pretrain_epochs
     for epoch_key, fraction_key in WINDOW_KEYS.items():
-        if fraction_key in reads:
-            reads[epoch_key] = math.floor(reads.pop(fraction_key) * pretrain_epochs)
+        if fraction_key in defaults:
+            defaults[epoch_key] = math.floor(defaults.pop(fraction_key) * pretrain_epochs)
     values: dict[str, Any] = {}
     for field in fields(section):
         if field.name in ("name", "density"):
             continue
-        chosen = getattr(section, field.name)
-        if chosen is not None and field.name not in reads:
+        value = getattr(section, field.name)
+        if value is not None and field.name not in defaults:
             raise ValueError(
                 f"method.{field.name} has no effect with method {section.name!r}. Leave it out; this method reads: "
-                f"{', '.join(reads) or 'none'}."
+                f"{', '.join(defaults) or 'none'}."
             )
-        values[field.name] = reads.get(field.name) if chosen is None else chosen
+        values[field.name] = defaults.get(field.name) if value is None else value
     check_settings({key: value for key, value in values.items() if value is not None and key in of_method})
     start, end = values["prune_start_epoch"], values["prune_end_epoch"]
     if start is not None and end is not None and start >= end:
         raise ValueError(
-            f"method.prune_start_epoch must be before method.prune_end_epoch ({end}); got {start}. Give both."
+            f"method.prune_start_epoch must be before method.prune_end_epoch ({end}); got {start}. Set both."
         )
     if end is not None and end > pretrain_epochs:
         raise ValueError(
-            f"method.prune_end_epoch must be at most {pretrain_epochs}, where pretraining ends, so that tickets reach "
-            f"the target density; got {end}. Prune faster or train longer."
+            f"method.prune_end_epoch must be at most {pretrain_epochs}, the epochs of pretraining, so that tickets "
+            f"reach the target density; got {end}. Prune faster or train longer."
         )
     initial = values["initial_density"]
     if initial is not None and initial < section.density:
@@ -136,7 +137,7 @@ def _resolve_tickets(config: Config, method: Method) -> TicketsConfig:
     section = config.tickets
     if not method.can_explore and (section.explore or section.exploration_fraction is not None):
         raise ValueError(
-            f"tickets.explore must be false with method {config.method.name!r}, which keeps its masks. "
+            f"tickets.explore must be false with method {config.method.name!r}, which does not change its masks. "
             "Leave out tickets.explore and tickets.exploration_fraction, or choose another method."
         )
     if section.update_masks and not method.exchanges:
@@ -152,7 +153,7 @@ def _resolve_tickets(config: Config, method: Method) -> TicketsConfig:
     if high is None:
         high = _DEFAULT_LR_HIGH if section.cyclic_lr else section.lr_low
     if high < section.lr_low:
-        raise ValueError(f"tickets.lr_high must be at least lr_low ({section.lr_low:g}); it is {high:g} when left out.")
+        raise ValueError(f"tickets.lr_high must be at least lr_low ({section.lr_low:g}); got the default {high:g}.")
     return replace(section, explore=explore, exploration_fraction=fraction, lr_high=high)
 
 
@@ -164,8 +165,8 @@ def _resolve_superposition(config: Config) -> SuperpositionConfig:
     if section.method == "greedy":
         if section.gate_tolerance not in (0.0, SuperpositionConfig.gate_tolerance):
             raise ValueError(
-                f"superposition.gate_tolerance has no effect with method 'greedy', which keeps a ticket only if "
-                f"nothing is lost; got {section.gate_tolerance}. Leave it out."
+                f"superposition.gate_tolerance has no effect with method 'greedy', which accepts a ticket only if "
+                f"no accuracy is lost; got {section.gate_tolerance}. Leave it out."
             )
         section = replace(section, gate_tolerance=0.0)
     if section.batchnorm == "average" and section.recalibration_examples is not None:
@@ -178,7 +179,7 @@ def _resolve_superposition(config: Config) -> SuperpositionConfig:
     ):
         raise ValueError(
             "cluster.num_merge_shards must be 1 unless superposition.prune_at is 'end' and "
-            "superposition.gate_tolerance none; "
-            f"got {config.cluster.num_merge_shards}. Pruning each time and the gate look at the whole network."
+            "superposition.gate_tolerance is none, because pruning and the gate need the whole network; "
+            f"got {config.cluster.num_merge_shards}. Leave it out, or set both."
         )
     return replace(section, cima_factor=factor)
