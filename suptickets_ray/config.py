@@ -1,6 +1,6 @@
-"""One experiment on one page: frozen dataclasses, standard library only. Reading and checking is config_io's work.
+"""The settings of one experiment as frozen dataclasses. Standard library only; `recipes/load.py` reads and checks them.
 
-A field of None means that the method, data set or rule named beside it gives the default, or does not read it.
+A field of None means that the chosen method, data set or rule gives the default, or does not read the field.
 """
 
 from __future__ import annotations
@@ -11,60 +11,60 @@ from typing import Any, ClassVar
 _STRICT: dict[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
-def _require(holds: bool, key: str, requirement: str, value: object, remedy: str = "") -> None:
-    if not holds:
+def _require(is_valid: bool, key: str, requirement: str, value: object, remedy: str = "") -> None:
+    if not is_valid:
         raise ValueError(f"{key} must be {requirement}; got {value}.{' ' + remedy if remedy else ''}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network."""
+    """The network architecture and its initial weights."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     name: str
-    """A built-in model, or your own as "package.module:function"."""
+    """A built-in model, or a user-defined one as "package.module:function"."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function that builds the model."""
     initialization: str = "default"
-    """Initial weights: "default" (the builder's), "kaiming_fan_in", "kaiming_fan_out", or "sparse_fan_in"."""
+    """Initial weights: "default" (the model's own), "kaiming_fan_in", "kaiming_fan_out" or "sparse_fan_in"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The data set and how it is cut."""
+    """The data set, its splits and its augmentation."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     name: str
-    """A built-in data set, or your own as "package.module:function"."""
+    """A built-in data set, or a user-defined one as "package.module:function"."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function that loads the data."""
     batch_size: int = 128
-    """Examples of one optimizer step, over all ranks together."""
+    """Examples per optimizer step, summed over all ranks."""
     num_train_examples: int | None = None
-    """Number of training examples to use, drawn by split_seed; all when left out."""
+    """Number of training examples to use, drawn with split_seed; all if unset."""
     label_noise: float = 0.0
-    """Share of the training labels that are redrawn uniformly from all classes, in [0, 1]."""
+    """Fraction of the training labels that are redrawn uniformly from all classes, in [0, 1]."""
     split_seed: int = 0
-    """Seed of the split and of the label noise, apart from the run's seed: all runs see the same data."""
+    """Seed of the split and of the label noise, independent of the run's seed, so that all runs use the same data."""
     validation_share: float | None = None
-    """Share of the training examples cut out for validation, where a data set has none of its own; 0.1 by default."""
+    """Fraction of the training examples held out if the data set has no validation split, in (0, 1); 0.1 if unset."""
     crop_padding: int | None = None
-    """Pixels that training images are padded with before a random crop to their size; the data set's when left out."""
+    """Pixels of padding around training images before a random crop to their size; the data set's value if unset."""
     crop_padding_mode: str | None = None
-    """What the padding holds: "zero" or "reflect"; the data set's when left out."""
+    """Padding content: "zero" or "reflect"; the data set's value if unset."""
     flip: bool | None = None
-    """Whether training images are flipped left to right at random; the data set's when left out."""
+    """Whether training images are randomly flipped left to right; the data set's value if unset."""
     root: str | None = None
-    """Folder of the data files, for data sets that are read from disk; for Parquet any path that pyarrow.fs knows."""
+    """Folder of the data files, for data sets on disk; for Parquet any path that pyarrow.fs supports."""
     download: bool | None = None
-    """Whether missing files may be fetched, for data sets that can be."""
+    """Whether missing files may be downloaded, for data sets that support it."""
     reader_threads: int = 2
-    """Threads of each worker that read and decode ahead, for data sets too large for memory."""
+    """Threads per worker that prefetch and decode data sets too large for memory."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a value out of range."""
+        """Raises ValueError if a value is out of range."""
         _require(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
         _require(
             self.num_train_examples is None or self.num_train_examples >= 1,
@@ -73,8 +73,9 @@ class DataConfig:
             self.num_train_examples,
         )
         _require(0 <= self.label_noise <= 1, "data.label_noise", "in [0, 1]", self.label_noise, "A fifth is 0.2.")
-        share, padding, mode = self.validation_share, self.crop_padding, self.crop_padding_mode
-        _require(share is None or 0 < share < 1, "data.validation_share", "in (0, 1)", share, "A tenth is 0.1.")
+        fraction, padding, mode = self.validation_share, self.crop_padding, self.crop_padding_mode
+        valid_fraction = fraction is None or 0 < fraction < 1
+        _require(valid_fraction, "data.validation_share", "in (0, 1)", fraction, "A tenth is 0.1.")
         _require(padding is None or padding >= 0, "data.crop_padding", "at least 0", padding)
         _require(mode in (None, "zero", "reflect"), "data.crop_padding_mode", "zero or reflect", repr(mode))
         _require(self.reader_threads >= 1, "data.reader_threads", "at least 1", self.reader_threads)
@@ -87,44 +88,44 @@ class TrainConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     epochs: int
-    """Epochs of the whole run, pretraining and one chain of cycles together."""
+    """Epochs of the whole run: pretraining plus one chain of cycles."""
     lr: float = 0.1
-    """Learning rate that pretraining starts with."""
+    """Initial learning rate of pretraining."""
     lr_schedule: str = "multistep"
-    """Learning rate of pretraining: "multistep" (x0.1 at 1/2 and 3/4 of it), "cosine" to 0, or "constant"."""
+    """Learning rate schedule of pretraining: "multistep" (x0.1 at 1/2 and 3/4 of it), "cosine" to 0, or "constant"."""
     lr_milestone_epochs: list[int] | None = None
-    """Epochs of pretraining at which "multistep" lowers the learning rate; 1/2 and 3/4 of pretraining when left out."""
+    """Epochs of pretraining at which "multistep" lowers the learning rate; 1/2 and 3/4 of pretraining if unset."""
     lr_decay_factor: float | None = None
-    """What "multistep" multiplies the learning rate with at each milestone, in (0, 1); 0.1 when left out."""
+    """Factor applied to the learning rate at each milestone of "multistep", in (0, 1); 0.1 if unset."""
     warmup_epochs: int = 0
-    """Epochs at the start of pretraining in which the learning rate rises in equal steps to what its schedule says."""
+    """Epochs of linear warmup at the start of pretraining, up to the scheduled learning rate."""
     label_smoothing: float = 0.0
-    """Share of each label's weight that is spread evenly over all classes in training, in [0, 1)."""
+    """Fraction of each label's weight that is spread evenly over all classes in training, in [0, 1)."""
     momentum: float = 0.9
     """Momentum of SGD, in [0, 1)."""
     weight_decay: float = 5e-4
     """Weight decay of SGD."""
     decay_norm_and_bias: bool = True
-    """Whether weight decay also acts on biases and on the weights of normalisation layers."""
+    """Whether weight decay also applies to biases and to the weights of normalization layers."""
     accumulation_steps: int = 1
-    """Parts that a rank's share of a batch is cut into to save memory; gradients add up, BatchNorm sees the parts."""
+    """Parts of each rank's batch, to save memory; gradients accumulate, BatchNorm uses the statistics of each part."""
     clip_norm: float | None = None
-    """Largest norm of the gradient of all active weights together; no clipping when left out."""
+    """Maximum gradient norm over all active weights; no clipping if unset."""
     precision: str = "float32"
-    """Arithmetic of forward and backward: "float32", or autocast to "bfloat16" or "float16" (with loss scaling)."""
+    """Precision of forward and backward: "float32", or autocast to "bfloat16" or "float16" (with loss scaling)."""
     channels_last: bool = False
-    """Whether images and 4-dimensional weights lie in memory channel by channel, which GPUs prefer."""
+    """Whether images and 4-dimensional weights use the channels-last memory format, which is faster on GPUs."""
     compile: bool = False
-    """Whether torch.compile translates the network; it needs a C++ compiler, and minutes at the start."""
+    """Whether the network is compiled with torch.compile, which needs a C++ compiler and takes minutes at the start."""
     deterministic: bool = False
-    """Whether torch may use deterministic algorithms only, so that GPUs too give the same bits; slower there."""
+    """Whether torch uses only deterministic algorithms, for bit-for-bit equal results on GPUs; slower there."""
     limit_batches: int | None = None
-    """Most batches of one epoch, for trials; all when left out."""
+    """Maximum number of batches per epoch, for quick trials; all if unset."""
     checkpoint_every_epochs: int = 10
-    """A killed pretraining goes on from the last checkpoint, so at most this many epochs are lost."""
+    """Epochs between two checkpoints of pretraining, and so the most that a killed pretraining loses."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a value out of range."""
+        """Raises ValueError if a value is out of range."""
         _require(self.epochs >= 1, "train.epochs", "at least 1", self.epochs)
         _require(self.lr > 0, "train.lr", "above 0", self.lr)
         _require(0 <= self.momentum < 1, "train.momentum", "in [0, 1)", self.momentum, "0.9 is usual.")
@@ -150,53 +151,53 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """The sparse training method."""
+    """The sparse training method of pretraining, and of cycles that update their masks."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     name: str
     """Sparse training method: dense, static, set, rigl, itop_set, itop_rigl, gmp(_uniform) or granet(_uniform)."""
     density: float
-    """Share of active weights that the run ends with, in (0, 1]."""
+    """Fraction of active weights at the end of the run, in (0, 1]."""
     dense_layers: list[str] | None = None
-    """Layers kept dense, which do not count: "first", "last", names, patterns ("layer1.*") or types ("Conv2d")."""
+    """Dense layers, excluded from the density: "first", "last", names, patterns ("layer1.*") or types ("Conv2d")."""
     mask_embeddings: bool | None = None
-    """Whether embeddings are masked too; no when left out."""
+    """Whether embeddings are masked too; false if unset."""
     distribution: str | None = None
-    """Initial masks: erk, er, uniform, or by weights and gradients, e.g. snip; `suptickets options` lists all."""
+    """Initial masks: erk, er, uniform, or from weights and gradients, e.g. snip; see `suptickets options`."""
     regrow_fraction: float | None = None
-    """Share of the pruned network that the prune_and_grow_* initial masks exchange by gradient, in [0, 1]."""
+    """Fraction of active weights that the prune_and_grow_* initial masks exchange by gradient, in [0, 1]."""
     initial_density: float | None = None
-    """Share of active weights at the start of GraNet, in (0, 1]."""
+    """Fraction of active weights at the start of GraNet, in (0, 1]."""
     drop: str | None = None
-    """Score of the connections to keep: magnitude, set, threshold, mest, or your own as "package.module:function"."""
+    """Score of kept connections: magnitude, set, threshold, mest, or user-defined as "package.module:function"."""
     drop_gradient_weight: float | None = None
     """Lambda of MEST's drop score, |w| + lambda * |gradient|, above 0."""
     grow: str | None = None
-    """Score of those to grow: gradient, random, random_unfired, momentum, momentum_neuron, mix, or your own."""
+    """Score of grown connections: gradient, random, random_unfired, momentum, momentum_neuron, mix, or user-defined."""
     grow_gradient_share: float | None = None
-    """Share of mixed growth that goes by gradient, in [0, 1]."""
+    """Fraction of mixed growth that follows the gradient, in [0, 1]."""
     momentum_decay: float | None = None
-    """Decay per step of the average of dense gradients that momentum criteria read, in [0, 1)."""
+    """Decay per step of the moving average of dense gradients that momentum scores read, in [0, 1)."""
     redistribution: str | None = None
-    """How grown connections are shared between layers: none, magnitude, nonzeros, momentum, or your own."""
+    """How grown connections are distributed over layers: none, magnitude, nonzeros, momentum, or user-defined."""
     drop_fraction: float | None = None
-    """Share of a layer's connections exchanged at an update of pretraining, in [0, 1]."""
+    """Fraction of a layer's connections exchanged at each topology update of pretraining, in [0, 1]."""
     drop_fraction_schedule: str | None = None
-    """Drop fraction over pretraining: "constant", "cosine" or "linear"."""
+    """Schedule of the drop fraction over pretraining: "constant", "cosine" or "linear"."""
     update_interval_steps: int | None = None
-    """Optimizer steps between two updates of the topology."""
+    """Optimizer steps between two topology updates."""
     update_end_fraction: float | None = None
-    """Share of pretraining after which connections are no longer exchanged, in [0, 1]."""
+    """Fraction of pretraining after which connections are no longer exchanged, in [0, 1]."""
     prune_scope: str | None = None
-    """Whether gradual pruning ranks all weights together ("global") or brings each layer to one density ("layer")."""
+    """Whether gradual pruning ranks all weights together ("global") or prunes each layer to one density ("layer")."""
     prune_start_epoch: int | None = None
-    """Epoch of pretraining at which gradual pruning starts; 0 when left out."""
+    """Epoch of pretraining at which gradual pruning starts; 0 if unset."""
     prune_end_epoch: int | None = None
-    """Epoch of pretraining at which the target density is reached; the middle of pretraining when left out."""
+    """Epoch of pretraining at which gradual pruning reaches the target density; the middle of pretraining if unset."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a value out of range."""
+        """Raises ValueError if a value is out of range."""
         remedy = f"Did you mean {self.density / 100:g}?" if 1 < self.density < 100 else ""
         _require(0 < self.density <= 1, "method.density", "in (0, 1]", f"{self.density:g}", remedy)
         for key in (
@@ -216,31 +217,31 @@ class MethodConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TicketsConfig:
-    """The cheap tickets."""
+    """The cycles after pretraining, each of which ends in a ticket."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     num_chains: int = 1
-    """Chains of cycles that fork from pretraining and run at once; 1 is the paper's sequence."""
+    """Chains of cycles that start from the pretrained network and run in parallel; 1 is the paper's sequence."""
     cycle_epochs: int = 8
-    """Epochs of one cycle, which ends in a ticket."""
+    """Epochs of one cycle; each cycle ends in a ticket."""
     cycle_rate: float = 0.1
-    """Share of the epochs that one chain of cycles gets, in (0, 1)."""
+    """Fraction of train.epochs that one chain of cycles gets, in (0, 1)."""
     lr_low: float = 0.001
-    """Learning rate at both ends of a cycle (the public flag lr_1)."""
+    """Learning rate at the start and end of a cycle (the public flag lr_1)."""
     lr_high: float | None = None
-    """Learning rate in the middle of a cycle (the public flag lr_2); 0.005 when left out."""
+    """Learning rate in the middle of a cycle (the public flag lr_2); 0.005 if unset."""
     cyclic_lr: bool = True
-    """Whether a cycle's learning rate rises to lr_high and falls back; otherwise it stays at lr_low."""
+    """Whether the learning rate of a cycle rises to lr_high and falls back; otherwise it stays at lr_low."""
     explore: bool | None = None
-    """Whether a cycle opens with a large exchange of connections; yes for all methods that can grow."""
+    """Whether a cycle starts with a large exchange of connections; if unset, true for all methods that can grow."""
     exploration_fraction: float | None = None
-    """Share of each layer's connections exchanged at the start of a cycle, in (0, 1]; 0.5 when left out."""
+    """Fraction of each layer's connections exchanged at the start of a cycle, in (0, 1]; 0.5 if unset."""
     update_masks: bool = False
-    """Whether the method goes on updating the topology within cycles."""
+    """Whether the method continues to update the topology within cycles."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a value out of range."""
+        """Raises ValueError if a value is out of range."""
         _require(self.num_chains >= 1, "tickets.num_chains", "at least 1", self.num_chains)
         _require(self.cycle_epochs >= 1, "tickets.cycle_epochs", "at least 1", self.cycle_epochs)
         _require(0 < self.cycle_rate < 1, "tickets.cycle_rate", "in (0, 1)", self.cycle_rate, "A tenth is 0.1.")
@@ -250,7 +251,7 @@ class TicketsConfig:
         if not self.cyclic_lr and high not in (None, self.lr_low):
             raise ValueError("tickets.lr_high has no effect with tickets.cyclic_lr=false. Leave one of them out.")
         fraction = self.exploration_fraction
-        remedy = "tickets.explore=false leaves the exploration out." if fraction == 0 else ""
+        remedy = "To disable exploration, set tickets.explore=false." if fraction == 0 else ""
         _require(fraction is None or 0 < fraction <= 1, "tickets.exploration_fraction", "in (0, 1]", fraction, remedy)
         if self.explore is False and fraction is not None:
             raise ValueError(
@@ -260,29 +261,29 @@ class TicketsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SuperpositionConfig:
-    """How tickets become one network."""
+    """How tickets are superposed into one network."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     method: str = "cia"
-    """Average of tickets: "cia" (zeros counted), "caa" (active weights only), "cima" (moving), "greedy" or your own."""
+    """Average of tickets: "cia" (counts zeros), "caa" (active weights), "cima" (moving), "greedy" or user-defined."""
     cima_factor: float | None = None
-    """CIMA's weight of the newest ticket, in (0, 1]; 0.2 when left out."""
+    """CIMA's weight of the newest ticket, in (0, 1]; 0.2 if unset."""
     prune_at: str = "every_ticket"
-    """When to prune back to the density: after "every_ticket", or once at the "end"."""
+    """When to prune to the target density: after "every_ticket", or once at the "end"."""
     prune_scope: str = "global"
-    """Whether all weights are ranked together ("global") or each layer keeps its count ("layer")."""
+    """Whether pruning ranks all weights together ("global") or keeps each layer's count of active weights ("layer")."""
     include_pretrained: bool = True
     """Whether the pretrained network counts as the first ticket."""
     batchnorm: str = "recalibrate"
-    """BatchNorm statistics: "recalibrate" on training data, or "average" those of the tickets."""
+    """BatchNorm statistics: "recalibrate" on training data, or "average" the tickets' statistics."""
     recalibration_examples: int | None = None
-    """Training examples that the recalibration reads for every merged network; all when left out."""
+    """Training examples that the recalibration of each merged network reads; all if unset."""
     gate_tolerance: float | None = 0.005
-    """A ticket is left out when it costs more validation accuracy (a fraction) than this; none merges all."""
+    """Maximum loss of validation accuracy (a fraction) up to which the gate accepts a ticket; none accepts all."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a value out of range."""
+        """Raises ValueError if a value is out of range."""
         gate, choices = self.gate_tolerance, ("recalibrate", "average")
         _require(gate is None or 0 <= gate <= 1, "superposition.gate_tolerance", "none or in [0, 1]", gate)
         examples = self.recalibration_examples
@@ -295,94 +296,94 @@ class SuperpositionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """Where it runs."""
+    """The Ray cluster and the resources of each process."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     address: str | None = None
-    """Ray cluster to join; without it RAY_ADDRESS, and without that a local Ray is started and ended."""
+    """Ray cluster to join; if unset, RAY_ADDRESS, or else a local Ray that runs only as long as the command."""
     num_workers: int | list[int] = 1
-    """DDP ranks of pretraining; [least, most] goes along with a cluster that changes, at the price of equal bits."""
+    """DDP ranks of pretraining; [min, max] follows the cluster's size, but results are then not bit-for-bit equal."""
     num_explorers: int | None = None
-    """Most explorers at once; when left out, as many as there are chains and room in the cluster."""
+    """Maximum number of concurrent explorers; if unset, limited by the number of chains and the cluster's capacity."""
     cpus_per_worker: int = 1
-    """CPUs that each rank and each explorer asks Ray for."""
+    """CPUs that each rank and each explorer requests from Ray."""
     gpus_per_worker: float = 0.0
-    """GPUs that each rank and each explorer asks Ray for; 0.25 lets four explorers share one."""
+    """GPUs that each rank and each explorer requests from Ray; with 0.25, four explorers share one."""
     superposer_gpus: float = 0.0
-    """GPUs that the superposer asks for, which recalibrates and judges every merge; on the CPU when 0."""
+    """GPUs that the superposer requests to recalibrate and evaluate every merge; 0 uses the CPU."""
     num_merge_shards: int = 1
-    """Processes that merge a part of the layers each, for many tickets a second; with prune_at end and no gate only."""
+    """Processes that each merge a part of the layers, for many tickets per second; needs prune_at=end and no gate."""
     memory_per_worker_gb: float | None = None
-    """Memory in GB that each rank and each explorer asks Ray for; none is reserved when left out."""
+    """Memory in GB that each rank and each explorer requests from Ray; not reserved if unset."""
     worker_resources: dict[str, float] | None = None
-    """Resources of the cluster's own that each rank of pretraining asks for, e.g. {on_demand: 0.01}."""
+    """Custom Ray resources that each rank of pretraining requests, e.g. {on_demand: 0.01}."""
     explorer_resources: dict[str, float] | None = None
-    """Resources of the cluster's own that each explorer asks for, e.g. {spot: 0.01}."""
+    """Custom Ray resources that each explorer requests, e.g. {spot: 0.01}."""
     resource_timeout_minutes: float = 0.0
-    """How long to wait for machines that an autoscaler may start, before a request that does not fit is refused."""
+    """Maximum wait for an autoscaler's machines before a request that does not fit is refused."""
     exclude_head_node: bool = False
-    """Whether ranks and explorers keep off the cluster's head node, which then only coordinates."""
+    """Whether ranks and explorers avoid the cluster's head node, which then only coordinates."""
     threads_per_worker: int = 1
-    """Threads of torch in each rank and explorer; part of what makes runs equal bit for bit."""
+    """Threads of torch in each rank and explorer; runs are bit-for-bit equal only with equal thread counts."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a value out of range."""
+        """Raises ValueError if a value is out of range."""
         for key in ("num_explorers", "cpus_per_worker", "threads_per_worker", "num_merge_shards"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"cluster.{key}", "at least 1", value)
-        most, threads = f"at most cluster.cpus_per_worker ({self.cpus_per_worker})", self.threads_per_worker
-        remedy = "Ask Ray for as many CPUs."
-        _require(threads <= self.cpus_per_worker, "cluster.threads_per_worker", most, threads, remedy)
+        limit, threads = f"at most cluster.cpus_per_worker ({self.cpus_per_worker})", self.threads_per_worker
+        remedy = "Request at least one CPU per thread."
+        _require(threads <= self.cpus_per_worker, "cluster.threads_per_worker", limit, threads, remedy)
         workers = [self.num_workers] if isinstance(self.num_workers, int) else self.num_workers
-        fits = len(workers) in (1, 2) and workers[0] >= 1 and workers == sorted(workers)
-        _require(fits, "cluster.num_workers", "at least 1, or [least, most]", self.num_workers)
+        is_valid = len(workers) in (1, 2) and workers[0] >= 1 and workers == sorted(workers)
+        _require(is_valid, "cluster.num_workers", "at least 1, or [min, max]", self.num_workers)
         for key in ("gpus_per_worker", "superposer_gpus", "resource_timeout_minutes"):
             _require(getattr(self, key) >= 0, f"cluster.{key}", "at least 0", getattr(self, key))
         memory = self.memory_per_worker_gb
         _require(memory is None or memory > 0, "cluster.memory_per_worker_gb", "above 0", memory)
         for key in ("worker_resources", "explorer_resources"):
             for name, amount in (getattr(self, key) or {}).items():
-                own = name not in ("CPU", "GPU", "memory") and amount > 0
-                remedy = "CPU, GPU and memory have keys of their own."
-                _require(own, f"cluster.{key}", "amounts above 0 of resources of your own", {name: amount}, remedy)
+                is_custom = name not in ("CPU", "GPU", "memory") and amount > 0
+                remedy = "For CPU, GPU and memory use the keys cluster.*_per_worker."
+                _require(is_custom, f"cluster.{key}", "amounts above 0 of custom resources", {name: amount}, remedy)
 
     @property
     def min_workers(self) -> int:
-        """The fewest ranks that pretraining goes on with."""
+        """Minimum number of DDP ranks of pretraining."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
     def max_workers(self) -> int:
-        """The most ranks of pretraining."""
+        """Maximum number of DDP ranks of pretraining."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """What `suptickets tune` searches; nothing else reads it."""
+    """The search of `suptickets tune`; `suptickets train` does not read it."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     space: dict[str, dict[str, list[Any]]] | None = None
-    """Keys and Ray Tune's spaces for them; the paper's cycle lengths and CIMA factors when left out."""
+    """Ray Tune's search space of each key; the paper's cycle lengths and CIMA factors if unset."""
     num_trials: int | None = None
-    """Number of points to try; all of the grid when left out."""
+    """Number of points to try; the whole grid if unset."""
     num_seeds: int = 1
-    """Seeds that each point is repeated with, counted from the recipe's own."""
+    """Seeds per point, counted up from the recipe's seed."""
     max_concurrent_trials: int | None = None
-    """Most trials at once; when left out, as many as there is room for."""
+    """Maximum number of concurrent trials; if unset, limited by the cluster's capacity."""
     metric: str = "validation_accuracy"
-    """What points are compared by: validation_accuracy or validation_loss, the mean over seeds."""
+    """Metric that points are compared by, as the mean over seeds: validation_accuracy or validation_loss."""
     mode: str | None = None
-    """Whether the metric's "max" or "min" is best; what the metric suggests when left out."""
+    """Whether the "max" or the "min" of the metric is best; if unset, max for accuracy and min for loss."""
     scheduler: str = "none"
-    """Whether trials that lag behind are stopped after a cycle: "none" or "asha"."""
+    """Early stopping of poor trials after a cycle: "none" or "asha"."""
     searcher: str = "random"
-    """Where points come from: "random" (with grid_search in turn), "grid", or "optuna", which must be installed."""
+    """How points are chosen: "random" (grid_search lists all values), "grid", or "optuna", which must be installed."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a value out of range."""
+        """Raises ValueError if a value is out of range."""
         for key in ("num_trials", "num_seeds", "max_concurrent_trials"):
             value = getattr(self, key)
             _require(value is None or value >= 1, f"search.{key}", "at least 1", value)
@@ -397,16 +398,16 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole experiment."""
+    """All settings of one experiment."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     name: str
-    """Name of the run; its files lie at <storage>/<name>/."""
+    """Name of the run; its files are stored in <storage>/<name>/."""
     storage: str = "runs"
-    """Folder of runs, shared by all machines of the cluster."""
+    """Folder of all runs, which every machine of the cluster must share."""
     seed: int = 0
-    """Seed of everything but the data split."""
+    """Seed of all randomness except the data split."""
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
@@ -417,14 +418,14 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a value out of range."""
-        _check_largest(self)
+        """Raises ValueError if a value is out of range."""
+        _check_max(self)
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
-        plain = bool(self.name) and not set(self.name) & set("/\\\0") and not self.name.startswith(".")
-        _require(plain, "name", "a plain folder name", repr(self.name), "storage= says where it lies.")
+        is_plain = bool(self.name) and not set(self.name) & set("/\\\0") and not self.name.startswith(".")
+        _require(is_plain, "name", "a plain folder name", repr(self.name), "Set its parent folder with storage=.")
 
 
-_LARGEST = {
+_MAX_VALUES = {
     "seed": 2**63 - 1,
     "data.split_seed": 2**63 - 1,
     "data.batch_size": 10**7,
@@ -450,19 +451,19 @@ _LARGEST = {
     "search.num_seeds": 10**4,
     "search.max_concurrent_trials": 10**5,
 }
-"""Larger values are slips of the keyboard that would fill memory, overflow or never end."""
-_LARGEST_NUMBER = 10**12
+"""Larger values are typing errors that would exhaust memory, overflow or run endlessly."""
+_MAX_INTEGER = 10**12
 
 
-def _check_largest(config: Config) -> None:
-    """Raises ValueError on a whole number, or one of `_LARGEST`, that no machine can satisfy."""
+def _check_max(config: Config) -> None:
+    """Raises ValueError if an integer or a key of `_MAX_VALUES` is larger than any machine can process."""
     for section, part in [("", config), *((f"{key}.", value) for key, value in vars(config).items())]:
         for key, value in vars(part).items() if hasattr(part, "__dict__") else ():
-            most = _LARGEST.get(section + key, _LARGEST_NUMBER)
+            limit = _MAX_VALUES.get(section + key, _MAX_INTEGER)
             for number in value if isinstance(value, list) else [value]:
-                counts = isinstance(number, int) or section + key in _LARGEST
-                if counts and isinstance(number, (int, float)) and number > most:
-                    raise ValueError(f"{section}{key} must be at most {most:,}; got {number}.")
+                has_limit = isinstance(number, int) or section + key in _MAX_VALUES
+                if has_limit and isinstance(number, (int, float)) and number > limit:
+                    raise ValueError(f"{section}{key} must be at most {limit:,}; got {number}.")
 
 
 PLACEMENT_KEYS = frozenset(
@@ -484,4 +485,4 @@ PLACEMENT_KEYS = frozenset(
         "cluster.resource_timeout_minutes",
     }
 )
-"""Settings that say where a run and its data lie and what it uses, and never change its result."""
+"""Settings of storage, data location and resources, which never change a run's result."""

@@ -1,4 +1,4 @@
-"""Look a strategy up by its name, or import the user's own, with one helpful error for every table."""
+"""Finds a strategy by name, or imports a user-defined one, with the same error messages for every table."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ Strategy = TypeVar("Strategy")
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for the nearest known name, or an empty string when none is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
-    near.sort(
-        key=lambda word: sorted(word) != sorted(str(name))
-    )  # swapped letters are the likeliest slip: ekr, erk, er
-    return f"; did you mean {near[0]!r}?" if near else "."
+    """Returns "; did you mean 'x'?" with the most similar known name, or "." if none is similar."""
+    matches = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    # Swapped letters are the most likely typing error: of erk and er, "ekr" means erk.
+    matches.sort(key=lambda word: sorted(word) != sorted(str(name)))
+    return f"; did you mean {matches[0]!r}?" if matches else "."
 
 
 def choose(table: Mapping[str, Strategy], name: str, what: str) -> Strategy:
     """Returns the row of `table` called `name`.
 
     Args:
-        table: The strategies of one kind by name.
-        name: The name that the user gave.
-        what: The kind in words, for the error, e.g. "grow score".
+        table: Strategies of one kind by name.
+        name: Name from the user.
+        what: Name of the kind for the error message, e.g. "grow score".
 
     Raises:
-        ValueError: If no row has this name; the sentence names the nearest one and all known ones.
+        ValueError: If no row has this name. The message lists all names and suggests the most similar one.
     """
     if name in table:
         return table[name]
@@ -36,16 +35,21 @@ def choose(table: Mapping[str, Strategy], name: str, what: str) -> Strategy:
 
 
 def choose_or_import(table: Mapping[str, Callable[..., Any]], name: str, what: str) -> Callable[..., Any]:
-    """Returns the row of `table` called `name`, or the function that "package.module:function" names.
+    """Returns the row of `table` called `name`, or the user-defined function "package.module:function".
+
+    Args:
+        table: Strategies of one kind by name.
+        name: Name from the user.
+        what: Name of the kind for the error message, e.g. "grow score".
 
     Raises:
-        ValueError: If the name is neither in the table nor importable; the sentence says which part failed.
+        ValueError: If the name is neither in the table nor importable. The message names the part that failed.
     """
     if ":" not in name:
         try:
             return choose(table, name, what)
         except ValueError as error:
-            raise ValueError(f"{error} Your own is named 'package.module:function'.") from None
+            raise ValueError(f"{error} A user-defined one is named 'package.module:function'.") from None
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)

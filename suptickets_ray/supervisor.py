@@ -116,7 +116,8 @@ def _run(drive: Callable[[], int]) -> _End:
             os.close(reader)
             _to_parent[:] = [writer]
             signals.release()
-            _set_process_control(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the driver ends with its parent
+            # The driver ends with its parent, and ends its Ray: Ray's agents outlive a killed raylet by half a minute.
+            _set_process_control(_PR_SET_PDEATHSIG, signal.SIGTERM)
             try:
                 sys.exit(drive())  # handlers at exit run, Ray's among them
             finally:

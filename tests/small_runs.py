@@ -63,14 +63,14 @@ def make_run(path, overrides=(), base=SMALL):
     from suptickets_ray.training.checkpoint import state_digest
     from suptickets_ray.training.cycle import run_cycle
     from suptickets_ray.training.data import load_data
-    from suptickets_ray.training.determinism import arithmetic_of
+    from suptickets_ray.training.determinism import worker_determinism
     from suptickets_ray.training.loop import budget_of, build_learner, order_seed, train_epoch
 
     config = load_config(None, [*base, f"storage={path.parent}", f"name={path.name}", *overrides])
     store, splits, device = RunStore(str(path)), load_data(config.data), torch.device("cpu")
     budget = budget_of(config)
     store.write("config.yaml", to_yaml(config).encode())
-    with arithmetic_of(config):
+    with worker_determinism(config):
         learner = build_learner(config, splits, device)
         for epoch in range(budget.pretrain_epochs):
             seed = order_seed(config.seed, epoch)
@@ -89,7 +89,7 @@ def make_run(path, overrides=(), base=SMALL):
                 ticket = learner.ticket({**provenance, **origin, "parent": parent, "chain": chain, "cycle": cycle})
                 TicketStore(store).put(ticket, chain, cycle)
                 judged.append((merger.merge(ticket, chain, cycle), ticket))
-        report = merger.judge(judged)
+        report = merger.evaluate(judged)
     store.write("superposed.arrow", merger.superposed.to_bytes())
     seconds = {"pretrain": 14.0, "explore": 20.0, "superpose": 3.0, "total": 40.0}
     result = assemble_result(config, report, seconds, [])

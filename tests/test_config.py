@@ -73,13 +73,13 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("train=5", "train must be a section"),
         (
             "cluster.threads_per_worker=8",
-            r"threads_per_worker must be at most cluster.cpus_per_worker \(1\); got 8. Ask",
+            r"threads_per_worker must be at most cluster.cpus_per_worker \(1\); got 8. Request",
         ),
         ("tickets.cycle_epochs=50", r"tickets.cycle_epochs must be at most train.epochs \* tickets.cycle_rate = 15"),
         ("tickets={lr_high: 0.2, cyclic_lr: false}", "tickets.lr_high has no effect with tickets.cyclic_lr=false"),
-        ("tickets={lr_low: 0.01, cyclic_lr: true}", r"lr_high must be at least lr_low \(0.01\); it is 0.005"),
+        ("tickets={lr_low: 0.01, cyclic_lr: true}", r"lr_high must be at least lr_low \(0.01\); got the default 0.005"),
         ("tickets.lr_high=0.0001", r"tickets.lr_high must be at least lr_low \(0.001\)"),
-        ("tickets.exploration_fraction=0", "tickets.explore=false leaves the exploration out"),
+        ("tickets.exploration_fraction=0", "To disable exploration, set tickets.explore=false"),
         ("tickets.explore=maybe", 'tickets.explore must be true or false; got "maybe"'),
         ("superposition.method=mean", "unknown superposition method 'mean'"),
         ("superposition.cima_factor=0.2", "superposition.cima_factor has no effect with method 'cia'"),
@@ -93,8 +93,8 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("model.name=no_such_module:build", "importing 'no_such_module' failed"),
         ("model.name=json:loadz", "it has no function 'loadz'; did you mean 'load'"),
         ("model.initialization=kaiming", "unknown model.initialization 'kaiming'"),
-        ("cluster.num_workers=0", "cluster.num_workers must be at least 1, or \\[least, most\\]; got 0"),
-        ("cluster.num_workers=13", "data.batch_size must be at least two examples for each of the 13 workers"),
+        ("cluster.num_workers=0", "cluster.num_workers must be at least 1, or \\[min, max\\]; got 0"),
+        ("cluster.num_workers=13", r"data.batch_size must be at least 26, two examples per rank \(13\)"),
         ("cluster.num_merge_shards=2", "cluster.num_merge_shards must be 1 unless superposition.prune_at is 'end'"),
         ("name=a/b", "name must be a plain folder name; got 'a/b'"),
         ("seed=-1", "seed must be at least 0; got -1"),
@@ -114,7 +114,7 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
             "method.distribution=prune_global",
             "model.initialization must not be 'sparse_fan_in' with method.distribution",
         ),
-        ("name.first=a", "name.first must be a setting; name has no parts"),
+        ("name.first=a", "name.first must be the key of a setting; name is not a section"),
         ("train.lr=[1", "the value of train.lr must be YAML"),
     ],
 )
@@ -130,7 +130,7 @@ def test_settings_that_contradict_each_other_are_refused():
         (["method.name=static", "tickets.explore=true"], "tickets.explore must be false with method 'static'"),
         (["method.name=gmp", "tickets.update_masks=true"], "tickets.update_masks has no effect with method 'gmp'"),
         (["method.name=dense", "method.density=0.1"], "method.density must be 1 with method 'dense'; got 0.1"),
-        (["method.name=gmp", "method.prune_end_epoch=136"], "must be at most 135, where pretraining ends"),
+        (["method.name=gmp", "method.prune_end_epoch=136"], "must be at most 135, the epochs of pretraining"),
         (["method.name=gmp", "method.prune_start_epoch=80"], r"must be before method.prune_end_epoch \(67\); got 80"),
         (["method.name=granet", "method.initial_density=0.05"], "must be at least method.density"),
         (["tickets.explore=false", "tickets.exploration_fraction=0.2"], "has no effect with tickets.explore=false"),
@@ -197,7 +197,7 @@ def test_later_overrides_win_and_numbers_are_read_as_people_write_them():
 
 def test_a_recipe_that_is_not_there_or_not_yaml_is_said(tmp_path):
     (tmp_path / "digits.yaml").write_text("a: [")
-    with pytest.raises(ValueError, match="there is no .*digitz.yaml.*did you mean 'digits.yaml'"):
+    with pytest.raises(ValueError, match="lists; got .*digitz.yaml.*did you mean 'digits.yaml'"):
         load_config(tmp_path / "digitz.yaml")
     with pytest.raises(ValueError, match="must be readable YAML"):
         load_config(tmp_path / "digits.yaml")
@@ -356,13 +356,13 @@ def test_a_resolved_recipe_has_no_base(tmp_path):
         ("base: 3", r"base in '.*own.yaml' must be the path or name of one recipe; got 3"),
         (
             "base: digit.yaml",
-            "base in '.*own.yaml' must be a recipe that is there; got 'digit.yaml'; did you mean 'digits.yaml'",
+            "base in '.*own.yaml' must be an existing recipe; got 'digit.yaml'; did you mean 'digits.yaml'",
         ),
-        ("base: own.yaml", "base in '.*own.yaml' must be a recipe that does not build on this one; got 'own.yaml'"),
-        ("base: ring.yaml", "base in '.*ring.yaml' must be a recipe that does not build on this one; got 'own.yaml'"),
+        ("base: own.yaml", "base in '.*own.yaml' must not form a cycle of bases; got 'own.yaml'"),
+        ("base: ring.yaml", "base in '.*ring.yaml' must not form a cycle of bases; got 'own.yaml'"),
         ("base: broken.yaml", "the recipe '.*broken.yaml' must be readable YAML"),
-        ("base: list.yaml", "the recipe '.*list.yaml' must hold sections such as 'model:'; got list"),
-        ("base: digits.yaml\nmodel: mlp", 'model must be a section with keys of its own; got "mlp"'),
+        ("base: list.yaml", "the recipe '.*list.yaml' must contain sections such as 'model:'; got list"),
+        ("base: digits.yaml\nmodel: mlp", 'model must be a section, a mapping of keys to values; got "mlp"'),
     ],
 )
 def test_a_base_that_cannot_be_is_one_sentence(digits_yaml, text, message):
@@ -382,7 +382,7 @@ def test_two_ways_to_the_same_base_are_no_cycle(digits_yaml):
 
 @pytest.mark.parametrize(("recipe", "overrides"), [({"base": "digits"}, []), (None, ["base=digits"])])
 def test_a_base_outside_a_file_is_refused(recipe, overrides):
-    with pytest.raises(ValueError, match="base must stand in the file of a recipe"):
+    with pytest.raises(ValueError, match="base must be set in a recipe file"):
         load_config(recipe, overrides)
 
 
@@ -427,10 +427,10 @@ def test_a_recipe_without_a_base_is_copied_as_it_stands(tmp_path):
 
 def test_a_copy_never_overwrites(tmp_path):
     (tmp_path / "mine.yaml").write_text("mine")
-    with pytest.raises(ValueError, match="the copy must be a new file; .*mine.yaml' is there already"):
+    with pytest.raises(ValueError, match="Cannot copy the recipe: the file .*mine.yaml' already exists"):
         copy_recipe("digits", tmp_path / "mine.yaml")
     assert (tmp_path / "mine.yaml").read_text() == "mine"
-    with pytest.raises(ValueError, match="the copy must be a file that can be written"):
+    with pytest.raises(ValueError, match="Cannot copy the recipe: .*No such file"):
         copy_recipe("digits", tmp_path / "none" / "mine.yaml")
 
 
@@ -491,7 +491,7 @@ def test_settings_that_together_do_nothing_are_refused(overrides, message):
         ("cluster.keep_head_free=true", "did you mean 'cluster.exclude_head_node'?"),
         ("superposition.scope=layer", "did you mean 'superposition.prune_scope'?"),
         ("superposition.prune=last", "did you mean superposition.prune_at=end?"),
-        ("method.sparsity=0.9", "did you mean method.density=0.1? Density is the share that is kept"),
+        ("method.sparsity=0.9", "did you mean method.density=0.1? Density is the fraction of active weights"),
         ("sparsity=0.95", "did you mean method.density=0.05?"),
         ("method.init_sparsity=0.5", "did you mean method.initial_density=0.5?"),
         ("method.sparsity=high", "did you mean method.density?"),
@@ -501,7 +501,7 @@ def test_settings_that_together_do_nothing_are_refused(overrides, message):
         ("epochs=3", "did you mean 'train.epochs'?"),
         ("batch_size=4", "did you mean 'data.batch_size'?"),
         ("train.batch_size=4", "did you mean 'data.batch_size'?"),
-        ("workers=2", "cluster.num_workers are the ranks of pretraining, data.reader_threads read data ahead"),
+        ("workers=2", "cluster.num_workers sets the ranks of pretraining; data.reader_threads sets"),
         ("gpus=1", "did you mean 'cluster.gpus_per_worker'?"),
         ("tickets.chain=2", "did you mean 'tickets.num_chains'?"),
     ],

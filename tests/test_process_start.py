@@ -26,7 +26,7 @@ def test_thresholds_that_a_user_has_set_are_left_alone():
 def test_an_ordinary_recipe_does_not_load_torchs_compiler():
     out = run(
         "import sys\nfrom suptickets_ray import load_config\n"
-        "from suptickets_ray.training.determinism import set_arithmetic\n"
-        "set_arithmetic(load_config())\nprint('torch._dynamo' in sys.modules)"
+        "from suptickets_ray.training.determinism import set_determinism\n"
+        "set_determinism(load_config())\nprint('torch._dynamo' in sys.modules)"
     )
     assert out[0] == "False"

@@ -31,12 +31,12 @@ from suptickets_ray.distributed.cluster.event_queue import monitoring, show_even
 from suptickets_ray.distributed.pipeline import exploration
 from suptickets_ray.distributed.pipeline.context import worker_settings
 from suptickets_ray.distributed.pipeline.exploration import Exploration
-from suptickets_ray.distributed.pipeline.explorer import chain_state_path
 from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClient
 from suptickets_ray.recipes.load import to_yaml
 from suptickets_ray.sparse import Sparsifier
-from suptickets_ray.tickets.accumulator import shares, start
+from suptickets_ray.tickets.accumulator import split_into_shards, start
 from suptickets_ray.tickets.averaging import Rule, finish, merge
+from suptickets_ray.tickets.run_folder import chain_state_path
 from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.tickets.store import RunStore, TicketStore
 from suptickets_ray.training.data import load_source
@@ -191,19 +191,19 @@ def one_merge(console: Console) -> None:
         tickets.append(Ticket(model.state_dict(), sparsifier.masks, {}).to_arrow())
     sizes = {name: tensor.numel() for name, tensor in Ticket.from_arrow(tickets[0]).state_dict().items()}
     for count in (4, 8, 16):
-        largest = max(shares(sizes, count), key=lambda names: sum(sizes[name] for name in names))
+        largest = max(split_into_shards(sizes, count), key=lambda names: sum(sizes[name] for name in names))
         apart = merge_when_dense(tickets, Rule("cia", 0.05, prune_at="end"), set(largest))
-        console.print(f"the largest of {count} shares of it (num_merge_shards, 1 thread): {1000 * apart:.0f} ms then")
+        console.print(f"the largest of {count} shards of it (num_merge_shards, 1 thread): {1000 * apart:.0f} ms then")
     for prune in ("end", "every_ticket"):
         rule, merged, seconds = Rule("cia", 0.05, prune_at=prune), start(Ticket.from_arrow(tickets[0])), []
         for table in tickets[1:]:
             began = time.perf_counter()
             merged = merge(merged, Ticket.from_arrow(table), rule)
-            if prune == "each":
+            if prune == "every_ticket":
                 finish(merged, rule, {})
             seconds.append(time.perf_counter() - began)
         took = f"{1000 * statistics.median(seconds):.0f} ms"
-        if prune == "last":
+        if prune == "end":
             took += (
                 f", {1000 * merge_when_dense(tickets, rule):.0f} ms once 60 tickets have touched nearly every weight"
             )

@@ -142,7 +142,7 @@ def measure(density: float, repeats: int) -> tuple[list[dict[str, float]], dict[
     )
     size = sum(weight.numel() for weight in unpruned.values())
     bytes_per_weight = {
-        "masks": sum(connections.num_bytes for connections in sparsifier.connections.values()) / size,
+        "masks": sum(layer_mask.num_bytes for layer_mask in sparsifier.layer_masks.values()) / size,
         "naive masks": 4.0,
     }
     return [*pairs, exchanging, pruning], bytes_per_weight

@@ -23,7 +23,7 @@ from suptickets_ray.superposition.merger import Merger
 from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.training.cycle import run_cycle
 from suptickets_ray.training.data import Splits, load_data
-from suptickets_ray.training.determinism import arithmetic_of
+from suptickets_ray.training.determinism import worker_determinism
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
     Learner,
@@ -189,7 +189,7 @@ class _Work:
         self._states: dict[tuple[bool, int], bytes] = {}
         self._seconds: dict[tuple[bool, int, int], float] = {}
         began = time.perf_counter()
-        with arithmetic_of(config):
+        with worker_determinism(config):
             learner = trained(config, splits, schedule_epochs=schedule_epochs)
         self._state = learner.to_bytes(epoch=budget_of(config).pretrain_epochs)
         self._pretrained = learner.ticket({})
@@ -197,7 +197,7 @@ class _Work:
 
     def put_in(self, other: Config) -> None:
         """Puts another pretraining in the place of every ticket of the first chain."""
-        with arithmetic_of(other):
+        with worker_determinism(other):
             stranger = trained(other, self._splits).ticket({})
         for cycle in range(budget_of(self._config).cycles):
             self._tickets[False, 0, cycle] = stranger
@@ -213,7 +213,7 @@ class _Work:
             config = load_config(recipe, [*overrides, *own, f"train.lr_schedule={schedule}"])
             assert budget_of(config).pretrain_epochs == total
             began, best = time.perf_counter(), _Best()
-            with arithmetic_of(config):
+            with worker_determinism(config):
                 learner = trained(config, self._splits, best.look(self._splits))
                 ends = self._scores(learner)
             found.append((ends, best.scores, learner.ticket({}).digest, time.perf_counter() - began))
@@ -228,10 +228,10 @@ class _Work:
         order = list(canonical_order(chains, budget_of(config).cycles))
         tickets = [self._ticket(variant.shared_mask, *key) for key in order]
         began = time.perf_counter()
-        with arithmetic_of(config):
+        with worker_determinism(config):
             merger = Merger(config, self._splits, self._pretrained, CPU)
             for ticket, key in zip(tickets, order, strict=True):
-                merger.merge(ticket, *key, look=False)
+                merger.merge(ticket, *key, validate=False)
             merged = merger.superposed
             scores = {split: merger.score(merged, split)["accuracy"] for split in ("validation", "test")}
         spent = time.perf_counter() - began + self._pretrain_seconds
@@ -249,7 +249,7 @@ class _Work:
         """The pretrained network, and the mean over all tickets."""
         config = self._config
         order = list(canonical_order(chains, budget_of(config).cycles))
-        with arithmetic_of(config):
+        with worker_determinism(config):
             judge = Merger(config, self._splits, self._pretrained, CPU)
             scores = [
                 [judge.score(ticket, split)["accuracy"] for split in ("validation", "test")]
@@ -278,7 +278,7 @@ class _Work:
                 self._ticket(shared_mask, chain, cycle - 1)
             config = _without_exploration(self._config) if shared_mask else self._config
             began = time.perf_counter()
-            with arithmetic_of(config):
+            with worker_determinism(config):
                 learner = build_learner(config, self._splits, CPU, restores=True)
                 learner.load_bytes(self._states.get((shared_mask, chain), self._state))
                 run_cycle(learner, config, self._splits, chain, cycle)

@@ -1,1 +1,1 @@
-"""Work on stored tickets without Ray: evaluate, export, superpose again."""
+"""Works on stored tickets without Ray: evaluate, export, superpose again."""

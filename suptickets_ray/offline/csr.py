@@ -1,4 +1,4 @@
-"""A ticket as compressed sparse rows (torch's CSR tensors): written, and read back into a network."""
+"""Writes a ticket as compressed sparse rows (torch's CSR tensors), and loads it into a network."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 from torch.nn import Linear, Module, Parameter
 
-from suptickets_ray.tickets.arrow import SparseTensor
+from suptickets_ray.tickets.masked_values import MaskedValues
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.checkpoint import restore
 
 
 def to_csr_file(ticket: Ticket, metadata: Mapping[str, str]) -> bytes:
-    """Returns a file for `torch.load(..., weights_only=True)`: a dict of csr, shapes, dense and metadata.
+    """Returns a file for `torch.load(..., weights_only=True)`: a dict with csr, shapes, dense and metadata.
 
-    csr holds each masked weight as a CSR tensor (out, the rest flattened), so (out, in * kh * kw) of a convolution;
-    shapes the weight's own shape; dense all other tensors.
+    csr contains each masked weight as a CSR tensor (out, all other dimensions flattened), e.g. (out, in * kh * kw) for
+    a convolution. shapes contains the original shapes of these weights, and dense all other tensors.
     """
     content: dict[str, Any] = {"csr": {}, "shapes": {}, "dense": {}, "metadata": dict(metadata)}
-    with _beta_accepted():
+    with _beta_warnings_ignored():
         for name, part in ticket.parts.items():
-            if isinstance(part, SparseTensor):
+            if isinstance(part, MaskedValues):
                 content["csr"][name] = as_csr(part)
                 content["shapes"][name] = list(part.shape)
             else:
@@ -39,51 +39,52 @@ def to_csr_file(ticket: Ticket, metadata: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def as_csr(part: SparseTensor) -> Tensor:
-    """Returns a masked tensor (out, ...) as a CSR tensor (out, the rest flattened), its active entries alone."""
+def as_csr(part: MaskedValues) -> Tensor:
+    """Returns the active entries of a masked tensor (out, ...) as a CSR tensor (out, other dimensions flattened)."""
     num_rows = part.shape[0]
     num_columns = max(math.prod(part.shape[1:]), 1)
     counts = torch.bincount(part.positions // num_columns, minlength=num_rows)
     first = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-    with _beta_accepted():
+    with _beta_warnings_ignored():
         return torch.sparse_csr_tensor(
             first, part.positions % num_columns, part.values, (num_rows, num_columns), check_invariants=True
         )
 
 
 def read_csr(path: str | Path) -> dict[str, Tensor]:
-    """Returns all tensors of a CSR export dense and in their own shapes, for `Module.load_state_dict`.
+    """Returns all tensors of a CSR export as dense tensors in their original shapes, for `Module.load_state_dict`.
 
     Raises:
-        ValueError: If the file is no CSR export.
+        ValueError: If the file is not a CSR export.
     """
     return _dense(_read(path))
 
 
 def load_csr(path: str | Path, model: Module) -> Module:
-    """Loads a CSR export into a network, whose masked linear layers from now on multiply CSR weights.
+    """Loads a CSR export into a network. Its masked linear layers then compute with CSR weights.
 
-    They compute with the active weights alone, and are not trained further. Convolutions and all else have dense
-    tensors, which torch needs there.
+    These layers use only the active weights, and cannot be trained further. All other layers, such as convolutions,
+    keep dense tensors, because torch requires them.
 
     Args:
         path: A local file that `suptickets export --format csr` wrote.
-        model: A network of the ticket's tensors; it is changed.
+        model: A network with the ticket's tensors. It is modified.
 
     Returns:
-        The same network, ready for inference.
+        The same network in evaluation mode.
 
     Raises:
-        ValueError: If the file is no CSR export, or not of this network.
+        ValueError: If the file is not a CSR export, or if it is an export of another network.
     """
     content = _read(path)
     try:
         restore(model, _dense(content))
     except RuntimeError as error:
-        raise ValueError(f"{path} must be an export of this network; {' '.join(str(error).split())}") from error
-    with _beta_accepted():
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"Cannot load {path} into this network: {reason}. Build the network of its recipe.") from error
+    with _beta_warnings_ignored():
         for name, module in model.named_modules():
-            # Exactly Linear: who derives from it may use its weight in other ways.
+            # Exactly Linear: a subclass may use its weight in other ways.
             if type(module) is Linear and (key := f"{name}.weight" if name else "weight") in content["csr"]:
                 weight = content["csr"][key].to(module.weight.device)
                 module.weight = Parameter(weight, requires_grad=False)
@@ -92,7 +93,7 @@ def load_csr(path: str | Path, model: Module) -> Module:
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        with _beta_accepted():
+        with _beta_warnings_ignored():
             content = torch.load(path, weights_only=True)
         return {part: dict(content[part]) for part in ("csr", "shapes", "dense", "metadata")}
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
@@ -102,14 +103,14 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _dense(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    with _beta_accepted():
+    with _beta_warnings_ignored():
         sparse = {name: csr.to_dense().view(content["shapes"][name]) for name, csr in content["csr"].items()}
     return {**content["dense"], **sparse}
 
 
 @contextmanager
-def _beta_accepted() -> Iterator[None]:
-    """Torch warns that its CSR tensors are in beta state, and that it looks at them when it loads them."""
+def _beta_warnings_ignored() -> Iterator[None]:
+    """Ignores torch's warnings that CSR tensors are in beta state, and that loading them checks their invariants."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
         warnings.filterwarnings("ignore", message="Validating sparse tensor invariants")

@@ -1,4 +1,4 @@
-"""What a stored ticket is worth on a split: accuracy, loss, calibration, and every class for itself."""
+"""Evaluates a stored ticket on a split: accuracy, loss, calibration, and the accuracy of each class."""
 
 from __future__ import annotations
 
@@ -14,67 +14,67 @@ from torch import Tensor
 
 from suptickets_ray.lookup import choose
 from suptickets_ray.offline.stored_ticket import build_network, device_of, read_ticket, recipe_of, splits_of
-from suptickets_ray.training.determinism import arithmetic_of
+from suptickets_ray.training.determinism import worker_determinism
 from suptickets_ray.training.evaluation import predict, score
 
 SPLITS: dict[str, str] = {
-    "train": "the training examples, not augmented, with the labels that were trained on",
-    "validation": "what every choice of a run is made on",
-    "test": "what no choice has seen",
+    "train": "the training examples without augmentation, with the labels used in training",
+    "validation": "the examples on which a run makes all its choices",
+    "test": "the examples that no choice depends on",
 }
 NUM_BINS = 15
-"""Bins of the calibration error: the number of Guo et al."""
+"""Bins of the calibration error, as in Guo et al., 1706.04599."""
 _TOP = 5
-_LISTED_CLASSES, _WORST_CLASSES = 20, 10
-"""Up to so many classes are all shown in a terminal; of more, so many."""
+_MAX_LISTED_CLASSES, _NUM_WORST_CLASSES = 20, 10
+"""A terminal shows all classes up to the first number; beyond that, it shows the worst ones, the second number."""
 
 
 def evaluate_stored(
     path: str, split: str = "test", recipe: str | None = None, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Returns what a ticket is worth on a split of its recipe's data, computed as the run computed it.
+    """Returns the scores of a ticket on a split of its recipe's data, computed as in the run.
 
     Args:
-        path: The ticket's file, local or on any file system that pyarrow.fs knows.
-        split: A row of `SPLITS`.
-        recipe: A recipe's file or name; that of the run in whose folder the ticket lies when left out.
+        path: The ticket's file, local or on any file system that pyarrow.fs supports.
+        split: A key of `SPLITS`.
+        recipe: File or name of a recipe. None is the recipe of the run whose folder contains the ticket.
         overrides: Settings of the data, e.g. "data.root=/data".
 
     Returns:
-        ticket (its path), digest, density, provenance, split, and what `assess` gives. All are JSON values.
+        ticket (its path), digest, density, provenance, split, and the scores of `evaluate_logits`. All are JSON values.
 
     Raises:
-        ValueError: If there is no such ticket, split or recipe, or they do not fit together.
+        ValueError: If the ticket, split or recipe does not exist, or if the recipe does not match the ticket.
     """
     choose(SPLITS, split, "split")
     stored = read_ticket(path)
     config = recipe_of(path, recipe, overrides)
     splits = splits_of(path, config)
-    with arithmetic_of(config):
+    with worker_determinism(config):
         model = build_network(config, splits, stored.ticket).to(device_of(config))
         examples = getattr(splits, split)
-        assessed = assess(predict(model, examples), examples.all_labels())
+        scores = evaluate_logits(predict(model, examples), examples.all_labels())
     return {
         "ticket": stored.path,
         "digest": stored.ticket.digest,
         "density": stored.ticket.density,
         "provenance": stored.ticket.provenance,
         "split": split,
-        **assessed,
+        **scores,
     }
 
 
-def assess(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Returns every score of logits (n, num_classes) against labels (n,), as JSON values; None for what is no number.
+def evaluate_logits(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Returns all scores of logits (n, num_classes) against labels (n,), as JSON values. NaN and infinity become None.
 
     Returns:
-        num_examples, num_classes, accuracy and top5_accuracy (fractions; the latter where there are more than 5
-        classes), loss (mean cross-entropy, nats), calibration_error and calibration_bins (see `calibrate`), and classes
-        (see `assess_classes`).
+        num_examples, num_classes, accuracy and top5_accuracy (fractions; the latter with more than 5 classes only),
+        loss (mean cross-entropy, nats), calibration_error and calibration_bins (see `calibration`), and classes (see
+        `evaluate_classes`).
     """
     num_classes = logits.shape[1]
     scores = score(logits, labels)
-    assessed: dict[str, Any] = {
+    evaluated: dict[str, Any] = {
         "num_examples": len(labels),
         "num_classes": num_classes,
         "accuracy": scores["accuracy"],
@@ -82,28 +82,28 @@ def assess(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     }
     if num_classes > _TOP:
         hits = logits.topk(_TOP, 1).indices.eq(labels[:, None]).any(1)
-        assessed["top5_accuracy"] = float(hits.double().mean())
-    error, bins = calibrate(logits, labels)
-    assessed |= {"calibration_error": error, "calibration_bins": bins}
-    return assessed | {"classes": assess_classes(logits.argmax(1), labels, num_classes)}
+        evaluated["top5_accuracy"] = float(hits.double().mean())
+    error, bins = calibration(logits, labels)
+    evaluated |= {"calibration_error": error, "calibration_bins": bins}
+    return evaluated | {"classes": evaluate_classes(logits.argmax(1), labels, num_classes)}
 
 
-def calibrate(
+def calibration(
     logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS
 ) -> tuple[float | None, list[dict[str, float | int | None]]]:
     """Returns the expected calibration error of logits (n, num_classes) against labels (n,), and its bins.
 
-    Predictions are binned by their confidence, the greatest probability; the error is the mean of |accuracy - mean
-    confidence| over the bins, each weighted by its share of the examples.
+    Predictions are binned by their confidence, the highest probability. The error is the mean of |accuracy - mean
+    confidence| over the bins, each weighted by its fraction of the examples.
 
     Args:
-        logits: What the network gave.
-        labels: The true classes.
-        num_bins: Number of bins of equal width, each without its lower end.
+        logits: The network's logits (n, num_classes).
+        labels: The true classes (n,).
+        num_bins: Number of bins of equal width. A bin excludes its lower end.
 
     Returns:
-        The error, a fraction, None for logits that are no numbers; for each bin low, high, num_examples, accuracy and
-        confidence, the latter two None where the bin is empty.
+        The error, a fraction, or None if logits are not finite. For each bin low, high, num_examples, accuracy and
+        confidence; the last two are None for an empty bin.
 
     Source: Guo et al., 1706.04599, section 2, equation 3.
     """
@@ -124,11 +124,11 @@ def calibrate(
         }
         for index, count in enumerate(counts)
     ]
-    gaps = (abs(right - sure) for right, sure in zip(total_correct, total_confidence, strict=True))
+    gaps = (abs(hits - confidences) for hits, confidences in zip(total_correct, total_confidence, strict=True))
     return _finite(sum(gaps) / len(labels)), bins
 
 
-def assess_classes(predicted: Tensor, labels: Tensor, num_classes: int) -> list[dict[str, Any]]:
+def evaluate_classes(predicted: Tensor, labels: Tensor, num_classes: int) -> list[dict[str, Any]]:
     """Returns class, num_examples, accuracy and precision of every class, in order.
 
     Args:
@@ -137,40 +137,41 @@ def assess_classes(predicted: Tensor, labels: Tensor, num_classes: int) -> list[
         num_classes: Number of classes.
 
     Returns:
-        For each class its number, how many examples it has, the share of them that was recognized (accuracy, also
-        called recall), and the share of what was taken for it that belongs to it (precision); None where there is none.
+        For each class its number, its number of examples, the fraction of them that is predicted correctly (accuracy,
+        also called recall), and the fraction of its predictions that is correct (precision). A fraction of none is
+        None.
     """
     examples = torch.bincount(labels, minlength=num_classes).tolist()
-    taken = torch.bincount(predicted, minlength=num_classes).tolist()
+    predictions = torch.bincount(predicted, minlength=num_classes).tolist()
     correct = torch.bincount(labels[predicted.eq(labels)], minlength=num_classes).tolist()
     return [
         {
             "class": number,
             "num_examples": examples[number],
             "accuracy": correct[number] / examples[number] if examples[number] else None,
-            "precision": correct[number] / taken[number] if taken[number] else None,
+            "precision": correct[number] / predictions[number] if predictions[number] else None,
         }
         for number in range(num_classes)
     ]
 
 
 def evaluation_tables(report: dict[str, Any]) -> Group:
-    """Returns what `evaluate_stored` gave for a terminal: the scores, and the classes, of many the worst ones."""
+    """Returns the result of `evaluate_stored` as tables for a terminal: scores, and all or the worst classes."""
     scores = Table(title=f"{report['num_examples']:,} {report['split']} examples")
     scores.add_column("score")
     scores.add_column("value", justify="right")
     scores.add_row("accuracy", _percent(report["accuracy"]), style="bold")
     if "top5_accuracy" in report:
         scores.add_row(f"top-{_TOP} accuracy", _percent(report["top5_accuracy"]))
-    scores.add_row("loss (nats)", "no number" if report["loss"] is None else f"{report['loss']:.4f}")
+    scores.add_row("loss (nats)", "not finite" if report["loss"] is None else f"{report['loss']:.4f}")
     scores.add_row(f"calibration error ({NUM_BINS} bins)", _percent(report["calibration_error"]))
     scores.add_row("density", f"{report['density']:.4f}")
 
     rows, title = report["classes"], "classes"
-    if len(rows) > _LISTED_CLASSES:
-        title = f"the {_WORST_CLASSES} worst of {len(rows)} classes; --json has all"
-        seen = [row for row in rows if row["accuracy"] is not None]
-        rows = sorted(seen, key=lambda row: float(row["accuracy"]))[:_WORST_CLASSES]
+    if len(rows) > _MAX_LISTED_CLASSES:
+        title = f"the {_NUM_WORST_CLASSES} worst of {len(rows)} classes; --json prints all"
+        with_examples = [row for row in rows if row["accuracy"] is not None]
+        rows = sorted(with_examples, key=lambda row: float(row["accuracy"]))[:_NUM_WORST_CLASSES]
     classes = Table(title=title)
     for column in ("class", "examples", "accuracy", "precision"):
         classes.add_column(column, justify="right")
@@ -181,7 +182,7 @@ def evaluation_tables(report: dict[str, Any]) -> Group:
 
 
 def evaluation_json(report: dict[str, Any]) -> str:
-    """Returns what `evaluate_stored` gave as JSON, for other programs."""
+    """Returns the result of `evaluate_stored` as JSON, for other programs."""
     return json.dumps(report, indent=2, allow_nan=False)
 
 
@@ -189,5 +190,5 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.2%}"
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{fraction:.2%}"

@@ -1,4 +1,4 @@
-"""A network as an ONNX file that onnxruntime has run."""
+"""Exports a network as an ONNX file, and checks it with onnxruntime."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor
 from torch.nn import Module
 
 TOLERANCE = 1e-5
-"""Greatest difference of logits between torch and onnxruntime, as a share of the greatest logit, or of 1."""
+"""Maximum difference of logits between torch and onnxruntime, relative to the largest logit or to 1."""
 
 
 @torch.no_grad()
 def to_onnx_file(model: Module, inputs: Tensor, metadata: Mapping[str, str]) -> bytes:
-    """Returns the network as ONNX, of any batch size: `input` (batch, ...) to `logits` (batch, num_classes).
+    """Returns the network as ONNX for any batch size: `input` (batch, ...) to `logits` (batch, num_classes).
 
     Args:
-        model: The network, on the CPU, ready for inference.
-        inputs: Some examples (n, ...), on which onnxruntime is compared with torch, also one by one.
-        metadata: What the file says of itself.
+        model: The network, on the CPU, in evaluation mode.
+        inputs: Examples (n, ...) on which onnxruntime and torch are compared, in batches of 2n and 1.
+        metadata: Metadata of the file.
 
     Raises:
         ValueError: If torch.onnx cannot export the network.
-        RuntimeError: If onnxruntime gives other logits than torch.
+        RuntimeError: If onnxruntime computes other logits than torch.
     """
-    # torch takes a batch of one for a fixed size.
+    # Doubled, because torch.export treats a batch of one as a fixed size.
     batch = torch.cat([inputs, inputs])
     try:
         program = torch.onnx.export(
@@ -37,15 +37,15 @@ def to_onnx_file(model: Module, inputs: Tensor, metadata: Mapping[str, str]) -> 
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
-    except Exception as error:  # whatever torch stumbles over in a network of the user's own
-        # The first line of what it stumbled over; its own sentences are about the exporter.
+    except Exception as error:  # torch may fail with any exception on a user-defined network
+        # The first line of the cause: the exporter's own message describes the exporter, not the network.
         reason = str(error.__cause__ or error).strip().partition("\n")[0].rstrip(".")
-        raise _refusal(reason or type(error).__name__) from error
+        raise _export_error(reason or type(error).__name__) from error
     assert program is not None
-    # Where batches of another size do not go through, torch quietly exports the one that it was shown.
+    # If the network takes only one batch size, torch exports this size without a warning.
     shape = program.model.graph.inputs[0].shape
     if shape is not None and isinstance(size := shape[0], int):
-        raise _refusal(f"batches of {size} alone")
+        raise _export_error(f"it takes only batches of {size}")
     program.model.metadata_props.update(metadata)
     content: bytes = program.model_proto.SerializeToString()
     check_logits(content, model, [batch, inputs[:1]])
@@ -54,7 +54,7 @@ def to_onnx_file(model: Module, inputs: Tensor, metadata: Mapping[str, str]) -> 
 
 @torch.no_grad()
 def check_logits(content: bytes, model: Module, batches: list[Tensor]) -> None:
-    """Raises RuntimeError unless onnxruntime gives the network's logits for every batch, to `TOLERANCE`."""
+    """Raises RuntimeError unless onnxruntime computes the network's logits for every batch, up to `TOLERANCE`."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -64,13 +64,10 @@ def check_logits(content: bytes, model: Module, batches: list[Tensor]) -> None:
         difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
         if not difference <= TOLERANCE:
             raise RuntimeError(
-                f"the ONNX network must give the ticket's logits to {TOLERANCE:g}; they differ by {difference:.2g}. "
-                "Nothing was written."
+                f"Cannot export to ONNX: onnxruntime's logits differ from torch's by {difference:.2g}, more than "
+                f"{TOLERANCE:g}. Choose another --format."
             )
 
 
-def _refusal(reason: str) -> ValueError:
-    return ValueError(
-        f"the network must be one that torch.onnx can export, for batches of any size; got: {reason}. "
-        "Choose another --format."
-    )
+def _export_error(reason: str) -> ValueError:
+    return ValueError(f"Cannot export the network to ONNX for any batch size: {reason}. Choose another --format.")

@@ -1,4 +1,4 @@
-"""Merging the stored tickets of finished runs anew, under other rules, without training anything."""
+"""Superposes the stored tickets of finished runs again with other rules, without training."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from suptickets_ray.recipes.load import config_digest, from_yaml, load_config, t
 from suptickets_ray.search.keys import exploration_key, pretraining_key
 from suptickets_ray.superposition.assessment import summarize_tickets
 from suptickets_ray.superposition.merger import Merger
+from suptickets_ray.tickets.run_folder import CONFIG_FILE, PRETRAINED_FILE
 from suptickets_ray.tickets.schedule import canonical_order
-from suptickets_ray.tickets.store import PRETRAINED_FILE, Origin, RunStore, TicketStore
+from suptickets_ray.tickets.store import Origin, RunStore, TicketStore
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.checkpoint import read_progress, read_ticket, state_digest
 from suptickets_ray.training.data import Splits, load_source, make_splits
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
-from suptickets_ray.training.determinism import arithmetic_of
+from suptickets_ray.training.determinism import worker_determinism
 from suptickets_ray.training.loop import budget_of
 
 SWEPT_FACTORS = (0.1, 0.2, 0.5, 0.8, 0.9)
@@ -31,7 +32,7 @@ SWEPT_FACTORS = (0.1, 0.2, 0.5, 0.8, 0.9)
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What a run left: its recipe, the pretrained network, and tickets."""
+    """A stored run: its recipe, pretrained network and tickets."""
 
     path: str
     config: Config
@@ -40,7 +41,7 @@ class StoredRun:
     data: str
     """The data's fingerprint."""
     keys: list[tuple[int, int]]
-    """(chain, cycle) of every ticket that is there, in canonical order."""
+    """(chain, cycle) of every stored ticket, in canonical order."""
 
     def ticket(self, chain: int, cycle: int) -> Ticket:
         """Reads a ticket. Raises ValueError if its file is damaged."""
@@ -55,21 +56,22 @@ def _read_ticket(path: str, chain: int, cycle: int) -> Ticket:
 
 
 def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
-    """Reads a run's recipe and pretraining, and finds its tickets.
+    """Reads a run's recipe and pretrained network, and lists its tickets.
 
     Args:
-        path: The run's folder, local or any that pyarrow.fs knows.
+        path: The run's folder, local or on any file system that pyarrow.fs supports.
         overrides: Settings of `superposition`, as "method=cima" or "superposition.method=cima", and data.root.
 
     Raises:
-        ValueError: If there is no run, it has no ticket yet, a setting is wrong, or the data are not the run's.
+        ValueError: If the folder is not a run's, it has no ticket yet, a setting is wrong, or the data differ from the
+            run's data.
     """
     path = path if "://" in path else str(Path(path).expanduser().absolute())
     store = RunStore(path)
-    for name in ("config.yaml", PRETRAINED_FILE):
+    for name in (CONFIG_FILE, PRETRAINED_FILE):
         if not store.exists(name):
-            raise ValueError(f"{path} must be the folder of a run whose pretraining is finished; it has no {name}.")
-    config = superposition_recipe(from_yaml(store.read("config.yaml").decode()), overrides)
+            raise ValueError(f"{path} must be the folder of a run with finished pretraining; it has no {name}.")
+    config = superposition_recipe(from_yaml(store.read(CONFIG_FILE).decode()), overrides)
     loaded = load_source(config.data)
     splits, data = make_splits(loaded, config.data), fingerprint(loaded)
     check_data(store, data)
@@ -80,107 +82,109 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
     except ValueError as error:
         raise ValueError(f"{path}/{PRETRAINED_FILE}: {error}") from error
     if progress.get("recipe") != int(pretraining_key(config), 16):
-        raise ValueError(f"{path}/{PRETRAINED_FILE} must be that of the run in its folder. Start the run again.")
+        raise ValueError(f"{path}/{PRETRAINED_FILE} must match the folder's config.yaml. Start the run again.")
     tickets = TicketStore(store)
-    stored, own = set(tickets.list()), tickets.own(Origin(exploration_key(config), state_digest(content)))
+    stored, valid = set(tickets.list()), tickets.own(Origin(exploration_key(config), state_digest(content)))
     keys = [key for key in canonical_order(config.tickets.num_chains, budget_of(config).cycles) if key in stored]
     if not keys:
-        raise ValueError(f"{path} must hold tickets; it has none yet. Start the run again; it goes on.")
+        raise ValueError(f"{path} must contain tickets; it has none yet. Start the run again to resume it.")
     for key in keys:
-        if key not in own:
-            _read_ticket(path, *key)  # says what is damaged
+        if key not in valid:
+            _read_ticket(path, *key)  # raises if the file is damaged
             raise ValueError(
-                f"{path}/{tickets.path(*key)} must be a ticket of the run in its folder, made from the one before it. "
-                "Start the run again; it makes it."
+                f"{path}/{tickets.path(*key)} must be a ticket of the folder's run, trained from its predecessor in "
+                "the chain. Start the run again to retrain it."
             )
     return StoredRun(path, config, pretrained, splits, data, keys)
 
 
 def superposition_recipe(config: Config, overrides: Sequence[str]) -> Config:
-    """Returns a run's recipe under another superposition.
+    """Returns a run's recipe with other settings of superposition.
 
-    All is merged in this process; the run's `cluster.num_merge_shards` would refuse gates and pruning at every ticket.
+    It sets `cluster.num_merge_shards` to 1, because this process merges all tickets, and more shards would refuse a
+    gate and pruning at every ticket.
 
     Args:
-        config: The run's own.
+        config: The run's recipe.
         overrides: Settings of `superposition`, as "method=cima" or "superposition.method=cima", and data.root.
 
     Raises:
-        ValueError: If a setting is wrong, or another one.
+        ValueError: If a setting is wrong, or belongs to another section.
     """
-    alone = replace(config, cluster=replace(config.cluster, num_merge_shards=1))
-    return load_config(to_dict(alone), [_of_superposition(text) for text in overrides])
+    unsharded = replace(config, cluster=replace(config.cluster, num_merge_shards=1))
+    return load_config(to_dict(unsharded), [_superposition_override(text) for text in overrides])
 
 
 def open_runs(paths: Sequence[str], overrides: Sequence[str] = ()) -> list[StoredRun]:
-    """Reads runs of one model on one data set; the rule is the first one's, under the overrides.
+    """Reads runs of one model on one data set. The rule is the first run's, with the overrides.
 
     Raises:
-        ValueError: As `open_run`, and if a run is named twice, or the runs differ in model, examples, masked layers or
-            density.
+        ValueError: As `open_run`, and if a run is given twice, or if the runs differ in model, examples, masked layers
+            or density.
     """
     for text in overrides:
-        _of_superposition(text)  # refuses what is none, before anything is read
-    of_all = [text for text in overrides if text.startswith("data.")]
-    runs = [open_run(path, of_all if index else overrides) for index, path in enumerate(paths)]
+        _superposition_override(text)  # refuses invalid overrides before any file is read
+    data_overrides = [text for text in overrides if text.startswith("data.")]
+    runs = [open_run(path, data_overrides if index else overrides) for index, path in enumerate(paths)]
     for index, run in enumerate(runs):
         if run.path in {other.path for other in runs[:index]}:
-            raise ValueError(f"each run must be named once; {run.path} is named twice. Leave one out.")
-        own, first = _what_must_agree(run), _what_must_agree(runs[0])
-        if differing := [what for what in own if own[what] != first[what]]:
+            raise ValueError(f"runs must be distinct; got {run.path} twice. Leave one out.")
+        properties, first = _shared_properties(run), _shared_properties(runs[0])
+        if differing := [name for name in properties if properties[name] != first[name]]:
             raise ValueError(
-                f"runs must agree to be superposed; {run.path} has another {differing[0]} than {runs[0].path}."
+                f"Cannot superpose the runs: {run.path} has another {differing[0]} than {runs[0].path}. Leave one out."
             )
     return runs
 
 
-def _what_must_agree(run: StoredRun) -> dict[str, Any]:
+def _shared_properties(run: StoredRun) -> dict[str, Any]:
+    """Returns the properties that all runs of one superposition must share, by name."""
     model, data = run.config.model, run.config.data
     return {
         "model": (model.name, model.options),
         "data set": (data.name, data.options, run.data),
-        # What validates one would otherwise have trained the other.
-        "cut of the data": (data.num_train_examples, data.label_noise, data.split_seed, data.validation_share),
+        # With other splits, the validation examples of one run are training examples of another.
+        "split of the data": (data.num_train_examples, data.label_noise, data.split_seed, data.validation_share),
         "set of masked layers": sorted(run.pretrained.masks),
         "density": run.pretrained.num_active,
     }
 
 
 def superpose_runs(runs: Sequence[StoredRun], config: Config | None = None) -> tuple[Merger, list[dict[str, Any]]]:
-    """Merges the tickets of all runs, run by run, onto the first one's pretrained network.
+    """Merges the tickets of all runs, run after run, with the first run's pretrained network.
 
     Args:
-        runs: What `open_runs` gave.
-        config: The first run's recipe with another superposition; its own when left out.
+        runs: Runs that `open_runs` returned.
+        config: The first run's recipe with another superposition. None is the first run's recipe.
 
     Returns:
-        The merge, and for each ticket in the order of merging what `Merger.merge` reports, and the ticket's `key`;
-        chains are counted on over the runs.
+        The merger, and for each ticket in the order of merging the report of `Merger.merge` with the ticket's `key`.
+        Chains are numbered consecutively over the runs.
     """
     first = runs[0]
-    with arithmetic_of(first.config):
+    with worker_determinism(first.config):
         merger = Merger(config or first.config, first.splits, first.pretrained, device_of(first.config))
         keys = _keys(runs)
-        if merger.takes_best_first:
+        if merger.merges_best_first:
             keys.sort(key=lambda key: -merger.score(key.ticket(), "validation")["accuracy"])
-        reports = [merger.merge(key.ticket(), key.chain, key.cycle, look=False) | {"key": key} for key in keys]
+        reports = [merger.merge(key.ticket(), key.chain, key.cycle, validate=False) | {"key": key} for key in keys]
     return merger, reports
 
 
-def judge_runs(runs: Sequence[StoredRun], merger: Merger, reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the scores of every network and the assessment of the result. Reads the test set."""
-    with arithmetic_of(runs[0].config):
-        report = merger.judge((merged, merged["key"].ticket()) for merged in reports)
+def evaluate_runs(runs: Sequence[StoredRun], merger: Merger, reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the scores of all networks and the assessment of the result. Reads the test set."""
+    with worker_determinism(runs[0].config):
+        report = merger.evaluate((merged, merged["key"].ticket()) for merged in reports)
     return {"name": " + ".join(run.config.name for run in runs), **report, **summarize_tickets(report)}
 
 
 def sweep(runs: Sequence[StoredRun]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Merges the tickets under CIA, CAA, CIMA with the paper's factors, and greedily.
+    """Merges the tickets with CIA, CAA, CIMA with the paper's factors, and greedy.
 
     Returns:
-        A row for each: method, cima_factor (None but for CIMA), accepted (how many tickets), validation_accuracy and
-        density; the one that is best on validation also has its test accuracy, as `accuracy`. And what `judge_runs`
-        says about that one.
+        A row for each rule: method, cima_factor (None except for CIMA), accepted (number of tickets),
+        validation_accuracy and density. The rule that is best on validation also has its test accuracy, as `accuracy`.
+        And the result of `evaluate_runs` for this rule.
     """
     rules: list[tuple[str, float | None]] = [("cia", None), ("caa", None), *(("cima", f) for f in SWEPT_FACTORS)]
     rules.append(("greedy", None))
@@ -190,7 +194,7 @@ def sweep(runs: Sequence[StoredRun]) -> tuple[list[dict[str, Any]], dict[str, An
         config = load_config(to_dict(runs[0].config), rule)
         merger, reports = superpose_runs(runs, config)
         configs.append(config)
-        with arithmetic_of(runs[0].config):
+        with worker_determinism(runs[0].config):
             validation = merger.score(merger.superposed, "validation")
         rows.append(
             {
@@ -202,14 +206,14 @@ def sweep(runs: Sequence[StoredRun]) -> tuple[list[dict[str, Any]], dict[str, An
             }
         )
     best = max(range(len(rows)), key=lambda index: rows[index]["validation_accuracy"])
-    judged = judge_runs(runs, *superpose_runs(runs, configs[best]))
-    rows[best]["accuracy"] = judged["superposed"]["accuracy"]
-    return rows, judged
+    result = evaluate_runs(runs, *superpose_runs(runs, configs[best]))
+    rows[best]["accuracy"] = result["superposed"]["accuracy"]
+    return rows, result
 
 
 def sweep_table(rows: Sequence[dict[str, Any]], num_tickets: int) -> Table:
-    """Returns the rows of `sweep` for a terminal; the one that is best on validation stands out."""
-    table = Table(title="superposition rules on the same tickets; test accuracy of the best on validation only")
+    """Returns the rows of `sweep` for a terminal. The row that is best on validation is bold."""
+    table = Table(title="superposition rules on the same tickets; test accuracy only for the best on validation")
     for column in ("method", "cima_factor"):
         table.add_column(column)
     for column in ("accepted", "validation", "density", "test"):
@@ -224,19 +228,19 @@ def sweep_table(rows: Sequence[dict[str, Any]], num_tickets: int) -> Table:
 
 @dataclass(frozen=True)
 class _Key:
-    """Where a ticket lies, and its chain counted on over the runs."""
+    """A ticket of one of several runs. `chain` is numbered consecutively over the runs."""
 
     run: StoredRun
     first_chain: int
-    own_chain: int
+    chain_in_run: int
     cycle: int
 
     @property
     def chain(self) -> int:
-        return self.first_chain + self.own_chain
+        return self.first_chain + self.chain_in_run
 
     def ticket(self) -> Ticket:
-        return self.run.ticket(self.own_chain, self.cycle)
+        return self.run.ticket(self.chain_in_run, self.cycle)
 
 
 def _keys(runs: Sequence[StoredRun]) -> list[_Key]:
@@ -248,12 +252,13 @@ def _keys(runs: Sequence[StoredRun]) -> list[_Key]:
     return keys
 
 
-def _of_superposition(override: str) -> str:
+def _superposition_override(override: str) -> str:
+    """Returns an override with its section. Raises ValueError unless it sets superposition or data.root."""
     key = override.partition("=")[0]
     if "." in key and key != "data.root" and not key.startswith("superposition."):
         raise ValueError(
-            f"an override must be a setting of superposition, since nothing is trained here, or data.root; got {key!r}."
+            f"an override must be a setting of superposition or data.root, as nothing is trained here; got {key!r}."
         )
-    if "." not in key and key not in (own := [field.name for field in fields(SuperpositionConfig)]):
-        raise ValueError(f"unknown key 'superposition.{key}'{suggestion(key, own)}")
+    if "." not in key and key not in (known := [field.name for field in fields(SuperpositionConfig)]):
+        raise ValueError(f"unknown key 'superposition.{key}'{suggestion(key, known)}")
     return override if "." in key else f"superposition.{override}"

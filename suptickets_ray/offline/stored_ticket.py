@@ -1,4 +1,4 @@
-"""One ticket by the path of its file, the recipe of the run that it lies in, and the network of both."""
+"""Reads a stored ticket by its path, finds the recipe of its run, and builds the network."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from suptickets_ray.recipes.load import from_yaml, load_config, to_dict
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.search.space import config_of
+from suptickets_ray.tickets.run_folder import CONFIG_FILE
 from suptickets_ray.tickets.store import RunStore, child, split_path
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.checkpoint import restore
@@ -23,23 +24,23 @@ from suptickets_ray.training.data import Splits, load_data
 from suptickets_ray.training.data.fingerprint import load_recorded
 from suptickets_ray.training.models import build_model
 
-_DEEPEST = 5
-"""How many folders above a ticket a run's may be: <run>/explorations/<key>/tickets/chain-000/cycle-000.arrow."""
+_MAX_FOLDERS_ABOVE = 5
+"""Maximum number of folders between run and ticket: <run>/explorations/<key>/tickets/chain-000/cycle-000.arrow."""
 
 
 @dataclass(frozen=True)
 class StoredTicket:
-    """A ticket and the file that it was read from."""
+    """A ticket and its file."""
 
     path: str
     """Absolute local path, or a URI."""
     content: bytes
-    """The file as it is."""
+    """Content of the file."""
     ticket: Ticket
 
     @property
     def stem(self) -> str:
-        """The file's name without folder and suffix."""
+        """Name of the file without folder and suffix."""
         return PurePosixPath(split_path(self.path)[1]).stem
 
 
@@ -47,81 +48,81 @@ def read_ticket(path: str) -> StoredTicket:
     """Reads a ticket.
 
     Args:
-        path: Its file, local or on any file system that pyarrow.fs knows.
+        path: Its file, local or on any file system that pyarrow.fs supports.
 
     Raises:
-        ValueError: If there is no such file, or it is not a whole ticket.
+        ValueError: If the file does not exist, or if it is not an undamaged ticket.
     """
     folder, name = split_path(path)
-    whole = child(folder, name)
+    full_path = child(folder, name)
     store = RunStore(folder)
     if not name or not store.exists(name):
-        inside = f"{name}/superposed.arrow"
-        hint = "A run's sup-ticket is its superposed.arrow."
-        if name and store.exists(inside):
-            hint = f"Did you mean {child(folder, inside)!r}?"
-        raise ValueError(f"the ticket must be an Arrow file that is there; got {path!r}. {hint}")
+        superposed = f"{name}/superposed.arrow"
+        hint = "The sup-ticket of a run is its superposed.arrow."
+        if name and store.exists(superposed):
+            hint = f"Did you mean {child(folder, superposed)!r}?"
+        raise ValueError(f"the ticket must be an existing Arrow file; got {path!r}. {hint}")
     content = store.read(name)
     try:
-        return StoredTicket(whole, content, Ticket.from_bytes(content))
+        return StoredTicket(full_path, content, Ticket.from_bytes(content))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def check_output(path: str) -> None:
-    """Finds out whether a new file can lie there: a local path, or one on any file system that pyarrow.fs knows.
+    """Checks that a new file can be written to a path, local or on any file system that pyarrow.fs supports.
 
     Raises:
-        ValueError: If its folder is not there, or it is a folder.
+        ValueError: If a local folder does not exist, or if the path is a folder.
     """
     folder, name = split_path(path)
     if "://" not in path and not Path(folder).is_dir():
-        raise ValueError(f"--output must lie in a folder that is there; got {path!r}. Create it first.")
+        raise ValueError(f"--output must be in an existing folder; got {path!r}. Create the folder first.")
     if not name or ("://" not in path and Path(child(folder, name)).is_dir()):
-        raise ValueError(f"--output must be a file; {path!r} is a folder. Name a file in it.")
+        raise ValueError(f"--output must be a file; got the folder {path!r}. Add a file name.")
 
 
 def recipe_of(path: str, recipe: str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Returns the recipe of the run that a ticket lies in: the nearest config.yaml above it.
+    """Returns the recipe of a ticket's run: the config.yaml in the nearest folder above the ticket.
 
-    The recipe of a ticket in a search's folder is that of its trial.
+    For a ticket of a search, this is the recipe of its trial.
 
     Args:
         path: The ticket's file.
-        recipe: Another recipe's file or name, to use instead.
+        recipe: File or name of a recipe to use instead.
         overrides: Settings of the data, e.g. "data.root=/data".
 
     Raises:
-        ValueError: If there is no recipe, it is none, or an override is no setting of the data.
+        ValueError: If the recipe is missing or invalid, or if an override is not a setting of the data.
     """
     for text in overrides:
         if not text.startswith("data."):
             raise ValueError(
-                f"an override must be a setting of the data, such as data.root=PATH: the ticket is as it is; "
-                f"got {text!r}. Leave it out."
+                f"an override must be a setting of the data, such as data.root=PATH, because the ticket is already "
+                f"trained; got {text!r}. Leave it out."
             )
-        if text.startswith(_UNREAD):
-            raise ValueError(f"{text} has no effect: it acts in training only. Leave it out.")
+        if text.startswith(_TRAINING_ONLY):
+            raise ValueError(f"{text} has no effect: only training reads it. Leave it out.")
     if recipe is not None:
         return load_config(recipe, overrides)
-    for folder, below in _folders_above(path):
+    for folder, relative in _folders_above(path):
         store = RunStore(folder)
-        if not store.exists("config.yaml"):
+        if not store.exists(CONFIG_FILE):
             continue
         try:
-            config = from_yaml(store.read("config.yaml").decode())
+            config = from_yaml(store.read(CONFIG_FILE).decode())
         except ValueError as error:
             raise ValueError(
-                f"{child(folder, 'config.yaml')} must be the recipe of a run; {error} Name the ticket's with --recipe."
+                f"Cannot read the recipe {child(folder, CONFIG_FILE)}: {error} Pass the ticket's recipe with --recipe."
             ) from error
-        return load_config(to_dict(_of_trial(config, folder, below)), overrides)
+        return load_config(to_dict(_trial_recipe(config, folder, relative)), overrides)
     raise ValueError(
-        f"the ticket must lie in the folder of a run, whose config.yaml is its recipe; there is none above {path!r}. "
-        "Name one with --recipe."
+        f"Cannot find the ticket's recipe: no folder above {path!r} contains a config.yaml. Pass the recipe with "
+        "--recipe."
     )
 
 
-_UNREAD = ("data.batch_size=", "data.crop_padding", "data.flip=")
+_TRAINING_ONLY = ("data.batch_size=", "data.crop_padding", "data.flip=")
 
 
 def splits_of(path: str, config: Config) -> Splits:
@@ -129,17 +130,16 @@ def splits_of(path: str, config: Config) -> Splits:
 
     Args:
         path: The ticket's file.
-        config: What `recipe_of` gave.
+        config: The recipe that `recipe_of` returned.
 
     Raises:
-        ValueError: As `load_data`, and if the ticket lies in the folder of a run on the same data set, whose examples
-            differ from these.
+        ValueError: As `load_data`, and if the ticket's run used the same data set, but with other examples.
     """
     for folder, _ in _folders_above(path):
         store = RunStore(folder)
-        if store.exists("config.yaml"):
-            own = from_yaml(store.read("config.yaml").decode()).data
-            if (own.name, own.options, own.split_seed) == (
+        if store.exists(CONFIG_FILE):
+            recorded = from_yaml(store.read(CONFIG_FILE).decode()).data
+            if (recorded.name, recorded.options, recorded.split_seed) == (
                 config.data.name,
                 config.data.options,
                 config.data.split_seed,
@@ -150,10 +150,10 @@ def splits_of(path: str, config: Config) -> Splits:
 
 
 def build_network(config: Config, splits: Splits, ticket: Ticket) -> Module:
-    """Returns the recipe's network with the weights of a ticket, on the CPU, ready for inference.
+    """Returns the recipe's network with the weights of a ticket, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: If the ticket is not one of this network.
+        ValueError: If the ticket's tensors do not match the network.
     """
     model = build_model(config.model, splits.sample_shape, splits.num_classes)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -161,43 +161,43 @@ def build_network(config: Config, splits: Splits, ticket: Ticket) -> Module:
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):
             raise ValueError(
-                f"the ticket must be one of the recipe's network {config.model.name!r}; {name!r} is "
+                f"the ticket must match the recipe's network {config.model.name!r}; {name!r} is "
                 f"{found.get(name, 'missing')} in the ticket and {expected.get(name, 'missing')} in the network. "
-                "Name the ticket's own recipe with --recipe."
+                "Pass the ticket's recipe with --recipe."
             )
     restore(model, ticket.state_dict())
     return model.eval()
 
 
 def device_of(config: Config) -> torch.device:
-    """Returns a GPU where the recipe trains on one and this machine has one; else the CPU."""
+    """Returns the GPU if the recipe trains on GPUs and this machine has one, else the CPU."""
     return torch.device("cuda" if config.cluster.gpus_per_worker > 0 and torch.cuda.is_available() else "cpu")
 
 
 def _folders_above(path: str) -> Iterator[tuple[str, str]]:
-    """Every folder above a file, nearest first, and the file's path in it."""
-    folder, below = split_path(path)
-    for _ in range(_DEEPEST):
-        yield folder, below
-        above, name = split_path(folder)
-        if not name or above.partition("?")[0].endswith(("/", ":")):
+    """Yields the folders above a file, nearest first, each with the file's path relative to it."""
+    folder, relative = split_path(path)
+    for _ in range(_MAX_FOLDERS_ABOVE):
+        yield folder, relative
+        parent, name = split_path(folder)
+        if not name or parent.partition("?")[0].endswith(("/", ":")):
             return  # a bucket, or the root of a file system
-        folder, below = above, f"{name}/{below}"
+        folder, relative = parent, f"{name}/{relative}"
 
 
-def _of_trial(config: Config, folder: str, below: str) -> Config:
-    """The recipe of a search's trial, by where its ticket lies in the search's folder; the run's own otherwise."""
+def _trial_recipe(config: Config, folder: str, relative: str) -> Config:
+    """Returns the recipe of a search's trial, by the ticket's path relative to the search; for a run, its recipe."""
     files = SearchFiles(folder)
-    if match := re.fullmatch(r"(points/[^/]+/seed-(\d+))\.arrow", below):
+    if match := re.fullmatch(r"(points/[^/]+/seed-(\d+))\.arrow", relative):
         row = f"{match[1]}.json"
         return config_of(config, json.loads(files.store.read(row))["point"], int(match[2]))
-    if match := re.fullmatch(r"explorations/([^/]+)/tickets/.*", below):
+    if match := re.fullmatch(r"explorations/([^/]+)/tickets/.*", relative):
         seeds = range(config.search.num_seeds)
         for trial in [config, *(config_of(config, point, number) for point, _ in files.points() for number in seeds)]:
             if exploration_key(trial) == match[1]:
                 return trial
         raise ValueError(
-            f"the search {folder!r} must say which recipe the ticket {below!r} is of; no trial that is done has it. "
-            "Name one with --recipe."
+            f"Cannot find the recipe of the ticket {relative!r} in the search {folder!r}: no finished trial uses this "
+            "ticket. Pass the recipe with --recipe."
         )
     return config

@@ -1,1 +1,1 @@
-"""Command lines of the paper's public code, translated into recipes."""
+"""Translates command lines of the paper's public code into recipes."""

@@ -1,4 +1,4 @@
-"""The public code's flags: which setting each decides here, or what there is instead; and reading a command line."""
+"""The public code's flags, the settings that they correspond to, and a parser of its command lines."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from suptickets_ray.lookup import choose, suggestion
 from suptickets_ray.training.models import MODELS
 
-FIRST_MASK_NAMES = {"ERK": "erk", "GMP": "GMP", "uniform": "uniform"} | {
+INITIAL_MASK_NAMES = {"ERK": "erk", "GMP": "GMP", "uniform": "uniform"} | {
     name: name
     for how in ("prune", "prune_and_grow")
     for name in (f"{how}_uniform", f"{how}_global", f"{how}_structured")
 }
-"""Values of --sparse-init; GMP's own start needs no name here, where the method is called gmp."""
+"""Values of --sparse-init. "GMP" is a dense start, which is no distribution: the method gmp implies it."""
 GROWTH_NAMES = {name: name for name in ("random", "gradient", "momentum")}
 INITIALIZATION_NAMES = {"fanin": "kaiming_fan_in", "classic": "kaiming_fan_out"}
 """Values of --model-config."""
 AVERAGE_NAMES = {"CAA": "cia", "CIMA": "cima"}
-"""Values of --superposing_method: what the public code calls CAA is the paper's CIA."""
+"""Values of --superposing_method. The paper's CIA is called CAA in the public code."""
 
 
 def _one_of(table: Mapping[str, str], flag: str) -> Callable[[str], str]:
@@ -30,7 +30,7 @@ def _one_of(table: Mapping[str, str], flag: str) -> Callable[[str], str]:
 
 
 def _cifar_model(value: str) -> str:
-    """Returns our name of a CIFAR model, whatever its dashes and capitals."""
+    """Returns this package's name of a CIFAR model. Case and punctuation are ignored."""
     names = {
         _letters(name.removeprefix("cifar_")): name for name in sorted(MODELS, key=lambda n: n.startswith("cifar_"))
     }
@@ -47,13 +47,13 @@ class Flag:
     """One flag of the public code."""
 
     setting: str = ""
-    """The key of a recipe that it decides, if any."""
+    """The setting that the flag corresponds to, if any."""
     kind: Callable[[str], Any] | None = None
-    """Reads its value; None for a switch, which has none."""
+    """Called with the text of the flag's value; returns the value. None for a switch without a value."""
     direct: bool = True
-    """Whether a value, once read, is that of the setting whatever the other flags say."""
-    instead: str = ""
-    """What there is instead, for a flag that decides nothing here."""
+    """Whether the flag's value is the setting's value, independent of other flags."""
+    reason: str = ""
+    """Why the flag is not needed here, for a flag without a setting."""
 
 
 FLAGS: dict[str, Flag] = {
@@ -62,7 +62,7 @@ FLAGS: dict[str, Flag] = {
     "--growth": Flag("method.grow", _one_of(GROWTH_NAMES, "--growth")),
     "--prune": Flag("method.drop", str.lower),
     "--redistribution": Flag("method.redistribution", str),
-    "--sparse-init": Flag("method.distribution", _one_of(FIRST_MASK_NAMES, "--sparse-init")),
+    "--sparse-init": Flag("method.distribution", _one_of(INITIAL_MASK_NAMES, "--sparse-init")),
     "--init-density": Flag("method.initial_density", float),
     "--final-density": Flag("method.density", float),
     "--density": Flag("method.density", float),
@@ -101,19 +101,19 @@ FLAGS: dict[str, Flag] = {
     "--data": Flag("data.name", str.lower),
     "--valid_split": Flag("data.validation_share", float),
     "--nproc_per_node": Flag("cluster.num_workers", int),
-    "--pre_train": Flag(instead="both phases always run"),
-    "--cyclic_train": Flag(instead="both phases always run"),
-    "--pretrain_epoch": Flag("", int, instead="pretraining gets the epochs that the cycles leave"),
-    "--resume": Flag("", str, instead="the same command again goes on with an interrupted run"),
-    "--multiplier": Flag("", int, instead="the epochs of training and of the schedules are multiplied by it"),
-    "--indicate_method": Flag("", str, instead="a label; name= names the run"),
-    "--master_port": Flag("", int, instead="Ray connects the processes"),
-    "--workers": Flag("", int, instead="data.reader_threads reads ahead, where data does not fit in memory"),
-    "--print-freq": Flag("", int, instead="every epoch is shown"),
+    "--pre_train": Flag(reason="pretraining and cycles always run"),
+    "--cyclic_train": Flag(reason="pretraining and cycles always run"),
+    "--pretrain_epoch": Flag("", int, reason="pretraining gets all epochs that the cycles do not use"),
+    "--resume": Flag("", str, reason="the same command resumes an interrupted run"),
+    "--multiplier": Flag("", int, reason="it multiplies the epochs of training and of the schedules"),
+    "--indicate_method": Flag("", str, reason="it is only a label; name= sets the run's name"),
+    "--master_port": Flag("", int, reason="Ray connects the processes"),
+    "--workers": Flag("", int, reason="data.reader_threads sets the prefetch threads of data too large for memory"),
+    "--print-freq": Flag("", int, reason="every epoch is printed"),
     "--model-config": Flag("model.initialization", _one_of(INITIALIZATION_NAMES, "--model-config")),
 }
-"""The flags of the public README (arXiv 2205.15322). lr_1 is the low rate and lr_2 the high one; its help text says the
-reverse."""
+"""The flags of the public README (arXiv 2205.15322). lr_1 is the low and lr_2 the high learning rate; the public code's
+help text states the reverse."""
 
 ALIASES = {
     "-b": "--batch-size",
@@ -125,32 +125,32 @@ ALIASES = {
     "--weight-decay": "--l2",
     "--learning-rate": "--lr",
 }
-"""Other names of the same flags, in the public code."""
+"""Alternative names of flags in the public code."""
 
 
 def flags_of(setting: str) -> list[str]:
-    """Returns the public flags that decide a setting."""
+    """Returns the public flags that correspond to a setting."""
     return [name for name, flag in FLAGS.items() if flag.setting == setting]
 
 
 def parse_flags(command: str) -> tuple[dict[str, Any], str | None]:
-    """Returns the flags of one of the public code's command lines with their values, and the folder that it names.
+    """Returns the flags of a command line of the public code with their values, and its folder of data, if any.
 
-    Values are read, and translated where a word of the public code has another name here; a switch is True.
+    Values are converted to this package's types and names. A switch is True.
 
     Raises:
-        ValueError: If a flag is unknown or its value is none.
+        ValueError: If a flag is unknown or its value is invalid.
     """
     try:
         words = shlex.split(command.replace("\\\n", " "))
     except ValueError as error:
-        raise ValueError(f"--from-flags must be a command line; got one that cannot be split: {error}.") from None
+        raise ValueError(f"Cannot split the command line of --from-flags: {error}. Check its quotes.") from None
     flags: dict[str, Any] = {}
     folders = []
-    waiting = iter(words)
-    for word in waiting:
+    remaining = iter(words)
+    for word in remaining:
         if not word.startswith("-"):
-            if not _PROGRAMME.fullmatch(word):
+            if not _COMMAND_WORD.fullmatch(word):
                 folders.append(word)
             continue
         is_short = not word.startswith("--")
@@ -160,24 +160,24 @@ def parse_flags(command: str) -> tuple[dict[str, Any], str | None]:
         if flag is None:
             raise ValueError(
                 f"unknown flag {name!r} of the public code{suggestion(name, [*FLAGS, *ALIASES])} "
-                "Leave it out, and look at `suptickets options` for what there is here."
+                "Leave it out. `suptickets options` lists all settings."
             )
         if flag.kind is None:
             if equals:
-                raise ValueError(f"{name} must stand alone, it is a switch; got {word!r}.")
+                raise ValueError(f"{name} must have no value, because it is a switch; got {word!r}.")
             flags[name] = True
             continue
-        text = text if equals else next(waiting, "")
+        text = text if equals else next(remaining, "")
         if not text or text.startswith("--"):
             raise ValueError(f"{name} must be followed by a value; got {text or 'nothing'!r}.")
         flags[name] = _value(name, flag.kind, text)
     if len(folders) > 1:
-        raise ValueError(f"a command line must name one folder of data; got {', '.join(folders)}.")
+        raise ValueError(f"the command line must contain at most one folder of data; got {', '.join(folders)}.")
     return flags, folders[0] if folders else None
 
 
-_PROGRAMME = re.compile(r"python[\d.]*|(\$\d)?(\S*\.py)?|\w+=.*")
-"""What stands before the flags, and the README's own $1 and $2, which a shell may have emptied."""
+_COMMAND_WORD = re.compile(r"python[\d.]*|(\$\d)?(\S*\.py)?|\w+=.*")
+"""Words before the flags, and the README's placeholders $1 and $2, which a shell may have replaced with nothing."""
 
 
 def _value(name: str, kind: Callable[[str], Any], text: str) -> Any:

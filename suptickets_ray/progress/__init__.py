@@ -1,1 +1,1 @@
-"""What a person who watches a run sees: live view, log, timeline, closing table."""
+"""Progress of a run for users: live view, log, timeline, result table."""

@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way: a live view on a terminal, plain lines elsewhere."""
+"""Progress of a running job: a live view on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rich.live import Live
 from rich.table import Table
 
 _REDRAW_SECONDS = 0.3
-PHASES = {"pretrain": "pretraining", "explore": "exploring", "superpose": "judging", "search": "searching"}
+PHASES = {"pretrain": "pretraining", "explore": "exploring", "superpose": "evaluating", "search": "searching"}
 
 
 @dataclass
 class Progress:
-    """What the events so far add up to. No clock of its own: the time is an argument."""
+    """The state after all events so far. It reads no clock; the time is an argument."""
 
     phase: str = ""
     epoch: int = 0
@@ -37,7 +37,12 @@ class Progress:
     _first_epoch_time: float = 0.0
 
     def update(self, event: dict[str, Any], now: float) -> None:
-        """Takes one event in; `now` in seconds."""
+        """Updates the state with one event.
+
+        Args:
+            event: An event of `train` or `tune`.
+            now: The present time in seconds.
+        """
         kind = event["kind"]
         if kind == "phase":
             self.phase, self._phase_start = event["name"], now
@@ -63,11 +68,11 @@ class Progress:
             self.accuracies["best trial"] = max(best, event["validation_accuracy"])
         elif kind == "merge":
             self.merged += 1
-            if "validation_accuracy" in event and event["accepted"]:  # what was left out is no sup-ticket
+            if "validation_accuracy" in event and event["accepted"]:  # a rejected merge does not change the sup-ticket
                 self.accuracies["sup-ticket"] = event["validation_accuracy"]
 
     def rows(self, now: float) -> list[tuple[str, str]]:
-        """Returns what is to be shown, line by line: a name and what there is to say."""
+        """Returns the lines to show, each as a name and a text."""
         left = self.seconds_left(now)
         return [
             ("phase", PHASES.get(self.phase, "starting Ray")),
@@ -79,7 +84,7 @@ class Progress:
         ]
 
     def seconds_left(self, now: float) -> float | None:
-        """Returns the estimated seconds left in the phase, or None when nothing tells yet."""
+        """Returns the estimated remaining seconds of the phase, or None without an estimate."""
         if self.phase == "pretrain" and self._first_epoch is not None and self.epoch > self._first_epoch:
             rate = (now - self._first_epoch_time) / (self.epoch - self._first_epoch)
             return rate * (self.epochs - self.epoch)
@@ -92,10 +97,15 @@ class Progress:
 
 
 class TerminalView:
-    """A few lines that change in place."""
+    """A few lines on a terminal, updated in place."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        """Draws on a console that is a terminal."""
+        """Creates the view.
+
+        Args:
+            console: A console on a terminal.
+            clock: Returns the time in seconds.
+        """
         self._console, self._clock = console, clock
         self._progress = Progress()
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
@@ -110,10 +120,10 @@ class TerminalView:
         self._live.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Takes an event."""
+        """Shows an event."""
         self._progress.update(event, self._clock())
         if event["kind"] == "resumed":
-            self._console.print(f"going on with {event['what']}")
+            self._console.print(f"resuming with {event['what']}")
         if event["kind"] == "waiting":
             self._console.print(event["text"], markup=False)
         if event["kind"] == "warning":
@@ -127,18 +137,21 @@ class TerminalView:
 
 
 class NotebookView:
-    """The same lines in a notebook's cell, changing in place. Needs IPython, which a notebook has."""
+    """The same lines below a notebook cell, updated in place. Needs IPython."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Shows an empty view under the present cell.
+        """Shows an empty view below the current cell.
+
+        Args:
+            clock: Returns the time in seconds.
 
         Raises:
-            ValueError: If there is no IPython.
+            ValueError: If IPython is not installed.
         """
         try:
             from IPython.display import HTML, display
         except ImportError as error:
-            raise ValueError("NotebookView must have IPython, which comes with Jupyter; it is missing.") from error
+            raise ValueError("Cannot show a NotebookView: IPython is missing. Run it in Jupyter.") from error
         self._html, self._clock = HTML, clock
         self._progress = Progress()
         self._messages: list[str] = []
@@ -146,7 +159,7 @@ class NotebookView:
         self._handle = display(HTML(self._render()), display_id=True)
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Takes an event; what comes often is drawn a few times a second."""
+        """Shows an event. Frequent events are drawn only a few times per second."""
         now = self._clock()
         self._progress.update(event, now)
         if event["kind"] in ("warning", "waiting"):
@@ -164,10 +177,15 @@ class NotebookView:
 
 
 class PlainView:
-    """A line for whatever a log should hold: phases, a tenth of pretraining, tickets, merges."""
+    """Writes one line for each event that a log needs: phases, every tenth of pretraining, tickets, merges."""
 
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        """Writes lines, e.g. with `Console.print`."""
+        """Creates the view.
+
+        Args:
+            write: Called with each line, e.g. `Console.print`.
+            clock: Returns the time in seconds.
+        """
         self._write, self._clock = write, clock
         self._progress = Progress()
         self._start = clock()
@@ -179,7 +197,7 @@ class PlainView:
         return None
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Takes an event."""
+        """Writes the line of an event, if it has one."""
         self._progress.update(event, self._clock())
         line = self._line(event)
         if line:
@@ -195,7 +213,7 @@ class PlainView:
         if kind == "waiting":
             return str(event["text"])
         if kind == "resumed":
-            return f"going on with {event['what']}"
+            return f"resuming with {event['what']}"
         if kind == "epoch" and (
             event["epoch"] == event["epochs"] or event["epoch"] % max(event["epochs"] // 10, 1) == 0
         ):
@@ -217,9 +235,9 @@ class PlainView:
                 f"validation accuracy {event['validation_accuracy']:.2%}"
             )
         if kind == "merge":
-            outcome = "accepted" if event["accepted"] else "left out"
-            which = f"chain {event['chain']}, cycle {event['cycle']} {outcome}"
+            outcome = "accepted" if event["accepted"] else "rejected"
+            line = f"chain {event['chain']}, cycle {event['cycle']} {outcome}"
             if "validation_accuracy" not in event:
-                return which
-            return f"{which}: the sup-ticket with it has {event['validation_accuracy']:.2%} on validation"
+                return line
+            return f"{line}: validation accuracy {event['validation_accuracy']:.2%} with this ticket merged"
         return ""

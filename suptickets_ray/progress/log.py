@@ -1,4 +1,4 @@
-"""A run's events in Python's own logging: one record each, with run, phase, chain and cycle."""
+"""Logs a run's events with Python's logging module: one record per event, with run, phase, chain and cycle."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 LOGGER = logging.getLogger("suptickets_ray")
-LOGGER.addHandler(logging.NullHandler())  # nothing is written unless the user configures it
+LOGGER.addHandler(logging.NullHandler())  # no output unless the user configures logging
 _LEVELS = {"warning": logging.WARNING, "epoch": logging.DEBUG, "cycle_epoch": logging.DEBUG}
-"""Events that come often are for those who ask for DEBUG; all others are INFO."""
+"""Levels of events. Frequent ones are DEBUG; kinds that are not listed are INFO."""
 
 
 class EventLog:
-    """Logs the events of one run or search under the name `suptickets_ray`; what is shown is the user's to configure.
+    """Logs the events of one run or search to the logger `suptickets_ray`, whose output the user configures.
 
     Every record has the attributes `run`, `phase`, `kind` and `values`.
     """
 
     def __init__(self, run: str) -> None:
-        """Names the run."""
+        """Creates the log of a run.
+
+        Args:
+            run: Name of the run or search.
+        """
         self._run, self._phase = run, "start"
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -33,15 +37,15 @@ class EventLog:
             self._phase = event["name"]
         values = {key: value for key, value in event.items() if key != "kind"}
         extra = {"run": self._run, "phase": self._phase, "kind": kind, "values": values}
-        words = " ".join(f"{key}={_short(value)}" for key, value in values.items())
-        LOGGER.log(_LEVELS.get(kind, logging.INFO), "%s %s %s %s", self._run, self._phase, kind, words, extra=extra)
+        text = " ".join(f"{key}={_short(value)}" for key, value in values.items())
+        LOGGER.log(_LEVELS.get(kind, logging.INFO), "%s %s %s %s", self._run, self._phase, kind, text, extra=extra)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time (ISO 8601, UTC), level, run, phase, event, and the event's own values."""
+    """Formats a record as one JSON object per line: time (ISO 8601, UTC), level, run, phase, event and its values."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the record's line; one that is no event has a message instead of values."""
+        """Returns the record's line. A record of another source has logger and message instead of event values."""
         found: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -56,7 +60,11 @@ class JsonFormatter(logging.Formatter):
 
 @contextmanager
 def json_logs(stream: IO[str]) -> Iterator[None]:
-    """Sends all of the package's records to a stream as JSON lines, and nowhere else."""
+    """Writes all records of the package only to a stream, as JSON lines.
+
+    Args:
+        stream: Where to write.
+    """
     before = LOGGER.level, LOGGER.propagate
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
@@ -76,5 +84,5 @@ def _short(value: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN, such as the loss of a chain that diverged."""
+    """Returns the value, or None for NaN and infinity: JSON has no NaN, such as the loss of a diverged chain."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The closing table: the accuracy and density of every network."""
+"""The result table: accuracy and density of every network."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ ROWS: dict[str, str] = {
     "superposed": "sup-ticket",
     "ensemble": "ensemble of all tickets",
 }
-"""Key in `result.json` to the words for it."""
+"""Networks by their key in `result.json`, with their names for users."""
 
 
 def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Returns name, validation accuracy, test accuracy and density of every network, as text."""
     rows = []
-    for key, words in ROWS.items():
+    for key, name in ROWS.items():
         network = result[key]
         density = f"{network['density']:.4f}" if "density" in network else ""
         if key == "ensemble":
             size = ensemble_size(result)
             density = "pretraining" if not size else f"{size} {'net' if size == 1 else 'nets'}"
-        rows.append((words, f"{network['validation_accuracy']:.2%}", f"{network['accuracy']:.2%}", density))
+        rows.append((name, f"{network['validation_accuracy']:.2%}", f"{network['accuracy']:.2%}", density))
     return rows
 
 
 def closing_table(result: dict[str, Any]) -> Table:
-    """Returns the table that closes a run; the sup-ticket stands out."""
+    """Returns the table that is printed after a run. The sup-ticket's row is bold."""
     accepted = sum(ticket["accepted"] for ticket in result["tickets"])
     table = Table(title=f"{result['name']}: {accepted} of {len(result['tickets'])} tickets superposed")
     table.add_column("network")

@@ -1,4 +1,4 @@
-"""When each phase, cycle and merge of a run began and ended, over all starts of the run."""
+"""The timeline of a run: when each phase, cycle and merge began and ended, over all starts of the run."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from suptickets_ray.tickets.run_folder import TIMELINE_FILE
 from suptickets_ray.tickets.store import RunStore
 
-TIMELINE_FILE = "timeline.json"
 _SAVE_SECONDS = 10.0
-_KEPT = ("chain", "cycle", "node", "process", "began", "ended")
-_SPANS = {"ticket": "cycle", "merge": "merge"}
-"""Kinds of events that end a span of their own, with its name."""
+_SPAN_FIELDS = ("chain", "cycle", "node", "process", "began", "ended")
+_SPAN_KINDS = {"ticket": "cycle", "merge": "merge"}
+"""Kinds of events that describe a finished span, with the span's kind."""
 
 
 class Timeline:
-    """Gathers spans from a run's events. What a killed start had not saved yet is lost: some seconds of a picture."""
+    """Collects spans from a run's events. If a start is killed, spans that are not yet saved are lost (seconds)."""
 
     def __init__(
         self, store: RunStore, recipe: str, began: float | None = None, now: Callable[[], float] = time.time
     ) -> None:
-        """Continues the timeline of earlier starts of the run. Until its first phase a start is "starting".
+        """Continues the timeline of earlier starts of the run. Before its first phase, a start is "starting".
 
         Args:
             store: The run's files.
-            recipe: The digest of the run's recipe. A timeline of another recipe is not continued.
-            began: When this start began, in seconds since 1970; now when left out.
-            now: Gives the time.
+            recipe: The digest of the run's recipe. A timeline of another recipe is discarded.
+            began: When this start began, in seconds since 1970. None is now.
+            now: Returns the present time in seconds since 1970.
         """
         self._store, self._recipe, self._now = store, recipe, now
         self._starts: list[dict[str, float]] = []
         self._spans: list[dict[str, Any]] = []
         if store.exists(TIMELINE_FILE):
-            with suppress(ValueError, KeyError, TypeError):  # damaged; it only shows
+            with suppress(ValueError, KeyError, TypeError):  # a damaged timeline is dropped: it is only displayed
                 earlier = json.loads(store.read(TIMELINE_FILE))
                 if earlier["config_digest"] == recipe:
                     self._starts, self._spans = list(earlier["starts"]), list(earlier["spans"])
@@ -44,10 +44,10 @@ class Timeline:
         self._saved = now()
         self._starts.append({"began": began, "ended": now()})
 
-    def note(self, event: dict[str, Any]) -> None:
-        """Takes note of an event of `train`, and saves from time to time."""
-        if (kind := _SPANS.get(event["kind"])) and "ended" in event:
-            self._spans.append(self._span(kind=kind, **{key: event[key] for key in _KEPT if key in event}))
+    def record(self, event: dict[str, Any]) -> None:
+        """Records an event of `train`. Saves every 10 seconds."""
+        if (kind := _SPAN_KINDS.get(event["kind"])) and "ended" in event:
+            self._spans.append(self._span(kind=kind, **{key: event[key] for key in _SPAN_FIELDS if key in event}))
         elif event["kind"] == "phase":
             self._end_phase()
             self._phase = {"kind": event["name"], "began": self._now()}
@@ -55,14 +55,14 @@ class Timeline:
             self.save()
 
     def save(self) -> None:
-        """Writes the file. A storage that cannot be written is passed over: the run itself will say so."""
+        """Writes the file. Storage errors are ignored here, because the run itself reports them."""
         self._saved = self._starts[-1]["ended"] = self._now()
         content = {"config_digest": self._recipe, "starts": self._starts, "spans": [*self._spans, *self._open_phase()]}
         with suppress(OSError):
             self._store.write(TIMELINE_FILE, json.dumps(content).encode())
 
     def close(self) -> None:
-        """Ends the phase that is under way, and writes the file."""
+        """Ends the current phase and writes the file."""
         self._end_phase()
         self.save()
 
@@ -71,7 +71,7 @@ class Timeline:
         self._phase = None
 
     def _open_phase(self) -> list[dict[str, Any]]:
-        """The phase that is under way, as if it ended now: that is what a killed start leaves of it."""
+        """Returns the current phase as a span that ends now, so that a killed start keeps it up to its last save."""
         return [] if self._phase is None else [self._span(**self._phase, ended=self._now())]
 
     def _span(self, **values: Any) -> dict[str, Any]:

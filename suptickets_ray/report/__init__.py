@@ -1,1 +1,1 @@
-"""The HTML pages about runs and searches."""
+"""HTML reports of runs and searches."""

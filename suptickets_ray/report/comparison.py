@@ -1,4 +1,4 @@
-"""Several runs side by side as one page: those that differ only in their seed are one row, with its error."""
+"""Compares several runs on one page. Runs that differ only in their seed are one row, with a standard error."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from suptickets_ray.report.figures import Series, series_figure
 from suptickets_ray.report.run_page import note, page, table
 from suptickets_ray.superposition.assessment import Gain, Outcome, conclusion, gain_over
 
-_RIVALS = ("pretrained", "mean_ticket", "best_ticket", "ensemble")
-"""Networks that the sup-ticket is compared with, run by run."""
+_BASELINES = ("pretrained", "mean_ticket", "best_ticket", "ensemble")
+"""Networks that the sup-ticket is compared with, within each run."""
 Estimate = tuple[float, float | None]
-"""A mean and its standard error; no error of a single value."""
+"""A mean and its standard error. The error of a single value is None."""
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A finished run, as far as a comparison needs it."""
+    """The parts of a finished run that a comparison needs."""
 
     path: str
     config: Config
     result: Mapping[str, Any]
-    """What `result.json` holds."""
+    """Content of `result.json`."""
     overlap: float | None
-    """Mean overlap of two tickets' masks; None where it could not be found out."""
+    """Mean overlap of two tickets' masks; None if it could not be computed."""
 
 
 def group_runs(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
-    """Returns the runs in groups of those that differ only in their seed, name and place, in the order given.
+    """Groups runs that differ only in seed, name and placement, and keeps their order.
 
     Raises:
-        ValueError: If two runs are one result twice, which would make errors look smaller than they are.
+        ValueError: If two runs of a group have the same result, because errors would then be underestimated.
     """
     groups: list[list[ComparedRun]] = []
     for run in runs:
@@ -47,8 +47,8 @@ def group_runs(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
                 for other in group:
                     if run.result["superposed"]["digest"] == other.result["superposed"]["digest"]:
                         raise ValueError(
-                            f"runs must be distinct to be compared; {run.path} and {other.path} are of the same recipe "
-                            "and have the same result. Leave one out."
+                            f"runs must be distinct; got {run.path} and {other.path}, which have the same recipe and "
+                            "the same result. Leave one out."
                         )
                 group.append(run)
                 break
@@ -58,22 +58,22 @@ def group_runs(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
 
 
 def group_names(groups: Sequence[Sequence[ComparedRun]]) -> list[str]:
-    """Returns for each group the settings in which it differs from the others; its run's name if that says nothing."""
+    """Returns a name for each group: its settings that differ between groups, or else the name of its first run."""
     settings = [dict(flatten(to_dict(group[0].config))) for group in groups]
-    keys = sorted({key for own in settings for key in own if changes_results(key) and key != "seed"})
-    telling = [key for key in keys if any(own.get(key) != settings[0].get(key) for own in settings)]
-    shared = Counter(key.rpartition(".")[2] for key in telling)
+    keys = sorted({key for values in settings for key in values if changes_results(key) and key != "seed"})
+    differing = [key for key in keys if any(values.get(key) != settings[0].get(key) for values in settings)]
+    leaf_counts = Counter(key.rpartition(".")[2] for key in differing)
 
     def short(key: str) -> str:
-        last = key.rpartition(".")[2]
-        return last if shared[last] == 1 else key
+        leaf = key.rpartition(".")[2]
+        return leaf if leaf_counts[leaf] == 1 else key
 
-    names = [", ".join(f"{short(key)}={own[key]}" for key in telling if key in own) for own in settings]
+    names = [", ".join(f"{short(key)}={values[key]}" for key in differing if key in values) for values in settings]
     return [name or group[0].config.name for name, group in zip(names, groups, strict=True)]
 
 
 def mean_and_error(values: Sequence[float]) -> Estimate:
-    """Returns the mean and its standard error, which a single value does not have."""
+    """Returns the mean and its standard error. The error of a single value is None."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, None
@@ -82,11 +82,11 @@ def mean_and_error(values: Sequence[float]) -> Estimate:
 
 
 def render_comparison(runs: Sequence[ComparedRun], notes: Sequence[str] = ()) -> str:
-    """Returns the page.
+    """Returns the page that compares runs.
 
     Args:
-        runs: Finished runs, two or more.
-        notes: What could not be found out, one sentence each.
+        runs: Two or more finished runs.
+        notes: Sentences about parts that could not be computed.
 
     Raises:
         ValueError: As `group_runs`.
@@ -94,8 +94,9 @@ def render_comparison(runs: Sequence[ComparedRun], notes: Sequence[str] = ()) ->
     groups = group_runs(runs)
     names = group_names(groups)
     accuracies = {key: [_estimate(group, lambda run, key=key: _test(run, key)) for group in groups] for key in ROWS}
-    gains = {key: [_estimate(group, lambda run, key=key: _gain(run, key)) for group in groups] for key in _RIVALS}
-    heads = ("runs", "seeds", *ROWS.values(), *(f"gain over the {ROWS[key]}" for key in _RIVALS), "overlap", "seconds")
+    gains = {key: [_estimate(group, lambda run, key=key: _gain(run, key)) for group in groups] for key in _BASELINES}
+    gain_heads = (f"gain over the {ROWS[key]}" for key in _BASELINES)
+    heads = ("runs", "seeds", *ROWS.values(), *gain_heads, "overlap", "seconds")
     rows = []
     for index, (name, group) in enumerate(zip(names, groups, strict=True)):
         overlaps = [run.overlap for run in group if run.overlap is not None]
@@ -103,14 +104,14 @@ def render_comparison(runs: Sequence[ComparedRun], notes: Sequence[str] = ()) ->
             (
                 name,
                 str(len(group)),
-                *(_shown(accuracies[key][index], "%") for key in ROWS),
-                *(_shown(gains[key][index], "", "+") for key in _RIVALS),
+                *(_formatted(accuracies[key][index], "%") for key in ROWS),
+                *(_formatted(gains[key][index], "", "+") for key in _BASELINES),
                 f"{sum(overlaps) / len(overlaps):.2f}" if overlaps else "",
-                _shown(_estimate(group, lambda run: float(run.result["seconds"]["total"])), "", digits=1),
+                _formatted(_estimate(group, lambda run: float(run.result["seconds"]["total"])), "", digits=1),
             )
         )
     conclusions = [
-        _concluded(name, group, {key: gains[key][i] for key in _RIVALS})
+        _group_conclusion(name, group, {key: gains[key][i] for key in _BASELINES})
         for i, (name, group) in enumerate(zip(names, groups, strict=True))
     ]
     singles = [
@@ -125,17 +126,17 @@ def render_comparison(runs: Sequence[ComparedRun], notes: Sequence[str] = ()) ->
         for run in group
     ]
     return page(
-        f"{len(runs)} runs side by side",
-        "".join(f'<p class="assessment {outcome}">{escape(words)}</p>' for words, outcome in conclusions)
+        f"Comparison of {len(runs)} runs",
+        "".join(f'<p class="assessment {outcome}">{escape(sentence)}</p>' for sentence, outcome in conclusions)
         + "".join(map(note, notes))
         + "<h2>Did superposing pay?</h2>"
         + _figure("Test accuracy", "test accuracy (%)", names, accuracies)
-        + _figure("Gain of the sup-ticket over the other networks", "points of test accuracy", names, gains)
-        + "<h2>Numbers</h2><p>Test accuracies in %, gains in points, each the mean over runs that differ only in their "
-        "seed, ± the standard error of that mean. A gain is taken within a run; where the middle 95 % of Student's t "
-        "around it hold nothing, it may be chance. The overlap of the masks is that of two tickets of one run. "
-        f"The seconds are those of a run's last start.</p>{table(heads, rows)}"
-        f"<h2>Runs</h2>{table(('name', 'of', 'seed', *ROWS.values(), 'digest'), singles)}",
+        + _figure("Gain of the sup-ticket over the other networks", "percentage points of test accuracy", names, gains)
+        + "<h2>Numbers</h2><p>Test accuracies are in %, gains in percentage points. Each is the mean over runs that "
+        "differ only in their seed, ± its standard error. Gains are computed within a run. A gain whose 95 % interval "
+        "(Student's t) contains 0 may be chance. The overlap is the mean Jaccard index of the masks of two tickets of "
+        f"a run. The seconds are those of a run's last start.</p>{table(heads, rows)}"
+        f"<h2>Runs</h2>{table(('name', 'group', 'seed', *ROWS.values(), 'digest'), singles)}",
     )
 
 
@@ -151,15 +152,15 @@ def _estimate(group: Sequence[ComparedRun], value: Any) -> Estimate:
     return mean_and_error([value(run) for run in group])
 
 
-def _shown(estimate: Estimate, unit: str, sign: str = "", digits: int = 2) -> str:
-    """Shares as hundredths when there is a unit or a sign; seconds as they are."""
+def _formatted(estimate: Estimate, unit: str, sign: str = "", digits: int = 2) -> str:
+    """Returns mean ± error as text. With a unit or a sign, values are fractions, and are shown in percent."""
     factor = 100 if unit or sign else 1
     mean, error = estimate
     text = f"{factor * mean:{sign}.{digits}f}"
     return text if error is None else f"{text} ± {factor * error:.{digits}f}"
 
 
-def _figure(title: str, ylabel: str, names: Sequence[str], found: Mapping[str, Sequence[Estimate]]) -> str:
+def _figure(title: str, ylabel: str, names: Sequence[str], estimates_by_key: Mapping[str, Sequence[Estimate]]) -> str:
     series = [
         Series(
             ROWS[key],
@@ -168,19 +169,20 @@ def _figure(title: str, ylabel: str, names: Sequence[str], found: Mapping[str, S
             key == "superposed",
             list(ROWS).index(key),
         )
-        for key, estimates in found.items()
+        for key, estimates in estimates_by_key.items()
     ]
     return series_figure(title, ylabel, names, series)
 
 
-def _concluded(name: str, group: Sequence[ComparedRun], gains: Mapping[str, Estimate]) -> tuple[str, Outcome]:
-    """One sentence on a group; with an error known, a gain within its 95 % interval may be chance."""
+def _group_conclusion(name: str, group: Sequence[ComparedRun], gains: Mapping[str, Estimate]) -> tuple[str, Outcome]:
+    """Returns the conclusion on a group as one sentence, and its kind."""
     over = {key: Gain(*gains[key], num_runs=len(group)) for key in ("pretrained", "best_ticket")}
-    if len(group) == 1:  # which knows at least what the choice of the test set's examples may change
+    if len(group) == 1:  # the error over the test examples is known even for one run
         over = {key: gain_over(group[0].result, key) for key in over}
-    words, outcome = conclusion(over["pretrained"], over["best_ticket"])
-    number = f"over {len(group)} seeds" if len(group) > 1 else "in one run, which says little about chance,"
+    text, outcome = conclusion(over["pretrained"], over["best_ticket"])
+    number = f"over {len(group)} seeds" if len(group) > 1 else "in one run, whose variation over seeds is unknown,"
     return (
-        f"{name}: {words}; {number} the sup-ticket gains {_shown(gains['pretrained'], '', '+')} points of test "
-        f"accuracy on the pretrained network and {_shown(gains['best_ticket'], '', '+')} on the best ticket."
+        f"{name}: {text}; {number} the sup-ticket gains {_formatted(gains['pretrained'], '', '+')} percentage points "
+        f"of test accuracy over the pretrained network and {_formatted(gains['best_ticket'], '', '+')} over the best "
+        "ticket."
     ), outcome

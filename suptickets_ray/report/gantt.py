@@ -1,4 +1,4 @@
-"""A run's timeline as lanes, one for each process, with the pauses between its starts cut out. No figures."""
+"""A run's timeline as lanes, one per process, without the pauses between its starts. No figures."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from itertools import accumulate
 from typing import Any
 
 _MAX_LANES, _MAX_BARS = 40, 3_000
-"""What a page shows at most; many thousand bars would be too large a file."""
+"""Maximum numbers on a page. With many thousand bars the file would be too large."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """Something that took time."""
+    """A phase, cycle or merge, drawn as one bar."""
 
     began: float
-    """Seconds since the run began, pauses left out."""
+    """Seconds since the run began, without pauses."""
     seconds: float
     chain: int | None = None
-    """Whose cycle it is, where it is one."""
+    """Chain of a cycle; None for other spans."""
     text: str = ""
-    """Written on it where there is room."""
+    """Label, drawn if the bar is wide enough."""
 
 
 @dataclass(frozen=True)
 class Lane:
-    """What one process did, one thing after another."""
+    """The bars of one process."""
 
     name: str
     bars: list[Bar]
@@ -38,29 +38,29 @@ class Lanes:
 
     lanes: list[Lane]
     restarts: list[float]
-    """Where the second and later starts began, in seconds since the run began, pauses left out."""
+    """When the second and later starts began, in seconds since the run began, without pauses."""
     seconds: float
-    """How long all starts took together."""
+    """Total duration of all starts."""
     num_explorers: int
-    """Processes that have run cycles, shown or not."""
+    """Number of processes that ran cycles, shown or not."""
     num_cycles: int
-    most_at_once: int
-    """Most cycles that ran at the same time."""
-    mean_at_once: float
-    """Cycles that ran at the same time, on average over the time in which any did."""
+    max_concurrent: int
+    """Maximum number of concurrent cycles."""
+    mean_concurrent: float
+    """Mean number of concurrent cycles over the time with at least one."""
     num_hidden: int
-    """Bars that are not shown, because there are too many."""
+    """Number of bars that are not shown, because a page has a maximum."""
 
 
 def lanes_of(timeline: Mapping[str, Any]) -> Lanes:
-    """Returns the lanes of what `timeline.json` holds: starting, pretraining, each explorer's process, the superposer.
+    """Returns the lanes of a timeline: starting, pretraining, each explorer process, and the superposer.
 
     Args:
-        timeline: `starts`, each with `began` and `ended`, and `spans` with `kind`, `began`, `ended`, `start`, and for
-            cycles `chain`, `cycle`, `node` and `process`; times are seconds since 1970.
+        timeline: Content of `timeline.json`: `starts`, each with `began` and `ended`, and `spans` with `kind`, `began`,
+            `ended`, `start`, and for cycles `chain`, `cycle`, `node` and `process`. Times are seconds since 1970.
 
     Raises:
-        KeyError, TypeError or IndexError: If it is none.
+        KeyError, TypeError or IndexError: If the timeline is malformed.
     """
     starts, spans = list(timeline["starts"]), sorted(timeline["spans"], key=lambda span: float(span["began"]))
     ends = [
@@ -73,7 +73,7 @@ def lanes_of(timeline: Mapping[str, Any]) -> Lanes:
 
     def bar(span: Mapping[str, Any]) -> Bar:
         start = span["start"]
-        # Machines' clocks differ a little: nothing is shown before the start that it belongs to.
+        # Clocks differ between machines: a bar must not begin before its start.
         began = offsets[start] + max(float(span["began"]) - float(starts[start]["began"]), 0.0)
         seconds = max(float(span["ended"]) - float(span["began"]), 0.0)
         is_cycle = span["kind"] == "cycle"
@@ -91,53 +91,53 @@ def lanes_of(timeline: Mapping[str, Any]) -> Lanes:
         Lane("superposer", [bar(span) for span in spans if span["kind"] in ("merge", "superpose")]),
     ]
     shown = _shown([lane for lane in lanes if lane.bars])
-    most, mean = _at_once(cycles)
+    max_concurrent, mean_concurrent = _concurrency(cycles)
     return Lanes(
         shown,
         offsets[1:-1],
         offsets[-1],
         len(explorers),
         len(cycles),
-        most,
-        mean,
+        max_concurrent,
+        mean_concurrent,
         num_hidden=sum(len(lane.bars) for lane in lanes) - sum(len(lane.bars) for lane in shown),
     )
 
 
 def _starting(spans: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """When Ray was started, and after pretraining the explorers: until in that start the first cycle or merge began."""
-    waits = [span for span in spans if span["kind"] == "starting"]
+    """Returns the spans of starting Ray, and of starting explorers: from phase explore to its first cycle or merge."""
+    starting = [span for span in spans if span["kind"] == "starting"]
     for span in spans:
         if span["kind"] == "explore":
             work = [other for other in spans if other["start"] == span["start"] and other["kind"] in ("cycle", "merge")]
-            waits.append({**span, "ended": min([float(span["ended"]), *(float(other["began"]) for other in work)])})
-    return waits
+            starting.append({**span, "ended": min([float(span["ended"]), *(float(other["began"]) for other in work)])})
+    return starting
 
 
 def _explorer(index: int, node: Any, process: Any) -> str:
-    where = "" if process is None else f" ({str(node or '')[:6]}:{process})"
-    return f"explorer {index + 1}{where}"
+    location = "" if process is None else f" ({str(node or '')[:6]}:{process})"
+    return f"explorer {index + 1}{location}"
 
 
 def _shown(lanes: list[Lane]) -> list[Lane]:
-    """The first lanes and the superposer's, and of their bars the longest: what is short would hardly be seen."""
-    few = lanes if len(lanes) <= _MAX_LANES else [*lanes[: _MAX_LANES - 1], lanes[-1]]
-    bars = sorted((bar for lane in few for bar in lane.bars), key=lambda bar: -bar.seconds)
+    """Returns the first lanes and the superposer's, with their longest bars: short bars are hardly visible."""
+    shown = lanes if len(lanes) <= _MAX_LANES else [*lanes[: _MAX_LANES - 1], lanes[-1]]
+    bars = sorted((bar for lane in shown for bar in lane.bars), key=lambda bar: -bar.seconds)
     kept = {id(bar) for bar in bars[:_MAX_BARS]}
-    return [Lane(lane.name, [bar for bar in lane.bars if id(bar) in kept]) for lane in few]
+    return [Lane(lane.name, [bar for bar in lane.bars if id(bar) in kept]) for lane in shown]
 
 
-def _at_once(cycles: Sequence[Mapping[str, Any]]) -> tuple[int, float]:
-    """Most and mean number of cycles under way at the same time, over the time with any."""
+def _concurrency(cycles: Sequence[Mapping[str, Any]]) -> tuple[int, float]:
+    """Returns the maximum number of concurrent cycles, and their mean number over the time with at least one."""
     changes = sorted(
         [*((float(span["began"]), 1) for span in cycles), *((float(span["ended"]), -1) for span in cycles)]
     )
-    running = most = 0
+    running = peak = 0
     busy = work = last = 0.0
     for moment, change in changes:
         if running:
             busy += moment - last
             work += running * (moment - last)
         running, last = running + change, moment
-        most = max(most, running)
-    return most, work / busy if busy else float(most)
+        peak = max(peak, running)
+    return peak, work / busy if busy else float(peak)

@@ -1,4 +1,4 @@
-"""Reading runs from their folders, and writing `report.html`: at the end of a run, and for `suptickets report`."""
+"""Reads stored runs and writes `report.html`, at the end of a run and for `suptickets report`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from suptickets_ray.config import Config
-from suptickets_ray.progress.timeline import TIMELINE_FILE
 from suptickets_ray.recipes.load import config_digest, from_yaml
 from suptickets_ray.report.analysis import (
     MAX_TICKETS,
@@ -22,110 +21,117 @@ from suptickets_ray.report.analysis import (
     Findings,
     Key,
     chance_overlap,
-    chosen_lines,
     curve,
-    evenly_chosen,
+    evenly_spaced,
     layer_densities,
+    line_pairs,
     overlap_matrix,
-    sampled,
+    sample_data,
     ticket_name,
 )
 from suptickets_ray.report.comparison import ComparedRun, render_comparison
 from suptickets_ray.report.run_page import render_report
-from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, TicketStore, child
+from suptickets_ray.tickets.run_folder import (
+    CONFIG_FILE,
+    PRETRAINED_FILE,
+    REPORT_FILE,
+    RESULT_FILE,
+    SUPERPOSED_FILE,
+    TIMELINE_FILE,
+)
+from suptickets_ray.tickets.store import RunStore, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.checkpoint import read_ticket
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.fingerprint import load_recorded
-from suptickets_ray.training.determinism import arithmetic_of
+from suptickets_ray.training.determinism import worker_determinism
 from suptickets_ray.training.models import build_model
 
-REPORT_FILE = "report.html"
 _RESULT_KEYS = ("superposed", "pretrained", "tickets", "mean_ticket", "best_ticket", "unpruned_mean", "ensemble")
-_LEAST_SECONDS, _SHARE_OF_RUN = 5.0, 0.05
-"""How long the lines between networks may take at the end of a run: a share of the run's time, but so much always."""
+_MIN_LINE_SECONDS, _LINE_FRACTION = 5.0, 0.05
+"""Time limit of the lines between networks at the end of a run: a fraction of the run's time, but at least 5 s."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's files, each read when it is asked for. Its data is not needed, so a copy on another machine will do."""
+    """The files of a run, each read on first use. It needs no data set, so a copy on another machine works."""
 
     path: str
 
     @cached_property
     def store(self) -> RunStore:
-        """Its files."""
+        """The run's file store."""
         return RunStore(self.path)
 
     @cached_property
     def recipe(self) -> str:
         """The resolved recipe as YAML."""
-        return self.store.read("config.yaml").decode()
+        return self.store.read(CONFIG_FILE).decode()
 
     @cached_property
     def config(self) -> Config:
-        """The recipe. Raises ValueError if the file is none."""
+        """The recipe. Raises ValueError if the file is invalid."""
         return from_yaml(self.recipe)
 
     @cached_property
     def result(self) -> dict[str, Any] | None:
-        """What `result.json` holds; None while the run is not finished."""
-        if not self.store.exists("result.json"):
+        """Content of `result.json`; None for an unfinished run."""
+        if not self.store.exists(RESULT_FILE):
             return None
-        content: dict[str, Any] = json.loads(self.store.read("result.json"))
+        content: dict[str, Any] = json.loads(self.store.read(RESULT_FILE))
         return content
 
     @cached_property
     def timeline(self) -> dict[str, Any] | None:
-        """What `timeline.json` holds; None if there is none, {} if it is damaged or of another recipe."""
+        """Content of `timeline.json`; None if it does not exist, {} if it is damaged or of another recipe."""
         if not self.store.exists(TIMELINE_FILE):
             return None
         try:
             content = json.loads(self.store.read(TIMELINE_FILE))
         except ValueError:
             return {}
-        is_own = isinstance(content, dict) and content.get("config_digest") == config_digest(self.config)
-        return content if is_own else {}
+        is_valid = isinstance(content, dict) and content.get("config_digest") == config_digest(self.config)
+        return content if is_valid else {}
 
     @cached_property
     def keys(self) -> list[Key]:
-        """(chain, cycle) of every ticket that is there, sorted."""
+        """(chain, cycle) of every stored ticket, sorted."""
         return TicketStore(self.store).list()
 
     def network(self, name: str | Key) -> Ticket:
         """Returns a ticket by its key, the pretrained network, or the sup-ticket.
 
         Raises:
-            FileNotFoundError: If it is not there.
+            FileNotFoundError: If it does not exist.
             ValueError: If its file is damaged.
         """
         if isinstance(name, tuple):
             return TicketStore(self.store).get(*name)
         if name == SUP_TICKET:
-            return Ticket.from_bytes(self.store.read("superposed.arrow"))
+            return Ticket.from_bytes(self.store.read(SUPERPOSED_FILE))
         provenance = {"run": self.config.name, "config_digest": config_digest(self.config)}
         return read_ticket(self.store.read(PRETRAINED_FILE), provenance)
 
     @property
     def compared(self) -> list[str | Key]:
-        """The networks whose masks are compared: pretraining, tickets evenly chosen, and the sup-ticket, if there."""
+        """The networks to compare, if stored: the pretrained network, evenly spaced tickets and the sup-ticket."""
         first = [PRETRAINED] if self.store.exists(PRETRAINED_FILE) else []
-        last = [SUP_TICKET] if self.store.exists("superposed.arrow") else []
-        return [*first, *evenly_chosen(self.keys, MAX_TICKETS), *last]
+        last = [SUP_TICKET] if self.store.exists(SUPERPOSED_FILE) else []
+        return [*first, *evenly_spaced(self.keys, MAX_TICKETS), *last]
 
 
 def write_run_report(path: str, splits: Splits | None = None, result: Mapping[str, Any] | None = None) -> Findings:
-    """Writes the report into a run's folder at the end of the run; the lines between networks may take little time.
+    """Writes the report into a run's folder at the end of the run. The lines between networks have a time limit.
 
-    Whatever cannot be found out or drawn becomes a note in the page.
+    Parts that cannot be computed or drawn become notes on the page.
 
     Args:
-        path: The run's folder, absolute or a URI.
-        splits: The run's data, where it is at hand; it is loaded when left out.
-        result: What `result.json` is going to hold, where it is not written yet; it is read when left out.
+        path: The run's folder, an absolute path or a URI.
+        splits: The run's data. None loads it.
+        result: Content of `result.json`, if it is not written yet. None reads it.
 
     Returns:
-        What was found out about the tickets.
+        The analysis of the tickets.
 
     Raises:
         OSError: If the storage cannot be read or written.
@@ -133,34 +139,34 @@ def write_run_report(path: str, splits: Splits | None = None, result: Mapping[st
     run = RunFolder(path)
     result = run.result if result is None else result
     total = float((result or {}).get("seconds", {}).get("total", 0.0))
-    deadline = time.monotonic() + max(_LEAST_SECONDS, _SHARE_OF_RUN * total)
-    found = find_out(run, splits, lambda: time.monotonic() > deadline)
-    run.store.write(REPORT_FILE, _page(run, result, found).encode())
-    return found
+    deadline = time.monotonic() + max(_MIN_LINE_SECONDS, _LINE_FRACTION * total)
+    findings = analyze_run(run, splits, lambda: time.monotonic() > deadline)
+    run.store.write(REPORT_FILE, _page(run, result, findings).encode())
+    return findings
 
 
 def write_report(paths: Sequence[str], output: str | None = None) -> str:
-    """Writes the report of one run, or a page that compares several, and returns where it lies.
+    """Writes the report of one run, or a page that compares several runs, and returns the path of the page.
 
     Args:
-        paths: Folders of runs, local or any that pyarrow.fs knows.
-        output: The HTML file to write; when left out, `report.html` in the folder of the one run, or in the working
-            folder for several.
+        paths: Folders of runs, local or on any file system that pyarrow.fs supports.
+        output: The HTML file to write. None is `report.html`, in the run's folder for one run and in the working
+            directory for several.
 
     Raises:
-        ValueError: If a folder is not that of a run, several are compared and one is not finished or named twice, or
-            the output cannot lie where it should.
+        ValueError: If a folder does not contain a run, a compared run is unfinished or given twice, or the output is
+            not a file in an existing folder.
     """
     if not paths:
         raise ValueError("report must be given the folder of a run, e.g. runs/digits; got none.")
     if output is not None and (not Path(output).absolute().parent.is_dir() or Path(output).is_dir()):
-        raise ValueError(f"--output must be a file in a folder that is there; got {output!r}. Create the folder first.")
-    runs = [_opened(path) for path in paths]
+        raise ValueError(f"--output must be a file in an existing folder; got {output!r}. Create the folder first.")
+    runs = [_open_run(path) for path in paths]
     if len(runs) > 1:
         target = Path(output or REPORT_FILE).absolute()
         target.write_text(_comparison(runs), encoding="utf-8")
         return str(target)
-    page = _page(runs[0], runs[0].result, find_out(runs[0], None))
+    page = _page(runs[0], runs[0].result, analyze_run(runs[0], None))
     if output is None:
         runs[0].store.write(REPORT_FILE, page.encode())
         return child(runs[0].path, REPORT_FILE)
@@ -169,70 +175,70 @@ def write_report(paths: Sequence[str], output: str | None = None) -> str:
     return str(target)
 
 
-def find_out(run: RunFolder, splits: Splits | None, is_over: Callable[[], bool] = lambda: False) -> Findings:
-    """Returns what can be found out about a run's tickets; what cannot be is a note.
+def analyze_run(run: RunFolder, splits: Splits | None, should_stop: Callable[[], bool] = lambda: False) -> Findings:
+    """Analyzes a run's tickets. If a part fails, a note gives the reason.
 
     Args:
         run: The run's files.
-        splits: Its data; loaded when left out.
-        is_over: Whether no more lines are to be drawn.
+        splits: The run's data. None loads it.
+        should_stop: Called before each point of a line; returns whether to stop drawing lines.
     """
     findings = Findings(num_tickets=len(run.keys))
     for step, notes in ((_masks, findings.difference_notes), (_lines, findings.curve_notes)):
         try:
-            step(run, findings, splits, is_over)
-        except Exception as error:  # noqa: BLE001 - a figure must not cost the run its page, whatever goes wrong
-            notes.append(f"This could not be found out: {error}")
+            step(run, findings, splits, should_stop)
+        except Exception as error:  # noqa: BLE001 - no error of the analysis may prevent the page
+            notes.append(f"This part could not be computed: {error}")
     return findings
 
 
-def _masks(run: RunFolder, findings: Findings, splits: Splits | None, is_over: Callable[[], bool]) -> None:
+def _masks(run: RunFolder, findings: Findings, splits: Splits | None, should_stop: Callable[[], bool]) -> None:
     compared: list[str | Key] = []
     densities: list[dict[str, float]] = []
 
-    def one_after_another() -> Iterator[Ticket]:
+    def readable_networks() -> Iterator[Ticket]:
         for name in run.compared:
             try:
                 network = run.network(name)
             except (OSError, ValueError) as error:
-                findings.difference_notes.append(f"{_name(name)} is left out: {error}")
+                findings.difference_notes.append(f"{_name(name)} is not compared: {error}")
                 continue
             compared.append(name)
             densities.append(layer_densities(network))
             yield network
 
-    overlaps = overlap_matrix(one_after_another())
+    overlaps = overlap_matrix(readable_networks())
     findings.networks = [_name(name) for name in compared]
     findings.overlaps, findings.densities = overlaps, densities
-    chosen = [key for key in compared if isinstance(key, tuple)]
-    if len(chosen) > 1:
-        findings.chance = chance_overlap(run.network(chosen[0]), run.network(chosen[-1]))
+    tickets = [key for key in compared if isinstance(key, tuple)]
+    if len(tickets) > 1:
+        findings.chance = chance_overlap(run.network(tickets[0]), run.network(tickets[-1]))
 
 
-def _lines(run: RunFolder, findings: Findings, splits: Splits | None, is_over: Callable[[], bool]) -> None:
-    pairs: list[tuple[str | Key, str | Key]] = list(chosen_lines(run.keys))
+def _lines(run: RunFolder, findings: Findings, splits: Splits | None, should_stop: Callable[[], bool]) -> None:
+    pairs: list[tuple[str | Key, str | Key]] = list(line_pairs(run.keys))
     if {PRETRAINED, SUP_TICKET} <= set(run.compared):
         pairs.insert(0, (PRETRAINED, SUP_TICKET))
     if not pairs:
-        findings.curve_notes.append("There are no two networks yet to draw a line between.")
+        findings.curve_notes.append("No line is drawn, because the run has fewer than two networks yet.")
         return
     config = run.config
-    data = sampled(splits or load_recorded(config.data, run.store), config)
+    data = sample_data(splits or load_recorded(config.data, run.store), config)
     findings.num_examples = len(data.validation)
     model = build_model(config.model, data.sample_shape, data.num_classes)
     uses_gpu = config.cluster.gpus_per_worker > 0 and torch.cuda.is_available()
     model.to("cuda" if uses_gpu else "cpu")
     for first, second in pairs:
         ends = [(_name(name), run.network(name)) for name in (first, second)]
-        with arithmetic_of(config):
-            found = curve(model, ends[0], ends[1], config, data, is_over)
-        if found is None:
+        with worker_determinism(config):
+            line = curve(model, ends[0], ends[1], config, data, should_stop)
+        if line is None:
             findings.curve_notes.append(
-                f"{len(findings.curves)} of {len(pairs)} lines are drawn, because more would have kept the run "
-                "waiting. suptickets report with the run's folder draws them all."
+                f"{len(findings.curves)} of {len(pairs)} lines are drawn, because their time limit at the end of a run "
+                "was reached. To draw all lines, run suptickets report with the run's folder."
             )
             return
-        findings.curves.append(found)
+        findings.curves.append(line)
 
 
 def _name(network: str | Key) -> str:
@@ -243,10 +249,10 @@ def _page(run: RunFolder, result: Mapping[str, Any] | None, findings: Findings) 
     return render_report(result, run.recipe, findings, run.timeline, name=run.config.name, path=run.path)
 
 
-def _opened(path: str) -> RunFolder:
+def _open_run(path: str) -> RunFolder:
     path = path if "://" in path else str(Path(path).expanduser().absolute())
     run = RunFolder(path)
-    if not run.store.exists("config.yaml"):
+    if not run.store.exists(CONFIG_FILE):
         raise ValueError(f"{path} must be the folder of a run; it has no config.yaml.")
     try:
         result = run.result
@@ -254,13 +260,11 @@ def _opened(path: str) -> RunFolder:
     except ValueError as error:
         raise ValueError(f"{path} must be the folder of a run: {error}") from error
     if result is not None and "trials" in result:
-        raise ValueError(f"{path} must be the folder of a run; it is a search's, which has its report.html already.")
+        raise ValueError(f"{path} must be the folder of a run; it contains a search. Open the search's report.html.")
     if result is not None and (missing := [key for key in _RESULT_KEYS if key not in result]):
-        raise ValueError(f"{path}/result.json must be that of a run; it has no {missing[0]}. Run it again.")
+        raise ValueError(f"{path}/result.json must be the result of a run; it has no {missing[0]}. Run it again.")
     if result is None and not run.keys and not run.store.exists(PRETRAINED_FILE):
-        raise ValueError(
-            f"{path} must be the folder of a run whose pretraining is finished; there is nothing to show yet."
-        )
+        raise ValueError(f"{path} must be the folder of a run with finished pretraining; it has no network yet.")
     return run
 
 
@@ -268,15 +272,15 @@ def _comparison(runs: Sequence[RunFolder]) -> str:
     compared, notes = [], []
     for index, run in enumerate(runs):
         if run.path in {other.path for other in runs[:index]}:
-            raise ValueError(f"each run must be named once; {run.path} is named twice. Leave one out.")
+            raise ValueError(f"runs must be distinct; got {run.path} twice. Leave one out.")
         if run.result is None:
             raise ValueError(
-                f"runs must be finished to be compared; {run.path} is not. The same command goes on with it."
+                f"runs must be finished to be compared; {run.path} is not. Run its command again to resume it."
             )
         findings = Findings()
         try:
             _masks(run, findings, None, lambda: False)
-        except Exception as error:  # noqa: BLE001 - as in find_out
+        except Exception as error:  # noqa: BLE001 - as in analyze_run
             notes.append(f"The masks of {run.path} could not be compared: {error}")
         pairs = findings.ticket_overlaps()
         compared.append(ComparedRun(run.path, run.config, run.result, sum(pairs) / len(pairs) if pairs else None))

@@ -1,4 +1,4 @@
-"""A run's result as one self-contained HTML page."""
+"""The report of a run as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from suptickets_ray.report.analysis import ONE_BASIN, PRETRAINED, SUP_TICKET, Fi
 from suptickets_ray.report.figures import Series, dot_figure, heat_map, lanes_figure, line_figure
 from suptickets_ray.report.gantt import Lanes, lanes_of
 from suptickets_ray.superposition.assessment import Gain, assess, gain_over
+from suptickets_ray.tickets.run_folder import CONFIG_FILE
 from suptickets_ray.tickets.store import child
 
-_OPEN_ROWS = 20
-"""Longer lists of tickets are merged."""
+_MAX_OPEN_ROWS = 20
+"""Longer lists of tickets are collapsed."""
 _STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --text: #1b1b1f; --line: #8886; }
 @media (prefers-color-scheme: dark) { :root { --page: #16181d; --text: #e6e6ea; } }
@@ -28,7 +29,7 @@ th, td { border-bottom: 1px solid var(--line); padding: .3rem .5rem; text-align:
 th:first-child, td:first-child { text-align: left; }
 td:not(:first-child) { white-space: nowrap; }
 pre { overflow-x: auto; border: 1px solid var(--line); padding: 1rem; }
-.wide { overflow-x: auto; background:  /* shadows at the edges behind which there is more */
+.wide { overflow-x: auto; background:  /* shadows at the edges of content that scrolls */
   linear-gradient(to right, var(--page) 40%, transparent) 0 0 / 3rem 100% no-repeat local,
   linear-gradient(to left, var(--page) 40%, transparent) 100% 0 / 3rem 100% no-repeat local,
   radial-gradient(farthest-side at 0 50%, #888a, transparent) 0 0 / .8rem 100% no-repeat scroll,
@@ -64,16 +65,16 @@ def render_report(
     """Returns the page of a run.
 
     Args:
-        result: What `result.json` holds; None while the run is not finished.
+        result: Content of `result.json`; None for an unfinished run.
         recipe: The resolved recipe as YAML.
-        findings: What was found out about the tickets; their sections are left out without it.
-        timeline: What `timeline.json` holds, if it is there.
-        name: The run's name, where there is no result.
+        findings: The analysis of the tickets. None omits its sections.
+        timeline: Content of `timeline.json`; None if it does not exist.
+        name: The run's name, used without a result.
         path: The run's folder.
     """
     sections: list[tuple[str, Callable[[], str]]] = []
     if result is None:
-        body = '<p class="assessment">This run is not finished; the same command again goes on with it.</p>'
+        body = '<p class="assessment">This run is not finished. Run the same command again to resume it.</p>'
     else:
         assessment = assess(result)
         body = f'<p class="assessment {assessment.outcome}">{escape(assessment.sentence)}</p>'
@@ -81,22 +82,22 @@ def render_report(
         sections.append(("Did superposing pay?", lambda: _networks(result)))
     if findings is not None:
         sections.append(("How different are the tickets?", lambda: _differences(findings)))
-        sections.append(("Do they lie in one basin?", lambda: _basin(findings)))
-    sections.append(("Where did the time go?", lambda: _time(result, timeline)))
+        sections.append(("Are the networks in one basin?", lambda: _basin(findings)))
+    sections.append(("How long did each phase take?", lambda: _time(result, timeline)))
     if result is not None:
         sections.append(("Tickets", lambda: _tickets(result)))
-    sections.append(("What would reproduce it?", lambda: _reproduction(result, recipe, path)))
+    sections.append(("How can the run be reproduced?", lambda: _reproduction(result, recipe, path)))
     for heading, make in sections:
         body += f"<h2>{heading}</h2>"
         try:
             body += make()
-        except Exception as error:  # noqa: BLE001 - a figure must not cost the run its page, whatever goes wrong
-            body += note(f"This section could not be made: {error!r}.")
+        except Exception as error:  # noqa: BLE001 - no error of a section may prevent the page
+            body += note(f"This section could not be rendered: {error!r}.")
     return page(name if result is None else result["name"], body)
 
 
 def page(title: str, body: str) -> str:
-    """Returns a whole page that opens from disk and fetches nothing."""
+    """Returns a complete page without external resources, so that it can be opened from disk."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -106,14 +107,14 @@ def page(title: str, body: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns an HTML table of plain text, which scrolls in its own box where it is too wide."""
+    """Returns an HTML table of plain text. A table that is too wide scrolls in its box."""
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def note(text: str) -> str:
-    """Returns a paragraph that says what is missing, and why."""
+    """Returns a paragraph about a missing part and the reason."""
     return f'<p class="note">{escape(text)}</p>'
 
 
@@ -124,17 +125,17 @@ def _signed(gain: Gain) -> str:
 
 def _networks(result: Mapping[str, Any]) -> str:
     rows = []
-    for (words, validation, test, density), key in zip(result_rows(dict(result)), ROWS, strict=True):
+    for (name, validation, test, density), key in zip(result_rows(dict(result)), ROWS, strict=True):
         gain = "" if key == "superposed" else _signed(gain_over(result, key))
-        rows.append((words, test, gain, validation, density))
-    dots = [Series(words, [100 * result[key]["accuracy"]], (), key == "superposed") for key, words in ROWS.items()]
+        rows.append((name, test, gain, validation, density))
+    dots = [Series(name, [100 * result[key]["accuracy"]], (), key == "superposed") for key, name in ROWS.items()]
     dots.insert(1, Series("single tickets", [100 * ticket["accuracy"] for ticket in result["tickets"]]))
     return (
         f"{table(('network', 'test', 'gain (points)', 'validation', 'density'), rows)}"
         f"{dot_figure('Test accuracy of every network', 'test accuracy (%)', dots)}"
-        "<p>The gain is the sup-ticket's test accuracy less that of the network, ± its standard error over the "
-        "examples of the test set. The best ticket is the best on validation. Another seed would give another gain: "
-        "name the folders of several seeds to see by how much.</p>"
+        "<p>The gain is the sup-ticket's test accuracy minus the network's, ± its standard error over the test "
+        "examples. The best ticket is the one with the highest validation accuracy. This error excludes the variation "
+        "over seeds: to see it, run suptickets report with the folders of runs with several seeds.</p>"
     )
 
 
@@ -143,31 +144,32 @@ def _differences(findings: Findings) -> str:
     tickets = sum(findings.is_ticket)
     if findings.overlaps:
         pairs = findings.ticket_overlaps()
-        said = ""
+        text = ""
         if pairs:
-            said = (
+            text = (
                 f"Two tickets share {min(pairs):.0%} to {max(pairs):.0%} of their active positions, "
                 f"{sum(pairs) / len(pairs):.0%} on average"
             )
-            by_chance = findings.chance
-            said += f"; random masks of the same densities would share {by_chance:.0%}. " if by_chance else ". "
+            chance = findings.chance
+            text += f"; random masks of the same densities would share {chance:.0%}. " if chance else ". "
         if tickets < findings.num_tickets:
-            said += f"{tickets} of {findings.num_tickets} tickets are compared, evenly chosen. "
-        said += (
-            "A ticket is named chain.cycle. Overlap: positions active in both, as a share of those active in either."
+            text += f"{tickets} evenly spaced tickets of {findings.num_tickets} are compared. "
+        text += (
+            "A ticket's name is chain.cycle. The overlap is the number of positions active in both networks, divided "
+            "by the number active in either."
         )
-        parts += [f"<p>{said}</p>", heat_map("Overlap of the masks", findings.networks, findings.overlaps)]
+        parts += [f"<p>{text}</p>", heat_map("Overlap of the masks", findings.networks, findings.overlaps)]
     if findings.densities and (layers := list(findings.densities[0])):
         named = zip(findings.networks, findings.is_ticket, findings.densities, strict=True)
         lines = [
             Series("tickets" if is_ticket else name, list(layer.values()), (), name == SUP_TICKET)
             for name, is_ticket, layer in named
         ]
-        places = list(range(len(layers)))
-        rows = [(layer, *(f"{own[layer]:.4f}" for own in findings.densities)) for layer in layers]
-        parts.append(line_figure("Density of every layer", "", "share of active weights", places, lines, layers))
+        positions = list(range(len(layers)))
+        rows = [(layer, *(f"{densities[layer]:.4f}" for densities in findings.densities)) for layer in layers]
+        parts.append(line_figure("Density of every layer", "", "fraction of active weights", positions, lines, layers))
         numbers = table(("layer", *findings.networks), rows)
-        parts.append(f"<details><summary>The densities as numbers</summary>{numbers}</details>")
+        parts.append(f"<details><summary>Densities as a table</summary>{numbers}</details>")
     return "".join(parts)
 
 
@@ -176,12 +178,12 @@ def _basin(findings: Findings) -> str:
     if curves := findings.curves:
         lost = [curve.accuracy_lost for curve in curves]
         if not all(map(math.isfinite, [curve.barrier for curve in curves])):
-            answer = "At least one of these networks has diverged: there is no basin to speak of."
+            answer = "At least one of these networks has diverged, so there is no common basin."
         elif max(lost) < ONE_BASIN:
-            some = f"at most {100 * max(lost):.2f} points of accuracy are" if max(lost) > 0 else "no accuracy is"
-            answer = f"Yes, as far as these lines show: on the way between two networks {some} lost."
+            amount = f"at most {100 * max(lost):.2f} percentage points" if max(lost) > 0 else "nothing"
+            answer = f"Yes, on these lines: the accuracy between two networks loses {amount}."
         else:
-            answer = f"No: on the way between two networks up to {100 * max(lost):.2f} points of accuracy are lost."
+            answer = f"No: the accuracy between two networks loses up to {100 * max(lost):.2f} percentage points."
         lines = [
             Series(f"{curve.first} to {curve.second}", curve.losses, (), curve.first == PRETRAINED) for curve in curves
         ]
@@ -198,12 +200,13 @@ def _basin(findings: Findings) -> str:
         heads = ("line", "loss at its start", "at its end", "barrier", "accuracy lost (points)")
         title = "Validation loss on the straight line between two networks"
         parts += [
-            f"<p>{answer} Less than {100 * ONE_BASIN:g} points count as one basin (1912.05671, section 2).</p>",
-            line_figure(title, "share of the second network", "loss (nats)", curves[0].shares, lines),
+            f"<p>{answer} Networks are in one basin if the accuracy loses less than {100 * ONE_BASIN:g} percentage "
+            "points (1912.05671, section 2).</p>",
+            line_figure(title, "weight of the second network", "loss (nats)", curves[0].alphas, lines),
             table(heads, rows),
-            f"<p>Weights are interpolated and not pruned; {findings.num_examples} validation examples count. BatchNorm "
-            "statistics, where there are any, are made as for the sup-ticket, here at the ends too. The barrier is the "
-            "most by which the loss lies above the straight line between its ends.</p>",
+            f"<p>Weights are interpolated without pruning, and evaluated on {findings.num_examples} validation "
+            "examples. BatchNorm statistics, if any, are computed as for the sup-ticket, also at the ends. The barrier "
+            "is the maximum height of the loss above the straight line between the losses at the ends.</p>",
         ]
     return "".join([*parts, *map(note, findings.curve_notes)])
 
@@ -218,40 +221,41 @@ def _time(result: Mapping[str, Any] | None, timeline: Mapping[str, Any] | None) 
         laps = {name: value for name, value in result["seconds"].items() if name != "total"}
         total = result["seconds"].get("total", sum(laps.values()))
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in laps.items())
-        # Before there was a lap of the start, its time was in what is left over.
-        rest = f"; Ray's end took the other {max(total - sum(laps.values()), 0.0):.1f} s" if "start" in laps else ""
+        # In results without a lap "start", the rest also contains the time of starting Ray.
+        rest = f", shutdown of Ray {max(total - sum(laps.values()), 0.0):.1f} s" if "start" in laps else ""
         parts.append(f"<p>The last start took {total:.1f} s: {escape(seconds)}{escape(rest)}.</p>")
     if timeline is None:
-        return "".join([*parts, note("The run has no timeline.json: an earlier version made it, or it was removed.")])
+        return "".join([*parts, note("The run has no timeline.json.")])
     try:
         lanes = lanes_of(timeline)
         drawn = lanes_figure("Timeline of pretraining, explorers and superposer", lanes) if lanes.lanes else ""
-    except Exception as error:  # noqa: BLE001 - a damaged file must not cost the run its page
+    except Exception as error:  # noqa: BLE001 - a damaged file must not prevent the page
         return "".join(
             [*parts, note(f"The timeline cannot be drawn; timeline.json is damaged or of another recipe: {error!r}.")]
         )
-    return "".join([*parts, f"<p>{escape(_said(lanes))}</p>", drawn])
+    return "".join([*parts, f"<p>{escape(_timeline_text(lanes))}</p>", drawn])
 
 
-def _said(lanes: Lanes) -> str:
-    said = f"All starts together took {lanes.seconds:.1f} s. "
+def _timeline_text(lanes: Lanes) -> str:
+    text = f"All starts together took {lanes.seconds:.1f} s. "
     if lanes.num_cycles:
-        said += (
-            f"{lanes.num_cycles} cycles ran on {lanes.num_explorers} explorer processes, up to {lanes.most_at_once} at "
-            f"once, {lanes.mean_at_once:.1f} on average; a bar is named chain.cycle and coloured by its chain. "
+        text += (
+            f"{lanes.num_cycles} cycles ran on {lanes.num_explorers} explorer processes, at most "
+            f"{lanes.max_concurrent} and on average {lanes.mean_concurrent:.1f} at the same time. The label of a "
+            "cycle's bar is chain.cycle, and its colour shows the chain. "
         )
     if lanes.restarts:
         times = "once" if len(lanes.restarts) == 1 else f"{len(lanes.restarts)} times"
-        said += f"The run was started again {times}, at the dashed lines; the pauses before are cut out. "
+        text += f"The run was restarted {times}, at the dashed lines; the pauses before restarts are omitted. "
     if lanes.num_hidden:
-        said += f"{lanes.num_hidden} bars are not shown: there are too many. "
-    return said + "A name in brackets is the machine and the process."
+        text += f"{lanes.num_hidden} bars are not shown, because there are too many. "
+    return text + "Brackets contain the node and the process."
 
 
 def _tickets(result: Mapping[str, Any]) -> str:
     rows = [
         (
-            f"{ticket['chain']}.{ticket['cycle']}" + ("" if ticket["accepted"] else " (left out)"),
+            f"{ticket['chain']}.{ticket['cycle']}" + ("" if ticket["accepted"] else " (rejected)"),
             f"{ticket['validation_accuracy']:.2%}",
             f"{ticket['accuracy']:.2%}",
             f"{ticket['density']:.4f}",
@@ -259,13 +263,13 @@ def _tickets(result: Mapping[str, Any]) -> str:
         for ticket in result["tickets"]
     ]
     numbers = table(("ticket", "validation", "test", "density"), rows)
-    if len(rows) > _OPEN_ROWS:
+    if len(rows) > _MAX_OPEN_ROWS:
         numbers = f"<details><summary>All {len(rows)} tickets</summary>{numbers}</details>"
-    return f"<p>A ticket is named chain.cycle.</p>{numbers}"
+    return f"<p>A ticket's name is chain.cycle.</p>{numbers}"
 
 
 def _reproduction(result: Mapping[str, Any] | None, recipe: str, path: str) -> str:
-    source = shlex.quote(child(path, "config.yaml") if path else "config.yaml")
+    source = shlex.quote(child(path, CONFIG_FILE) if path else CONFIG_FILE)
     facts = [f"Command: <code>suptickets train {escape(source)} name=again</code>"]
     if result is not None:
         facts.append(f"Digest of the sup-ticket: <code>{escape(result['superposed']['digest'])}</code>")

@@ -1,4 +1,4 @@
-"""A search's answer: the table in the terminal and the page."""
+"""The result of a search as a table for a terminal, and as an HTML page."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FIGURE_KEYS = {
     "superposition.cima_factor": "CIMA's weight of the newest ticket",
     "superposition.method": "superposition",
 }
-"""Keys whose effect is drawn whenever they were searched, with the words for the axis."""
+"""Axis labels of keys in the figures. Other keys are labelled with their names."""
 
 
 def search_table(result: dict[str, Any]) -> Table:
-    """Returns the trials for a terminal, the best first; test accuracy is the winner's alone."""
+    """Returns the trials as a table for a terminal, best first. Only the best trial has a test accuracy."""
     keys = _keys(result)
     table = Table(title=f"{result['name']}: {len(result['trials'])} trials")
     for key in keys:
@@ -34,10 +34,10 @@ def search_table(result: dict[str, Any]) -> Table:
 
 
 def render_search(result: dict[str, Any]) -> str:
-    """Returns the page of a search: the answer, every trial, and what each key and trial was worth.
+    """Returns the page of a search: the best point, the effect of each key, all trials, and their cost.
 
     Args:
-        result: What `result.json` holds.
+        result: Content of `result.json`.
     """
     keys = _keys(result)
     best = result["best"]
@@ -56,16 +56,16 @@ def render_search(result: dict[str, Any]) -> str:
     return page(
         result["name"],
         f"<p>Best of {len(result['trials'])} trials: <b>{escape(values)}</b>, validation accuracy "
-        f"{best['validation_accuracy']:.2%}, test accuracy {best['accuracy']:.2%} (read for this one alone).</p>"
+        f"{best['validation_accuracy']:.2%}, test accuracy {best['accuracy']:.2%} (evaluated for this trial only).</p>"
         f"{warnings}{''.join(_figures(result, keys))}<h2>Trials</h2>{table}<h2>Cost</h2>"
-        f"<p>{result['pretrainings']} pretrainings and {result['cycles_trained']} cycles were trained for all trials "
-        f"together, in {result['seconds']['total']:.0f} s.</p>"
+        f"<p>All trials together trained {result['pretrainings']} pretrainings and {result['cycles_trained']} cycles "
+        f"in {result['seconds']['total']:.0f} s.</p>"
         f"<p>Digest of the best sup-ticket: <code>{escape(str(best['digest']))}</code></p>",
     )
 
 
 def _figures(result: dict[str, Any], keys: list[str]) -> list[str]:
-    # One that has diverged has no score that a figure could show.
+    # A diverged trial has no finite score to show.
     complete = [row for row in result["trials"] if row["state"] == "complete" and row[result["metric"]] is not None]
     figures = []
     for key in keys:
@@ -75,7 +75,7 @@ def _figures(result: dict[str, Any], keys: list[str]) -> list[str]:
                 groups.setdefault(value, []).append(row)
         if len(groups) < 2:
             continue
-        # Of the trials with one value the best one: the others are about the other keys.
+        # The best trial for each value: the other trials vary the other keys.
         sign = -1 if result["mode"] == "max" else 1
         best = {value: min(rows, key=lambda row: sign * row[result["metric"]]) for value, rows in groups.items()}
         ordered = sorted(best, key=lambda value: (isinstance(value, str), value))

@@ -1,1 +1,1 @@
-"""Searching for better settings: spaces, what trials share, and what came of it. Pure decisions; no Ray."""
+"""Hyperparameter search: search spaces, work shared by trials, and results. Pure decisions without Ray."""

@@ -1,4 +1,4 @@
-"""Where a search keeps what its trials share and what they found."""
+"""The files of a search: pretrained networks and tickets shared by its trials, and the trials' scores."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from suptickets_ray.config import Config
 from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.search.keys import exploration_key, pretraining_key
 from suptickets_ray.search.space import Point, point_key
-from suptickets_ray.tickets.store import PRETRAINED_FILE, RunStore, TicketStore, child
+from suptickets_ray.tickets.run_folder import PRETRAINED_FILE, SEARCH_FILE, TENSORBOARD_FOLDER
+from suptickets_ray.tickets.store import RunStore, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
 
-SEARCH_FILE = "search.json"
-"""How often pretraining and cycles were trained; written first of all, so that a folder with it is a search's."""
-_MADE_BY_SEARCH = ("pretraining", "explorations", "points")
+_SEARCH_FOLDERS = ("pretraining", "explorations", "points")
 
 
 def holds_search(store: RunStore) -> bool:
-    """Returns whether a folder is that of a search, finished or not."""
-    return store.exists(SEARCH_FILE) or any(store.list(folder) for folder in _MADE_BY_SEARCH)
+    """Returns whether a folder contains a search, finished or not."""
+    return store.exists(SEARCH_FILE) or any(store.list(folder) for folder in _SEARCH_FOLDERS)
 
 
 DIVERGED_FILE = "diverged"
-"""Beside a pretraining that has diverged: the sentence that says so."""
+"""Error message of a diverged pretraining, in the folder of that pretraining."""
 
 
 class SearchFiles:
     """The folder of one search.
 
-    pretraining/<key>/pretrained.pt and explorations/<key>/tickets/ are shared by the trials that depend on the same;
-    points/<point>/ holds the scores and the sup-ticket of each seed; tensorboard/ is one tree for all.
+    Trials with equal keys share pretraining/<key>/pretrained.pt and explorations/<key>/tickets/. The folder
+    points/<point>/ contains the scores and the sup-ticket of each seed. All trials share tensorboard/.
     """
 
     def __init__(self, path: str, config: Config | None = None) -> None:
@@ -40,32 +39,32 @@ class SearchFiles:
 
         Args:
             path: The folder.
-            config: The recipe that points start from; only its rows are read then, and rows can be kept. Whoever only
-                reads can leave it out, and sees the rows of all.
+            config: The recipe that points modify. Only rows of this recipe are read then. None is for reading only, and
+                reads the rows of all recipes.
         """
         self.path, self.store = path, RunStore(path)
-        self.tensorboard = child(path, "tensorboard")
+        self.tensorboard = child(path, TENSORBOARD_FOLDER)
         self._recipe = None if config is None else config_digest(config)
 
     def begin(self) -> None:
-        """Marks the folder as a search's, before anything else is written to it."""
+        """Marks the folder as a search. Must be called before any other file is written."""
         if not self.store.exists(SEARCH_FILE):
             self._write_counts({"pretraining": self.num_pretrainings(), "cycle": self.num_cycles()})
 
     def pretrained_path(self, config: Config) -> str:
-        """Returns where the pretraining of a recipe lies."""
+        """Returns the folder of a recipe's pretraining."""
         return child(self.path, "pretraining", pretraining_key(config))
 
     def exploration_path(self, config: Config) -> str:
-        """Returns where the tickets of a recipe lie."""
+        """Returns the folder of a recipe's tickets."""
         return child(self.path, "explorations", exploration_key(config))
 
     def pretrained_state(self, config: Config) -> bytes:
-        """Returns the state that pretraining ended in.
+        """Returns the final state of a recipe's pretraining.
 
         Raises:
-            FileNotFoundError: Before that.
-            RuntimeError: If it has diverged.
+            FileNotFoundError: If pretraining is not finished.
+            RuntimeError: If pretraining has diverged.
         """
         store = RunStore(self.pretrained_path(config))
         if store.exists(DIVERGED_FILE) and not store.exists(PRETRAINED_FILE):
@@ -73,20 +72,20 @@ class SearchFiles:
         return store.read(PRETRAINED_FILE)
 
     def count(self, what: str) -> None:
-        """Counts a "pretraining" or "cycle" that was trained, even twice. Only one process may call this."""
+        """Counts one trained "pretraining" or "cycle", repeated ones too. Only one process may call this."""
         counts = self._counts()
         self._write_counts({**counts, what: counts.get(what, 0) + 1})
 
     def num_pretrainings(self) -> int:
-        """Returns how many pretrainings were trained, by this start and earlier ones."""
+        """Returns the number of pretrainings that this start and earlier starts trained."""
         return max(
             self._counts().get("pretraining", 0),
-            # Those that a killed driver could not count.
+            # A killed driver may not have counted its last pretrainings.
             sum(path.endswith(PRETRAINED_FILE) for path in self.store.list("pretraining")),
         )
 
     def num_cycles(self) -> int:
-        """Returns how many cycles were trained to their end, by this start and earlier ones."""
+        """Returns the number of cycles that this start and earlier starts completed."""
         keys = {path.split("/")[1] for path in self.store.list("explorations")}
         stored = sum(len(TicketStore(RunStore(child(self.path, "explorations", key))).list()) for key in keys)
         return max(self._counts().get("cycle", 0), stored)
@@ -99,7 +98,7 @@ class SearchFiles:
         self.store.write(SEARCH_FILE, json.dumps(counts).encode())
 
     def row(self, point: Point, number: int) -> dict[str, Any] | None:
-        """Returns what `keep` kept, None where there is nothing. A score that has diverged is NaN."""
+        """Returns the row that `write_row` stored, or None. The score of a diverged network is NaN."""
         path = f"{self._folder(point)}/seed-{number:03d}.json"
         return self._read_row(path) if self.store.exists(path) else None
 
@@ -107,32 +106,32 @@ class SearchFiles:
         row: dict[str, Any] = json.loads(self.store.read(path))
         return row | {key: math.nan for key, value in row.items() if value is None and key.startswith("validation_")}
 
-    def keep(self, point: Point, number: int, row: dict[str, Any], superposed: Ticket) -> None:
-        """Keeps the scores and the sup-ticket of a point under one seed; the ticket first."""
+    def write_row(self, point: Point, number: int, row: dict[str, Any], superposed: Ticket) -> None:
+        """Stores the scores and the sup-ticket of a point with one seed. Writes the ticket before the scores."""
         self.store.write(f"{self._folder(point)}/seed-{number:03d}.arrow", superposed.to_bytes())
         path = f"{self._folder(point)}/seed-{number:03d}.json"
         self.store.write(path, json.dumps(row | {"recipe": self._recipe}).encode())
 
-    def keep_running(self, point: Point, scores: dict[str, Any]) -> None:
-        """Keeps what is known of a trial that has not ended, and may be stopped."""
+    def write_running(self, point: Point, scores: dict[str, Any]) -> None:
+        """Stores the latest scores of a running trial, which the scheduler may stop."""
         self.store.write(f"{self._folder(point)}/running", json.dumps(scores).encode())
 
     def running(self, point: Point) -> dict[str, Any]:
-        """Returns the last of what `keep_running` kept; nothing if there is nothing."""
+        """Returns the scores that `write_running` stored last; empty if there are none."""
         path = f"{self._folder(point)}/running"
         scores: dict[str, Any] = json.loads(self.store.read(path)) if self.store.exists(path) else {}
         return scores
 
     def mark_stopped(self, point: Point) -> None:
-        """Keeps that a scheduler has stopped a trial: a search that goes on does not run it again."""
-        self.keep_running(point, {**self.running(point), "stopped": True})
+        """Records that a scheduler stopped a trial, so that a resumed search does not run it again."""
+        self.write_running(point, {**self.running(point), "stopped": True})
 
     def superposed(self, point: Point, number: int) -> Ticket:
-        """Returns the sup-ticket of a point under one seed. Raises FileNotFoundError if there is none."""
+        """Returns the sup-ticket of a point with one seed. Raises FileNotFoundError if it does not exist."""
         return Ticket.from_bytes(self.store.read(f"{self._folder(point)}/seed-{number:03d}.arrow"))
 
     def points(self) -> list[tuple[Point, list[dict[str, Any]]]]:
-        """Returns every point with a result, and its rows, seed by seed; in the order in which they were finished."""
+        """Returns every point with a result, and its rows in the order of seeds. Points are in order of completion."""
         found: dict[str, tuple[Point, list[dict[str, Any]]]] = {}
         for path in self.store.list("points"):
             if not path.endswith(".json"):
@@ -144,5 +143,5 @@ class SearchFiles:
 
     def _folder(self, point: Point) -> str:
         if self._recipe is None:
-            raise RuntimeError("SearchFiles must know the recipe to tell its points from another's. Give config=.")
+            raise RuntimeError("Cannot find a point's files: SearchFiles has no recipe. Pass config=.")
         return f"points/{hashlib.sha256(f'{self._recipe} {point_key(point)}'.encode()).hexdigest()[:12]}"

@@ -1,4 +1,4 @@
-"""What trials share: pretraining and explorations, by the digest of all that they depend on."""
+"""Keys of the work that trials share: pretraining and explorations, by the digest of all settings they depend on."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from suptickets_ray.config import Config
 from suptickets_ray.recipes.load import changes_results, flatten, to_dict
 from suptickets_ray.tickets.schedule import plan_budget
 
-_NOT_OF_PRETRAINING = "superposition."
-_PRETRAINING_TICKETS = ("tickets.update_masks",)
+_AFTER_PRETRAINING = "superposition."
+_PRETRAINING_TICKET_KEYS = ("tickets.update_masks",)
+"""Settings of the section `tickets` that pretraining depends on."""
 
 
 def pretraining_key(config: Config) -> str:
-    """Returns the digest of what the state that pretraining ends in depends on.
+    """Returns the digest of all settings that the final state of pretraining depends on.
 
-    That is everything but superposition and cycles; of the epochs, those that pretraining gets. A search over cycle
-    lengths that leave pretraining the same epochs trains it once.
+    These are all settings except superposition and cycles, with the epochs of pretraining instead of the whole run's.
+    A search over cycle lengths therefore trains pretraining once if its number of epochs is the same for all.
     """
     return _digest(_pretraining_settings(config))
 
 
 def exploration_key(config: Config) -> str:
-    """Returns the digest of what a ticket depends on, besides its chain and cycle.
+    """Returns the digest of all settings that a ticket depends on, besides its chain and cycle.
 
-    Neither the number of chains nor that of cycles is part of it: a longer exploration goes on from a shorter one.
+    It excludes the numbers of chains and cycles, so that a longer exploration continues a shorter one.
     """
     tickets = {key: value for key, value in flatten(to_dict(config)) if key.startswith("tickets.")}
     for key in ("tickets.num_chains", "tickets.cycle_rate"):
@@ -40,8 +41,8 @@ def _pretraining_settings(config: Config) -> dict[str, Any]:
         key: value
         for key, value in flatten(to_dict(config))
         if changes_results(key)
-        and not key.startswith(_NOT_OF_PRETRAINING)
-        and (not key.startswith("tickets.") or key in _PRETRAINING_TICKETS)
+        and not key.startswith(_AFTER_PRETRAINING)
+        and (not key.startswith("tickets.") or key in _PRETRAINING_TICKET_KEYS)
     }
     return {**settings, "train.epochs": budget.pretrain_epochs}
 

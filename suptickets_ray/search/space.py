@@ -1,4 +1,4 @@
-"""A search space in Ray Tune's words, and the points that are drawn from it before anything starts."""
+"""A search space with Ray Tune's names, and the points that are drawn from it before the search starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from suptickets_ray.search.unresolved import chosen_settings
 from suptickets_ray.seeding import derive_seed
 
 Point = dict[str, Any]
-"""Dotted key to value: what a trial changes of the recipe."""
+"""Dotted key to value: the settings of the recipe that a trial changes."""
 
 DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "tickets.cycle_epochs": {"grid_search": [2, 4, 8, 12]},
@@ -29,36 +29,36 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
 """Cycle lengths and CIMA factors of the paper's ablations, 2205.15322, section 5."""
 
 _COMMON_EPOCHS = 24
-"""What all cycle lengths of DEFAULT_SPACE divide."""
+"""A multiple of all cycle lengths of DEFAULT_SPACE."""
 
-_OTHER_DATA = ("name", "options", "root", "download", "split_seed", "validation_share")
-"""Settings of the data that decide what is loaded, and which examples points are compared on."""
+_FIXED_DATA_KEYS = ("name", "options", "root", "download", "split_seed", "validation_share")
+"""Settings of the data that change the validation examples, on which points are compared."""
 
 METRICS = {"validation_accuracy": "max", "validation_loss": "min"}
-"""What trials are compared by, and which way is better."""
+"""Metrics that trials are compared by, and which of their extremes is better."""
 
 
 def default_space(config: Config) -> dict[str, dict[str, Any]]:
-    """Returns the built-in space for a recipe, in which every cycle length gets the same epochs.
+    """Returns the built-in space for a recipe. The cycles of every length get the same total of epochs.
 
-    Where the recipe's own budget is not the same for all lengths, the space sets tickets.cycle_rate so that all cycles
-    together get the multiple of 24 epochs that is nearest to it. Lengths then compare fairly, and share pretraining.
+    If the recipe's tickets.cycle_rate gives different totals, the space changes it so that the total is the nearest
+    multiple of 24 epochs. Cycle lengths then compare fairly, and share pretraining.
 
     Raises:
-        ValueError: If that leaves no epochs for pretraining.
+        ValueError: If no epochs remain for pretraining.
     """
     epochs, rate = config.train.epochs, Fraction(str(config.tickets.cycle_rate))
     lengths = DEFAULT_SPACE["tickets.cycle_epochs"]["grid_search"]
-    own = {int(rate * epochs / length) * length for length in lengths}
-    if len(own) == 1 and 0 not in own:
+    totals = {int(rate * epochs / length) * length for length in lengths}
+    if len(totals) == 1 and 0 not in totals:
         return DEFAULT_SPACE
     budget = max(round(rate * epochs / _COMMON_EPOCHS), 1) * _COMMON_EPOCHS
     if epochs <= budget:
         raise ValueError(
-            f"train.epochs must be above {budget} for the built-in search.space; got {epochs}. Train longer, or give "
-            "a space of shorter cycles."
+            f"train.epochs must be above {budget} for the built-in search.space; got {epochs}. Train longer, or set "
+            "search.space with shorter cycles."
         )
-    # Rounded up, since whole cycles are counted: 24 of 145 epochs must not become 23.99.
+    # Rounded up, because only whole cycles count: 24 of 145 epochs must not become 23.99.
     rate = Fraction(math.ceil(Fraction(budget, epochs) * 10**6), 10**6)
     return {**DEFAULT_SPACE, "tickets.cycle_rate": {"grid_search": [float(rate)]}}
 
@@ -91,7 +91,7 @@ DRAWS: dict[str, Callable[..., Any]] = {
     "loguniform": _loguniform,
     "randint": _randint,
 }
-"""How a value is drawn, by Tune's name for it."""
+"""Functions that draw a value, by Ray Tune's names."""
 
 _FINITE = ("grid_search", "choice")
 _NUM_BOUNDS = {"uniform": 2, "quniform": 3, "loguniform": 2, "randint": 2}
@@ -99,22 +99,22 @@ _NUM_BOUNDS = {"uniform": 2, "quniform": 3, "loguniform": 2, "randint": 2}
 
 @dataclass(frozen=True)
 class Dimension:
-    """One key of the space."""
+    """The search space of one setting."""
 
     kind: str
-    """A row of DRAWS."""
+    """A key of DRAWS."""
     arguments: tuple[Any, ...]
     """The values, or the bounds."""
 
     @property
     def values(self) -> tuple[Any, ...] | None:
-        """All values, None where there are too many to list."""
+        """All values of a finite dimension; None for a continuous one."""
         if self.kind == "randint":
             return tuple(range(*self.arguments))
         return self.arguments if self.kind in _FINITE else None
 
     def draw(self, rng: np.random.Generator) -> Any:
-        """Returns one value."""
+        """Returns one random value."""
         return DRAWS[self.kind](rng, *self.arguments)
 
 
@@ -123,13 +123,13 @@ def parse_space(space: Mapping[str, Any], known_keys: Sequence[str]) -> dict[str
 
     Args:
         space: Dotted key to {kind: arguments}, e.g. {"train.lr": {"loguniform": [0.01, 1]}}.
-        known_keys: The keys that there are.
+        known_keys: The dotted keys of all settings.
 
     Raises:
-        ValueError: If a key or kind is unknown, or its arguments are not what it takes.
+        ValueError: If a key or kind is unknown, or if its arguments are invalid.
     """
     if not space:
-        raise ValueError("search.space must hold at least one key; it is empty.")
+        raise ValueError("search.space must contain at least one key; got none. Leave it out for the built-in space.")
     return {key: _parse_dimension(key, domain, known_keys) for key, domain in space.items()}
 
 
@@ -138,16 +138,16 @@ def _parse_dimension(key: str, domain: Any, known_keys: Sequence[str]) -> Dimens
     root = ".".join([section, *rest[:1]])
     if root not in known_keys or section in ("search", "cluster", "storage", "name", "seed"):
         raise ValueError(
-            f"search.space must hold settings of the experiment; got {key!r}{suggestion(key, known_keys)} "
-            "Seeds are repeated with search.num_seeds."
+            f"search.space must contain settings of the experiment; got {key!r}{suggestion(key, known_keys)} "
+            "To repeat points with several seeds, set search.num_seeds."
         )
-    if section == "data" and rest[:1] and rest[0] in _OTHER_DATA:
+    if section == "data" and rest[:1] and rest[0] in _FIXED_DATA_KEYS:
         raise ValueError(
-            "search.space must leave the data as they are, for points are compared on one validation set; got "
-            f"{key!r}. Run a search for each, with a name= of its own."
+            "search.space must not change the data, because points are compared on one validation set; got "
+            f"{key!r}. Run one search per value, each with another name=."
         )
     if root in PLACEMENT_KEYS:
-        raise ValueError(f"search.space must hold settings that change results; got {key!r}. Leave it out.")
+        raise ValueError(f"search.space must contain settings that change results; got {key!r}. Leave it out.")
     if not isinstance(domain, Mapping) or len(domain) != 1:
         raise ValueError(f"search.space.{key} must be one of {', '.join(DRAWS)} with its values; got {domain!r}.")
     kind, arguments = next(iter(domain.items()))
@@ -157,13 +157,13 @@ def _parse_dimension(key: str, domain: Any, known_keys: Sequence[str]) -> Dimens
     if kind in _NUM_BOUNDS:
         numbers = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in arguments)
         if len(arguments) != _NUM_BOUNDS[kind] or not numbers or not arguments[0] < arguments[1]:
-            wanted = "[low, high, step]" if kind == "quniform" else "[low, high]"
-            raise ValueError(f"search.space.{key}.{kind} must be {wanted} with low below high; got {arguments}.")
+            expected = "[low, high, step]" if kind == "quniform" else "[low, high]"
+            raise ValueError(f"search.space.{key}.{kind} must be {expected} with low below high; got {arguments}.")
         if (kind == "loguniform" and arguments[0] <= 0) or (kind == "quniform" and arguments[2] <= 0):
             raise ValueError(f"search.space.{key}.{kind} must be above 0; got {arguments}.")
         if kind == "quniform" and not all(_is_multiple(bound, arguments[2]) for bound in arguments[:2]):
             raise ValueError(
-                f"search.space.{key}.quniform must have bounds that are multiples of its step, as Ray Tune has it; got "
+                f"search.space.{key}.quniform must have bounds that are multiples of its step, as in Ray Tune; got "
                 f"{arguments}."
             )
         if kind == "randint" and not all(isinstance(number, int) for number in arguments):
@@ -178,18 +178,18 @@ def _is_multiple(number: float, step: float) -> bool:
 def draw_points(
     dimensions: Mapping[str, Dimension], searcher: str, num_trials: int | None, seed: int, method: str
 ) -> list[Point]:
-    """Returns the points of a random or grid search, without repetition, in the order of their trials.
+    """Returns the distinct points of a random or grid search, in the order of their trials.
 
     Args:
-        dimensions: What `parse_space` gave.
+        dimensions: The dimensions that `parse_space` returned.
         searcher: "random" or "grid".
-        num_trials: How many; all combinations of the grid when left out.
-        seed: What the random ones depend on.
-        method: The recipe's own `superposition.method`.
+        num_trials: Number of points. None is all combinations of the grid.
+        seed: Seed of the random points.
+        method: The recipe's `superposition.method`.
 
     Raises:
-        ValueError: If a grid is asked for of values that cannot be listed, or the number of trials is missing, or
-            more than the grid has points.
+        ValueError: If a grid contains a continuous dimension, if the number of trials is missing, or if it is larger
+            than the number of points.
     """
     listed = {
         key: dimension.values
@@ -199,58 +199,60 @@ def draw_points(
     others = [key for key in dimensions if key not in listed]
     if searcher == "grid" and others:
         raise ValueError(
-            f"search.searcher 'grid' must have values that can be listed; search.space.{others[0]} is "
-            f"{dimensions[others[0]].kind}. Use grid_search, or the searcher random."
+            f"search.searcher 'grid' must have finite dimensions only; got {dimensions[others[0]].kind} in "
+            f"search.space.{others[0]}. Use grid_search, or search.searcher=random."
         )
     grid = [dict(zip(listed, values, strict=True)) for values in itertools.product(*(v or () for v in listed.values()))]
     rng = np.random.default_rng(derive_seed(seed, "search"))
     if not others:
-        points = _without_repetition([settle(point, method) for point in grid])
+        points = _distinct([normalize_point(point, method) for point in grid])
         if num_trials is not None and num_trials > len(points):
             raise ValueError(
                 f"search.num_trials must be at most {len(points)}, the points of search.space; got {num_trials}. Leave "
-                "it out for all of them; search.num_seeds repeats each."
+                "it out to try all points. To repeat each point, set search.num_seeds."
             )
         if searcher == "random":
-            points = _some(points, num_trials, rng)
+            points = _sample_order(points, num_trials, rng)
         return points[:num_trials]
     if num_trials is None:
         raise ValueError(
-            f"search.num_trials must be given, since search.space.{others[0]} is drawn at random. 20 is a start."
+            f"search.num_trials must be given, because search.space.{others[0]} is drawn at random. Start with 20."
         )
-    grid = _some(grid, num_trials, rng)
+    grid = _sample_order(grid, num_trials, rng)
     drawn = []
     for number in range(num_trials):
         values = grid[number % len(grid)] | {key: dimensions[key].draw(rng) for key in others}
-        drawn.append(settle({key: values[key] for key in dimensions}, method))
-    return _without_repetition(drawn)
+        drawn.append(normalize_point({key: values[key] for key in dimensions}, method))
+    return _distinct(drawn)
 
 
-def _some(grid: list[Point], number: int | None, rng: np.random.Generator) -> list[Point]:
-    """Returns a grid shuffled where not all of it is taken: its first points are all in one corner."""
+def _sample_order(grid: list[Point], number: int | None, rng: np.random.Generator) -> list[Point]:
+    """Returns the grid, shuffled if only `number` of its points are used: the first points are all in one corner."""
     if number is None or number >= len(grid):
         return grid
     return [grid[index] for index in rng.permutation(len(grid))]
 
 
 def listed_points(dimensions: Mapping[str, Dimension], method: str) -> list[Point]:
-    """Returns every combination of the values that can be listed, with the lowest value of all others.
+    """Returns all combinations of the finite dimensions' values, with the lowest value of the continuous dimensions.
 
     Args:
         dimensions: The space.
-        method: The recipe's own `superposition.method`.
+        method: The recipe's `superposition.method`.
     """
     values = [dimension.values or dimension.arguments[:1] for dimension in dimensions.values()]
-    return [settle(dict(zip(dimensions, some, strict=True)), method) for some in itertools.product(*values)]
+    return [normalize_point(dict(zip(dimensions, row, strict=True)), method) for row in itertools.product(*values)]
 
 
-def settle(point: Point, method: str) -> Point:
-    """Returns a point without the factor of a method that does not read it, and with the method that a factor means.
+def normalize_point(point: Point, method: str) -> Point:
+    """Returns a point in which `superposition.cima_factor` and `superposition.method` agree.
+
+    The factor is removed if the point's method does not read it. If the point has no method, it gets the one that the
+    factor implies: the recipe's method if that is user-defined, else CIMA.
 
     Args:
         point: Values by dotted key.
-        method: The recipe's own `superposition.method`: where the point names none, a factor means that if it is the
-            user's own function, and CIMA otherwise.
+        method: The recipe's `superposition.method`.
     """
     if "superposition.cima_factor" not in point:
         return point
@@ -261,34 +263,38 @@ def settle(point: Point, method: str) -> Point:
 
 
 def point_key(point: Point) -> str:
-    """Returns a short name for a point, equal for equal points."""
+    """Returns a short digest of a point."""
     return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def config_of(base: Config, point: Point, number: int = 0) -> Config:
-    """Returns the recipe of a point, under its `number`-th seed.
+    """Returns the recipe of a point with its `number`-th seed.
 
     Raises:
-        ValueError: If the point makes no experiment; the sentence says which point.
+        ValueError: If the point is not a valid recipe. The message contains the point.
     """
     overrides = [f"{key}={json.dumps(value)}" for key, value in point.items()]
     try:
         return load_config(chosen_settings(base), [*overrides, f"seed={base.seed + number}"])
     except ValueError as error:
-        raise ValueError(f"the point {' '.join(overrides)} of search.space must be a recipe; {error}") from error
+        raise ValueError(f"Cannot use the point {' '.join(overrides)} of search.space: {error}") from error
 
 
-def _without_repetition(points: Sequence[Point]) -> list[Point]:
+def _distinct(points: Sequence[Point]) -> list[Point]:
     found: dict[str, Point] = {}
     for point in points:
         found.setdefault(json.dumps(point, sort_keys=True), point)
     return list(found.values())
 
 
-def grouped(points: Sequence[Point], key_of: Callable[[Point], str]) -> list[Point]:
-    """Returns the points so that the first ones all need another exploration, and what shares one comes later.
+def new_keys_first(points: Sequence[Point], key_of: Callable[[Point], str]) -> list[Point]:
+    """Returns the points reordered: first one point per exploration, then the points that share an exploration.
 
-    Trials that run at once then train different things, and those that come after them train nothing.
+    Concurrent trials then train different tickets, and later trials reuse them.
+
+    Args:
+        points: The points.
+        key_of: Called with a point; returns the key of its exploration.
     """
     first: list[Point] = []
     rest: list[Point] = []

@@ -1,4 +1,4 @@
-"""What came of a search: points ranked, with their error, and whether the best is better than noise."""
+"""The results of a search: trials ranked with their standard errors, and whether the best one leads beyond noise."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Row = dict[str, Any]
 
 
 def trial_row(number: int, point: Point, seeds: Sequence[Mapping[str, Any]], metric: str, state: str) -> Row:
-    """Returns a trial's line: its values, mean and standard error of the metric over seeds, and what it cost.
+    """Returns the row of a trial: its values, the metric's mean and standard error over seeds, and its cost.
 
     Args:
-        number: The trial, from 0.
+        number: Number of the trial, from 0.
         point: Its values.
-        seeds: What the trial kept for each of its seeds; of a trial that was stopped, what was last known.
-        metric: What is compared.
+        seeds: The stored row of each seed; the latest scores of a stopped trial.
+        metric: The metric that trials are compared by.
         state: "complete", "stopped" or "failed".
     """
     keys = ("validation_accuracy", "validation_loss")
     scores = {key: [_number(seed[key]) for seed in seeds if key in seed] for key in keys}
     values = scores[metric]
-    whole = len(values) > 1 and all(map(math.isfinite, values))
-    error = statistics.stdev(values) / math.sqrt(len(values)) if whole else None
+    has_error = len(values) > 1 and all(map(math.isfinite, values))
+    error = statistics.stdev(values) / math.sqrt(len(values)) if has_error else None
     return {
         "trial": number,
         "state": state,
         "values": dict(point),
-        # The mean over some of the seeds, without one that has diverged, would flatter the point.
+        # Null if any seed has diverged: the mean over the other seeds would overestimate the point.
         **{key: _finite(statistics.fmean(found)) if found else None for key, found in scores.items()},
         "standard_error": error,
         "seeds": len(values),
@@ -47,7 +47,7 @@ def trial_row(number: int, point: Point, seeds: Sequence[Mapping[str, Any]], met
 
 
 def _number(value: Any) -> float:
-    """A score; of one that has diverged, which JSON does not know, NaN."""
+    """Returns a score. A diverged one is NaN, which is stored as null because JSON has no NaN."""
     return math.nan if value is None else float(value)
 
 
@@ -56,47 +56,47 @@ def _finite(value: float) -> float | None:
 
 
 def ranked(rows: Sequence[Row], metric: str, mode: str) -> list[Row]:
-    """Returns the complete trials, the best first; of equals the earlier one."""
+    """Returns the complete trials, best first. Equal trials keep their order."""
     sign = -1 if mode == "max" else 1
     complete = [row for row in rows if row["state"] == "complete" and row[metric] is not None]
     return sorted(complete, key=lambda row: sign * row[metric])
 
 
 def noise_warning(best_first: Sequence[Row], metric: str) -> str | None:
-    """Returns a sentence where the best trial is not clearly better than the next, None where it is.
+    """Returns a warning if the best trial is not clearly better than the second, else None.
 
-    Clear means: by more than two standard errors of the difference, over at least two seeds each.
+    Clearly better means a lead of more than two standard errors of the difference, with at least two seeds each.
     """
     if len(best_first) < 2:
         return None
     best, second = best_first[:2]
     difference = abs(best[metric] - second[metric])
-    lead = f"the best trial leads the next by {difference:.4f} of {metric}"
+    lead = f"the best trial leads the second by {difference:.4f} in {metric}"
     if best["standard_error"] is None or second["standard_error"] is None:
-        return f"{lead}, with one seed each: that may be noise. search.num_seeds=5 tells."
+        return f"{lead}, with one seed each: this may be noise. To find out, set search.num_seeds=5."
     error = math.hypot(best["standard_error"], second["standard_error"])
     if difference > 2 * error:
         return None
-    return f"{lead}, which is within noise: the standard error of that difference is {error:.4f}."
+    return f"{lead}, which is within noise: the standard error of the difference is {error:.4f}."
 
 
 def budget_warning(cyclic_epochs: Mapping[int, int]) -> str | None:
-    """Returns a sentence where cycle lengths get different numbers of epochs in all, None where they compare fairly.
+    """Returns a warning if the cycle lengths get different totals of epochs, else None.
 
     Args:
-        cyclic_epochs: Cycle length to the epochs of all its cycles.
+        cyclic_epochs: Cycle length to the total epochs of its cycles.
     """
     if len(set(cyclic_epochs.values())) < 2:
         return None
     listed = ", ".join(f"{length}: {total}" for length, total in sorted(cyclic_epochs.items()))
     return (
-        f"cycle lengths do not compare fairly: the epochs of all cycles are {listed}. With a budget that all lengths "
-        "divide (train.epochs * tickets.cycle_rate, e.g. 24) they do, and pretraining is shared."
+        f"the comparison of cycle lengths is not fair: the total epochs of the cycles are {listed}. Make train.epochs "
+        "* tickets.cycle_rate a multiple of all lengths, e.g. 24. Pretraining is then shared, too."
     )
 
 
 def to_parquet(rows: Sequence[Row]) -> bytes:
-    """Returns the trials as a Parquet file: a column for each key of the space; what is no number is JSON."""
+    """Returns the trials as a Parquet file. Each key of the space is a column: numbers, text, or else JSON text."""
     keys = sorted({key for row in rows for key in row["values"]})
     columns: dict[str, list[Any]] = {}
     for key in keys:

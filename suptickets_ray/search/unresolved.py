@@ -1,4 +1,4 @@
-"""A recipe's settings without those that follow from the others, so that a point of a search fills them in anew."""
+"""Removes resolved defaults from a recipe, so that each point of a search resolves them again."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from suptickets_ray.recipes.load import from_dict, to_dict
 from suptickets_ray.recipes.resolve import resolve
 
 _SECTIONS = ("method", "tickets", "superposition")
-"""Those in which `resolve` fills in what was left out."""
+"""Sections in which `resolve` fills in defaults."""
 
 
 def chosen_settings(config: Config) -> dict[str, Any]:
-    """Returns what `to_dict` gives, without what `resolve` would fill in if it were left out.
+    """Returns the dict of `to_dict` without the defaults that `resolve` fills in.
 
-    A point that changes train.epochs then has the defaults of its own epochs, not those of the recipe that it starts
-    from. Whoever wrote a default out by hand is taken not to have: a resolved recipe no longer tells the two apart.
+    A point that changes train.epochs then gets the defaults for its number of epochs, not those of the base recipe.
+    Explicitly written defaults are removed too, because a resolved recipe does not distinguish them.
     """
     settings: dict[str, Any] = json.loads(_chosen(json.dumps(to_dict(config))))
     return settings
@@ -27,8 +27,8 @@ def chosen_settings(config: Config) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _chosen(text: str) -> str:
-    """The same for JSON text; every point and seed of a search asks for the same recipe."""
-    wanted = config = from_dict(json.loads(text))
+    """Does the work of `chosen_settings` on JSON text. Cached, because all points and seeds of a search need it."""
+    expected = config = from_dict(json.loads(text))
     for name in _SECTIONS:
         for field in fields(getattr(config, name)):
             section = getattr(config, name)
@@ -36,9 +36,9 @@ def _chosen(text: str) -> str:
                 continue
             without = replace(config, **{name: replace(section, **{field.name: None})})
             try:
-                follows = resolve(without) == wanted
+                is_default = resolve(without) == expected
             except ValueError:
                 continue
-            if follows:
+            if is_default:
                 config = without
     return json.dumps(to_dict(config))

@@ -1,6 +1,6 @@
-"""Scores that say how good a connection is. How many are dropped or grown is decided in topology.py.
+"""Scores that rank connections. topology.py decides how many are dropped or grown.
 
-A new criterion is one function and one row. Code of your own is named "package.module:function".
+A new criterion takes one function and one row. A user-defined criterion is named "package.module:function".
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from suptickets_ray.sparse.masks import num_true, top_mask, true_positions
 
 @dataclass(frozen=True)
 class Layer:
-    """What a score may look at: one layer's tensors, all of the weight's shape."""
+    """Inputs of a score: one layer's tensors, all of the weight's shape."""
 
     name: str
     weight: Tensor
     mask: Tensor
-    """Active connections; for a grow score those that are left after the drop."""
+    """Active connections; for a grow score those that remain after the drop."""
     count: int = 0
-    """How many connections will be dropped, or grown."""
+    """Number of connections to drop or grow."""
     gradient: Tensor | None = None
     """Dense gradient, averaged over ranks."""
     momentum: Tensor | None = None
@@ -35,11 +35,11 @@ class Layer:
     gradient_weight: float = 1.0
     """MEST's lambda."""
     gradient_share: float = 0.5
-    """Share of the growth of "mix" that goes by gradient."""
+    """Fraction of the connections grown by "mix" that is chosen by gradient."""
 
 
 Score = Callable[[Layer], Tensor]
-"""A layer to scores of the weight's shape; the highest stay, or are grown."""
+"""Maps a layer to scores of the weight's shape; the highest are kept, or grown."""
 
 
 def magnitude_score(layer: Layer) -> Tensor:
@@ -48,10 +48,10 @@ def magnitude_score(layer: Layer) -> Tensor:
 
 
 def magnitude_by_sign_score(layer: Layer) -> Tensor:
-    """Drops the smallest positive and the largest negative weights, from both signs by their share.
+    """Drops the smallest positive and the largest negative weights, in the ratio of the signs' numbers.
 
     The score is the weight's quantile, (rank + 1/2) / number, among the active weights of its sign. Dropping the lowest
-    quantiles hands the count out between the signs in the ratio of their numbers (Webster's rule), exactly and
+    quantiles divides the count between the signs in the ratio of their numbers (Webster's rule), exactly and
     disjointly. A weight of 0 counts as positive.
 
     Source: SET, Mocanu et al. 2018, algorithm 1.
@@ -62,7 +62,7 @@ def magnitude_by_sign_score(layer: Layer) -> Tensor:
     for sign in (active & (weight >= 0), active & (weight < 0)):
         positions = true_positions(sign)
         ranks = torch.empty(len(positions), dtype=torch.float64, device=weight.device)
-        # Of equal weights the lower index ranks higher, as everywhere: it is the one that stays.
+        # Among equal weights the lower index ranks higher and is kept, as everywhere.
         order = weight[positions].abs().flip(0).sort(stable=True).indices
         ranks[len(positions) - 1 - order] = torch.arange(len(positions), dtype=torch.float64, device=weight.device)
         scores[positions] = (ranks + 0.5) / max(len(positions), 1)
@@ -70,7 +70,7 @@ def magnitude_by_sign_score(layer: Layer) -> Tensor:
 
 
 def keep_above_threshold(layer: Layer) -> Tensor:
-    """Drops whatever lies under one magnitude threshold for all layers, set so that the total count is exact.
+    """Drops all weights below one magnitude threshold for all layers, chosen so that the total count is exact.
 
     Source: Mostafa & Wang, 1902.05967, section 3, with the threshold found exactly instead of adapted slowly.
     """
@@ -79,11 +79,11 @@ def keep_above_threshold(layer: Layer) -> Tensor:
 
 def magnitude_and_gradient_score(layer: Layer) -> Tensor:
     """Drops the smallest |w| + lambda * |dL/dw| of each layer. Source: MEST, 2110.14032, section 3."""
-    return layer.weight.abs() + layer.gradient_weight * _given(layer, "gradient").abs()
+    return layer.weight.abs() + layer.gradient_weight * _required(layer, "gradient").abs()
 
 
 def grow_random(layer: Layer) -> Tensor:
-    """Grows any free positions, all sets of them equally likely. Source: SET, Mocanu et al. 2018."""
+    """Grows random free positions; all sets are equally likely. Source: SET, Mocanu et al. 2018."""
     if layer.generator is None:
         raise ValueError("random growth must be given a generator; got none. Pass generator=torch.Generator().")
     scores = torch.rand(layer.weight.shape, generator=layer.generator, device=layer.generator.device)
@@ -91,41 +91,41 @@ def grow_random(layer: Layer) -> Tensor:
 
 
 def grow_random_unfired(layer: Layer) -> Tensor:
-    """Grows random positions that were never active, others where these do not suffice. Source: ITOP, 2102.02887."""
-    return grow_random(layer) + ~_given(layer, "explored")
+    """Grows random positions that were never active, then others if needed. Source: ITOP, 2102.02887."""
+    return grow_random(layer) + ~_required(layer, "explored")
 
 
 def grow_gradient(layer: Layer) -> Tensor:
     """Grows the largest |dL/dw| of the dense gradient. Source: RigL, 1911.11134, section 3 (4)."""
-    return _given(layer, "gradient").abs()
+    return _required(layer, "gradient").abs()
 
 
 def grow_momentum(layer: Layer) -> Tensor:
     """Grows the largest |running average of the dense gradient|. Source: Dettmers & Zettlemoyer, 1907.04840."""
-    return _given(layer, "momentum").abs()
+    return _required(layer, "momentum").abs()
 
 
 def grow_momentum_neuron(layer: Layer) -> Tensor:
-    """Shares growth between output neurons by their mean |momentum| over free positions, in each the largest first.
+    """Divides growth between output neurons by mean |momentum| over free positions, in each the largest first.
 
-    The j-th best free position of a neuron with mean m scores m / (j - 1/2), so that taking the highest scores hands
-    out the count in the ratio of the means (Webster's rule), and goes on with the others where a neuron is full.
+    The j-th best free position of a neuron with mean m scores m / (j - 1/2). So the highest scores divide the count in
+    the ratio of the means (Webster's rule), and continue with the other neurons when one is full.
 
     Source: Dettmers & Zettlemoyer, 1907.04840, section 3.2, by neuron instead of by layer.
     """
-    momentum = _given(layer, "momentum").abs().reshape(layer.weight.shape[0], -1).double()
+    momentum = _required(layer, "momentum").abs().reshape(layer.weight.shape[0], -1).double()
     free = ~layer.mask.reshape(momentum.shape)
     momentum = torch.where(free, momentum, -1.0)
     means = momentum.clamp(min=0).sum(1) / free.sum(1).clamp(min=1)
     order = momentum.sort(dim=1, descending=True, stable=True).indices
     ranks = torch.empty_like(momentum)
-    places = torch.arange(momentum.shape[1], dtype=torch.float64, device=momentum.device)
-    ranks.scatter_(1, order, places.expand_as(momentum))
+    positions = torch.arange(momentum.shape[1], dtype=torch.float64, device=momentum.device)
+    ranks.scatter_(1, order, positions.expand_as(momentum))
     return (means[:, None] / (ranks + 0.5)).view(layer.weight.shape)
 
 
 def grow_mix(layer: Layer) -> Tensor:
-    """Grows a share by the largest |dL/dw| and the rest at random. Source: the mixed growth of ITOP, 2102.02887."""
+    """Grows a fraction by the largest |dL/dw| and the rest at random. Source: the mixed growth of ITOP, 2102.02887."""
     scores = grow_random(layer)
     count = round(layer.gradient_share * layer.count)
     best = top_mask(grow_gradient(layer), count, among=~layer.mask)
@@ -149,7 +149,7 @@ def share_by_nonzeros(layer: Layer) -> float:
 
 def share_by_momentum(layer: Layer) -> float:
     """Layers grow in the ratio of their mean |momentum| over active connections. Source: 1907.04840, section 3.2."""
-    return _mean_over_active(layer, _given(layer, "momentum"))
+    return _mean_over_active(layer, _required(layer, "momentum"))
 
 
 SALIENCY_SCORES: dict[str, Score] = {
@@ -172,7 +172,7 @@ REDISTRIBUTIONS: dict[str, Callable[[Layer], float]] = {
     "nonzeros": share_by_nonzeros,
     "momentum": share_by_momentum,
 }
-"""How the grown connections are shared between layers: a layer before its drop to its part, at least 0."""
+"""How grown connections are divided between layers. Each maps a layer before its drop to its share, at least 0."""
 
 RANKED_OVER_ALL_LAYERS = frozenset({"threshold"})
 """Drop scores whose connections are ranked over all layers together instead of in each layer."""
@@ -191,16 +191,16 @@ _NEEDS: dict[Callable[[Layer], Any], frozenset[str]] = {
 def needs(criterion: Callable[[Layer], Any]) -> frozenset[str]:
     """Returns which costly tensors a criterion reads, of "gradient", "momentum" and "explored".
 
-    A function of your own says so by an attribute, e.g. `score.needs = {"momentum"}`; else it gets the gradient and the
-    explored positions.
+    A user-defined function declares them in an attribute, e.g. `score.needs = {"momentum"}`. Without the attribute it
+    gets the gradient and the explored positions.
     """
-    own = {*SALIENCY_SCORES.values(), *GROW_SCORES.values(), *REDISTRIBUTIONS.values()}
+    built_in = {*SALIENCY_SCORES.values(), *GROW_SCORES.values(), *REDISTRIBUTIONS.values()}
     return frozenset(
-        getattr(criterion, "needs", _NEEDS.get(criterion, () if criterion in own else {"gradient", "explored"}))
+        getattr(criterion, "needs", _NEEDS.get(criterion, () if criterion in built_in else {"gradient", "explored"}))
     )
 
 
-def _given(layer: Layer, what: str) -> Tensor:
+def _required(layer: Layer, what: str) -> Tensor:
     tensor: Tensor | None = getattr(layer, what)
     if tensor is None:
         names = {"gradient": "dense gradient", "momentum": "dense momentum", "explored": "mask of explored positions"}

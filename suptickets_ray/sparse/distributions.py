@@ -1,4 +1,4 @@
-"""How the density is shared between layers, and initial masks with an exact count in each."""
+"""Divides the density between layers, and draws masks with an exact count in each layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def uniform(shapes: Shapes, density: float) -> dict[str, float]:
 
 
 def erdos_renyi(shapes: Shapes, density: float) -> dict[str, float]:
-    """Returns densities proportional to (inputs + outputs) / (inputs * outputs), whatever the kernel's size.
+    """Returns densities proportional to (inputs + outputs) / (inputs * outputs), for any kernel size.
 
     Source: SET, Mocanu et al. 2018, section 2; for convolutions as in RigL, 1911.11134, section 3 (1).
     """
@@ -39,9 +39,9 @@ def erdos_renyi_kernel(shapes: Shapes, density: float) -> dict[str, float]:
 
 
 def _proportional(raw: Mapping[str, float], shapes: Shapes, density: float) -> dict[str, float]:
-    """Densities in the ratio of `raw`; over-full layers become dense.
+    """Returns densities in the ratio of `raw`; over-full layers become dense.
 
-    What the dense layers do not need is not lost: the rest is scaled up until the total fits and none is over-full.
+    The surplus of these layers goes to the others, which are scaled up until the total fits and none is over-full.
     """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     dense: set[str] = set()
@@ -52,7 +52,7 @@ def _proportional(raw: Mapping[str, float], shapes: Shapes, density: float) -> d
         over_full = {name for name in sparse if scale * raw[name] > 1.0}
         if not over_full:
             return {name: 1.0 if name in dense else scale * raw[name] for name in shapes}
-        # The fullest first: the others may fit once its surplus is shared out.
+        # The fullest first: the others may fit once its surplus is redistributed.
         fullest = max(raw[name] for name in over_full)
         dense |= {name for name in over_full if raw[name] == fullest}
 
@@ -69,7 +69,7 @@ def layer_densities(shapes: Shapes, density: float, distribution: str = "erk") -
 
     Args:
         shapes: Layer name to weight shape: (out, in) or (out, in, kh, kw).
-        density: Share of active weights over all layers, in (0, 1].
+        density: Fraction of active weights over all layers, in (0, 1].
         distribution: A name of `DISTRIBUTIONS`.
 
     Raises:
@@ -77,8 +77,8 @@ def layer_densities(shapes: Shapes, density: float, distribution: str = "erk") -
     """
     if not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1]; got {density}.")
-    share = choose(DISTRIBUTIONS, distribution, "distribution")
-    return dict.fromkeys(shapes, 1.0) if density == 1 else share(shapes, density)
+    distribute = choose(DISTRIBUTIONS, distribution, "distribution")
+    return dict.fromkeys(shapes, 1.0) if density == 1 else distribute(shapes, density)
 
 
 def apportion(
@@ -89,17 +89,17 @@ def apportion(
 ) -> dict[str, int]:
     """Returns whole counts near `quotas` that sum to exactly `total`, each in [least, capacity].
 
-    Quotas are rounded down, then what is missing goes to the largest remainders, earlier layers first
+    Quotas are rounded down, then the missing counts go to the largest remainders, earlier layers first
     (largest-remainder method), so that no layer is emptied and the model's density is exact.
 
     Args:
-        quotas: Wished counts, fractional, summing to about `total`.
+        quotas: Desired counts, fractional, summing to about `total`.
         capacities: Number of positions of each layer.
-        total: Count to hand out, in [sum of the least, sum of capacities].
-        least: Fewest that each layer must get; 1 when left out.
+        total: Count to divide, in [sum of the least, sum of capacities].
+        least: Minimum count of each layer; 1 when left out.
 
     Raises:
-        ValueError: If `total` cannot be handed out.
+        ValueError: If `total` cannot be divided.
     """
     least = dict.fromkeys(quotas, 1) if least is None else least
     if not sum(least.values()) <= total <= sum(capacities.values()):
@@ -128,8 +128,8 @@ def share_out(
 ) -> dict[str, int]:
     """Returns whole counts in the ratio of `shares` that sum to exactly `total`, none beyond its layer's capacity.
 
-    What a full layer cannot take is shared again among the others. Where all that are left have a share of 0, or a
-    share is not finite, they are filled in the ratio of their capacities.
+    The surplus of a full layer is divided among the others. If all remaining layers have a share of 0, or a share is
+    not finite, they are filled in the ratio of their capacities.
 
     Raises:
         ValueError: If `total` is above the sum of capacities, or below the sum of `least`.

@@ -1,8 +1,8 @@
-"""Running a sparse network on a CPU: a copy of the model that stores and multiplies only the active weights.
+"""Runs a sparse network on a CPU: a copy of the model stores and multiplies only the active weights.
 
-The arithmetic is torch's own, two libraries inside it, whichever is the faster for the number of columns that the
-weights (out, in) are multiplied with: MKL's CSR product, and FBGEMM's weighted sum of rows, which torch offers as
-`embedding_bag`. `experiments/benchmarks/inference.py` measures what that gains, and where it gains nothing.
+Two libraries in torch compute the products: MKL's CSR product, and FBGEMM's weighted sum of rows, which torch offers as
+`embedding_bag`. The number of columns that the weights (out, in) are multiplied with decides which one is faster.
+`experiments/benchmarks/inference.py` measures the gain, and where there is none.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.nn.functional import embedding_bag, pad
 from suptickets_ray.sparse.maskable import unwrap
 
 _MANY_COLUMNS = 64
-"""From this many on FBGEMM's vectorized sums are faster than MKL's product, and their tables still fit into caches."""
+"""From this many columns on, FBGEMM's vectorized sums are faster than MKL's product, and tables still fit the cache."""
 
 
 class SparseLinear(Module):
-    """`nn.Linear` by its active weights: (..., in) to (..., out), without gradients."""
+    """`nn.Linear` with only its active weights: (..., in) to (..., out), without gradients."""
 
     weight: Tensor
     """CSR of shape (out, in), with 32-bit indices."""
@@ -36,10 +36,10 @@ class SparseLinear(Module):
         self.register_buffer("bias", None if dense.bias is None else dense.bias.detach().clone())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Returns what the dense layer gives, up to the order of additions."""
+        """Returns the output of the dense layer, up to the order of additions."""
         weight, bias = self.weight, self.bias
         num_outputs, num_inputs = weight.shape
-        # The shortest way for one example: at this size a view costs as much as a thousand multiplications.
+        # A shortcut for one example: at this size a view costs as much as a thousand multiplications.
         if inputs.shape == (1, num_inputs):
             return _vector_product(weight, inputs[0], bias)[None]
         outputs = _product(weight, inputs.reshape(-1, num_inputs).t(), bias).t()
@@ -51,10 +51,10 @@ class SparseLinear(Module):
 
 
 class SparseConv2d(Module):
-    """`nn.Conv2d` by its active weights: images (batch, in, height, width) to (batch, out, ...), without gradients.
+    """`nn.Conv2d` with only its active weights: (batch, in, height, width) to (batch, out, ...), without gradients.
 
-    The weights are multiplied with the windows of the image under the kernel. Large images come one by one, so that
-    their windows stay in the cache.
+    The weights are multiplied with the windows of the image under the kernel. Large images are processed one by one, so
+    that their windows stay in the cache.
     """
 
     weight: Tensor
@@ -71,7 +71,7 @@ class SparseConv2d(Module):
         self.padding = dense.padding
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns what the dense layer gives, up to the order of additions; one image may come without batch.
+        """Returns the output of the dense layer, up to the order of additions; one image needs no batch dimension.
 
         Raises:
             ValueError: If the images have another number of channels, or are smaller than the kernel.
@@ -81,7 +81,7 @@ class SparseConv2d(Module):
         geometry = zip(images.shape[2:], self.padding, self.dilation, self.kernel_size, self.stride, strict=False)
         sizes = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in geometry]
         num_channels = self.weight.shape[1] // math.prod(self.kernel_size)
-        # Strides do not know where an image ends: without this check others' numbers would be taken.
+        # Strides ignore the bounds of an image: without this check, memory of other images would be read.
         if images.ndim != 4 or images.shape[1] != num_channels or min(sizes) < 1:
             raise ValueError(
                 f"the images must be (batch, {num_channels}, height, width), not smaller than the kernel "
@@ -100,7 +100,7 @@ class SparseConv2d(Module):
         return outputs
 
     def _windows(self, padded: Tensor, height: int, width: int) -> Tensor:
-        """The inputs of each weight, (in * kh * kw, images * height * width); a view where the kernel is 1x1."""
+        """Returns the inputs of each weight, (in * kh * kw, images * height * width); a view if the kernel is 1x1."""
         images, channels, rows, columns = padded.stride()
         (kh, kw), (sh, sw), (dh, dw) = self.kernel_size, self.stride, self.dilation
         shape = (padded.shape[1], kh, kw, len(padded), height, width)
@@ -113,35 +113,36 @@ class SparseConv2d(Module):
 
 
 def compress(model: Module, max_density: float = 0.2, min_weights: int = 50_000) -> Module:
-    """Returns a copy of a model for inference on the CPU in which sparse layers hold only their weights that are not 0.
+    """Returns a copy of a model for inference on the CPU, in which sparse layers store only their nonzero weights.
 
-    The copy is in evaluation mode and has no gradients; the model is left as it is. `nn.Linear` and `nn.Conv2d` layers
-    are replaced, under their names, by `SparseLinear` and `SparseConv2d`, whose `state_dict()` has CSR tensors in place
-    of weights. Left dense are layers that would not gain, subclasses, grouped convolutions, paddings other than by a
-    given number of zeros, layers with hooks, types other than float32 and float64, and what is not on the CPU.
+    The copy is in evaluation mode and has no gradients; the model does not change. `nn.Linear` and `nn.Conv2d` layers
+    are replaced, under their names, by `SparseLinear` and `SparseConv2d`, whose `state_dict()` has CSR tensors as
+    weights. These layers stay dense: layers that would not gain, subclasses, grouped convolutions, paddings other than
+    a given number of zeros, layers with hooks, types other than float32 and float64, and layers that are not on the
+    CPU.
 
     Args:
-        model: With zeros off its masks, as a `Sparsifier` or a `Ticket` leaves it; wrappers are looked through.
-        max_density: Share of weights that are not 0 up to which a layer is replaced, in [0, 1].
-        min_weights: Weights, active or not, from which on a linear layer is replaced: in smaller ones calling costs
-            more than multiplying.
+        model: A model with zeros off its masks, as from a `Sparsifier` or a `Ticket`; wrappers are removed.
+        max_density: Maximum fraction of nonzero weights of a layer that is replaced, in [0, 1].
+        min_weights: Minimum number of weights, active or not, of a linear layer that is replaced: in smaller layers the
+            call costs more than the multiplication.
 
     Raises:
         ValueError: If `max_density` is out of range.
     """
     if not 0 <= max_density <= 1:
         raise ValueError(f"max_density must be in [0, 1]; got {max_density}.")
-    # Held by another, the model may itself be a layer to replace.
+    # In a container, because the model itself may be a layer to replace.
     holder = nn.Sequential(copy.deepcopy(unwrap(model))).requires_grad_(False)
     replaced: dict[Module, Module] = {}
     for parent in [*holder.modules()]:
-        # Its fast path takes the weights out of its layers and would not know these.
+        # Its fast path reads the weights of its layers directly, and does not support CSR weights.
         if isinstance(parent, nn.TransformerEncoderLayer):
             continue
         for name, module in parent._modules.items():
             if not isinstance(module, nn.Linear | nn.Conv2d) or not _is_plain(module):
                 continue
-            # A layer that stands in several places stays one.
+            # A layer that is used in several places stays shared.
             least = min_weights if isinstance(module, nn.Linear) else 0
             if module not in replaced and _gains(module.weight, max_density, least):
                 replaced[module] = SparseLinear(module) if isinstance(module, nn.Linear) else SparseConv2d(module)
@@ -164,7 +165,7 @@ def _gains(weight: Tensor, max_density: float, min_weights: int) -> bool:
 
 
 def _compressed(weight: Tensor) -> Tensor:
-    """The CSR form of a matrix; MKL's product and FBGEMM's are faster with 32-bit indices than with torch's 64."""
+    """Returns the CSR form of a matrix; MKL and FBGEMM are faster with 32-bit indices than with torch's 64 bits."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         csr = weight.detach().to_sparse_csr()
@@ -178,7 +179,7 @@ def _product(weight: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
         return _vector_product(weight, table[:, 0], bias)[:, None]
     if table.shape[1] < _MANY_COLUMNS:
         return weight @ table if bias is None else torch.addmm(bias[:, None], weight, table)
-    # An output is the sum of the table's rows that it is connected to, each times its weight.
+    # An output is the weighted sum of the table's rows that it is connected to.
     sums = embedding_bag(
         weight.col_indices(),
         table.contiguous(),

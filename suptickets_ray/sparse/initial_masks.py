@@ -1,4 +1,4 @@
-"""Initial masks: drawn at random from the layers' shapes, or chosen by the initial weights and a first gradient."""
+"""Initial masks: random masks for the layers' shapes, or masks chosen by the initial weights and a first gradient."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from suptickets_ray.sparse.masks import Tensors, count_down, num_active, num_pos
 from suptickets_ray.sparse.topology import drop_and_grow, keep_best, prune_layers, prune_to_count
 
 LAST_LINEAR_DENSITY = 0.2
-"""Uniform pruning leaves the last linear layer at least this dense. Source: Gale et al., 1902.09574, section 4."""
+"""Minimum density of the last linear layer under uniform pruning. Source: Gale et al., 1902.09574, section 4."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What initial masks are made from."""
+    """Inputs of an initial mask."""
 
     weights: Tensors
-    """The initial weights, of the model's layers in order."""
+    """The initial weights of the model's layers, in order."""
     density: float
-    """Share of active weights, in (0, 1]."""
+    """Fraction of active weights, in (0, 1]."""
     generator: Generator
     gradients: Tensors | None = None
     """Dense gradients of a first batch."""
     regrow_fraction: float = 0.5
-    """Share of the pruned network that "prune_and_grow" exchanges by gradient."""
+    """Fraction of the pruned network that "prune_and_grow" exchanges by gradient."""
     last_linear: str | None = None
     """Name of the last linear layer's weight."""
     output_dimensions: Mapping[str, int] = field(default_factory=dict)
@@ -37,31 +37,31 @@ class Start:
 
 
 def draw_erk(start: Start) -> dict[str, Tensor]:
-    """Random, layer densities after Erdos-Renyi-Kernel. Source: RigL, 1911.11134."""
+    """Random, with layer densities by Erdos-Renyi-Kernel. Source: RigL, 1911.11134."""
     return _draw(start, "erk")
 
 
 def draw_er(start: Start) -> dict[str, Tensor]:
-    """Random, layer densities after Erdos-Renyi, whatever the kernel's size. Source: SET, Mocanu et al. 2018."""
+    """Random, with layer densities by Erdos-Renyi, for any kernel size. Source: SET, Mocanu et al. 2018."""
     return _draw(start, "er")
 
 
 def draw_uniform(start: Start) -> dict[str, Tensor]:
-    """Random, the same density in every layer."""
+    """Random, with the same density in every layer."""
     return _draw(start, "uniform")
 
 
 def keep_nonzeros(start: Start) -> dict[str, Tensor]:
-    """The non-zero weights of a loaded network; where they are more than asked for, the largest of them.
+    """The non-zero weights of a loaded network, or the largest of them if there are more than requested.
 
     Raises:
-        ValueError: If there are fewer than asked for.
+        ValueError: If there are fewer than requested.
     """
     masks = {name: weight.detach() != 0 for name, weight in start.weights.items()}
     count, found = count_down(start.density, num_positions(start.weights)), num_active(masks)
     if found < count:
         raise ValueError(
-            f"density must be at most the share of non-zero weights, {found / num_positions(masks):.6g}; got "
+            f"density must be at most the fraction of non-zero weights, {found / num_positions(masks):.6g}; got "
             f"{start.density:.6g}. Choose that, or check that the weights are loaded."
         )
     return masks if found == count else prune_to_count(start.weights, count, masks)
@@ -73,18 +73,18 @@ def prune_global(start: Start) -> dict[str, Tensor]:
 
 
 def prune_uniform(start: Start) -> dict[str, Tensor]:
-    """The largest |w| of each layer, at one density; the last linear layer keeps 0.2 where that is less."""
+    """The largest |w| of each layer, at one density; the last linear layer keeps at least 0.2."""
     sizes = {name: weight.numel() for name, weight in start.weights.items()}
     return prune_layers(start.weights, uniform_counts(sizes, start.density, start.last_linear))
 
 
 def prune_and_grow_global(start: Start) -> dict[str, Tensor]:
-    """As prune_global, then a share of each layer is exchanged by gradient. Source: GraNet, 2106.10404."""
+    """As prune_global, then a fraction of each layer is exchanged by gradient. Source: GraNet, 2106.10404."""
     return _regrow(start, prune_global(start))
 
 
 def prune_and_grow_uniform(start: Start) -> dict[str, Tensor]:
-    """As prune_uniform, then a share of each layer is exchanged by gradient. Source: GraNet, 2106.10404."""
+    """As prune_uniform, then a fraction of each layer is exchanged by gradient. Source: GraNet, 2106.10404."""
     return _regrow(start, prune_uniform(start))
 
 
@@ -101,7 +101,7 @@ def prune_structured(start: Start) -> dict[str, Tensor]:
 
 
 def prune_and_grow_structured(start: Start) -> dict[str, Tensor]:
-    """As prune_structured, then a share of each layer's channels is exchanged by their mean |gradient|."""
+    """As prune_structured, then a fraction of each layer's channels is exchanged by their mean |gradient|."""
     masks = _structured(start)
     gradients = _gradients(start)
     grown = drop_and_grow(
@@ -126,13 +126,13 @@ INITIAL_MASKS: dict[str, Callable[[Start], dict[str, Tensor]]] = {
     "prune_structured": prune_structured,
     "prune_and_grow_structured": prune_and_grow_structured,
 }
-"""What `method.distribution` chooses from."""
+"""The values of `method.distribution`."""
 
 REGROWING = frozenset({"prune_and_grow_global", "prune_and_grow_uniform", "prune_and_grow_structured"})
 NEED_GRADIENT = REGROWING | {"snip"}
 READ_WEIGHTS = NEED_GRADIENT | {"prune_global", "prune_uniform", "prune_structured", "from_nonzeros"}
 STRUCTURED = frozenset({"prune_structured", "prune_and_grow_structured"})
-"""Exact in channels, so that the share of active weights is near, but not at, the density asked for."""
+"""Exact in channels, so that the fraction of active weights is near, but not equal to, the requested density."""
 
 
 def initial_masks(distribution: str, start: Start) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ def initial_masks(distribution: str, start: Start) -> dict[str, Tensor]:
     Structured ones are exact in channels instead.
 
     Raises:
-        ValueError: If the name is unknown or the density cannot be had.
+        ValueError: If the name is unknown or the density cannot be reached.
     """
     return choose(INITIAL_MASKS, distribution, "distribution")(start)
 
@@ -152,16 +152,16 @@ def uniform_counts(
     last_linear: str | None,
     sizes: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Returns how many connections each layer keeps under uniform pruning; they sum to floor(density * all weights).
+    """Returns the number of weights that each layer keeps under uniform pruning, floor(density * all weights) in total.
 
-    Where `density` is below 0.2 the last linear layer keeps 0.2, and the others share what is left evenly, so that the
-    network has the density asked for: the sources let it become denser instead, which would not be comparable.
+    If `density` is below 0.2, the last linear layer keeps 0.2, and the others get equal densities, so that the network
+    has the requested density. The sources let it become denser instead, which would not be comparable.
 
     Args:
-        capacities: Most that each layer can keep: its size, or what is still active.
-        density: Share of all weights to keep, in (0, 1].
-        last_linear: Name of the last linear layer; None if the rule has nothing to act on.
-        sizes: Weights of each layer, where `capacities` are not that.
+        capacities: Maximum of each layer: its size, or its number of active weights.
+        density: Fraction of all weights to keep, in (0, 1].
+        last_linear: Name of the last linear layer; None if there is none.
+        sizes: Number of weights of each layer, if `capacities` differ from it.
 
     Raises:
         ValueError: If the last linear layer leaves nothing for the others.
@@ -175,7 +175,7 @@ def uniform_counts(
         if total - own < len(sizes) - 1:
             raise ValueError(
                 f"density must leave connections for the other layers, as uniform pruning keeps {last_linear!r} at "
-                f"{LAST_LINEAR_DENSITY}, that is {own} of {total}; got {density:g}. Choose a higher one, global "
+                f"{LAST_LINEAR_DENSITY}, that is {own} of {total}; got {density:g}. Choose a higher density, global "
                 f"pruning, or dense_layers=[{last_linear!r}]."
             )
         quotas = {name: (total - own) * size / rest for name, size in sizes.items()} | {last_linear: float(own)}
@@ -198,7 +198,7 @@ def _gradients(start: Start) -> Tensors:
 
 
 def _channel_means(start: Start, tensors: Tensors) -> dict[str, Tensor]:
-    """The mean absolute value of each output channel, (out,)."""
+    """Returns the mean absolute value of each output channel, (out,)."""
     dimensions = start.output_dimensions
     return {
         name: tensor.detach().abs().movedim(dimensions.get(name, 0), 0).flatten(1).mean(1)
@@ -207,7 +207,7 @@ def _channel_means(start: Start, tensors: Tensors) -> dict[str, Tensor]:
 
 
 def _structured(start: Start) -> dict[str, Tensor]:
-    """Masks (out,) of the channels to keep, of all layers but the last, whose channels are the model's outputs."""
+    """Returns masks (out,) of the channels to keep, except for the last layer, whose channels are the outputs."""
     if len(start.weights) < 2:
         raise ValueError("structured pruning must have a layer before the last; this model has none. Choose 'erk'.")
     means = _channel_means(start, {name: start.weights[name] for name in list(start.weights)[:-1]})

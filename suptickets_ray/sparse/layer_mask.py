@@ -1,4 +1,4 @@
-"""One layer's mask, and reading and writing the weights that it leaves active."""
+"""One layer's mask, and access to the layer's active weights."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from torch import Tensor
 from suptickets_ray.sparse.masks import num_true, true_positions
 
 GATHERED_SIZE, GATHERED_DENSITY = 1 << 16, 0.125
-"""Layers from this many weights on and up to this density are gathered: there, 8 bytes a position are 1 a weight."""
+"""Minimum size and maximum density of a gathered layer: 8 bytes per position are then at most 1 byte per weight."""
 
 
 class LayerMask:
     """One layer's mask in the form that costs least: at most 1 byte per weight, nothing for a dense layer."""
 
     def __init__(self, mask: Tensor) -> None:
-        """Takes a bool mask of the weight's shape, on the weight's device."""
+        """Converts a bool mask of the weight's shape, on the weight's device."""
         self.shape = mask.shape
         self.device = mask.device
         self.count = num_true(mask)
         self.positions: Tensor | None = None
         """Flat indices of the active weights, int64 (count,), of a gathered layer."""
         self.inactive: Tensor | None = None
-        """The mask's opposite, of a layer that is masked in place."""
+        """The inverted mask, of a layer that is masked in place."""
         if mask.numel() >= GATHERED_SIZE and self.count <= GATHERED_DENSITY * mask.numel():
             self.positions = true_positions(mask)
         elif self.count < mask.numel():
@@ -30,7 +30,7 @@ class LayerMask:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the mask takes."""
+        """Memory of the mask, in bytes."""
         return sum(t.numel() * t.element_size() for t in (self.positions, self.inactive) if t is not None)
 
     def mask(self) -> Tensor:
@@ -49,7 +49,7 @@ class LayerMask:
         return tensor.reshape(-1) if self.inactive is None else tensor[~self.inactive]
 
     def scatter_(self, tensor: Tensor, values: Tensor) -> None:
-        """Writes values (count,) to the active entries of a tensor of the weight's shape; others stay."""
+        """Writes values (count,) to the active entries of a tensor of the weight's shape; others do not change."""
         if self.positions is None:
             tensor[self.mask()] = values
         else:
@@ -73,7 +73,7 @@ class LayerMask:
 
 
 def _write_(tensor: Tensor, positions: Tensor, values: Tensor) -> None:
-    """Writes values (count,) at flat positions (count,) of a tensor of any layout."""
+    """Writes values (count,) to flat positions (count,) of a tensor of any layout."""
     if tensor.is_contiguous():
         tensor.view(-1).index_copy_(0, positions, values)
     else:
@@ -81,7 +81,7 @@ def _write_(tensor: Tensor, positions: Tensor, values: Tensor) -> None:
 
 
 def keep_only_(tensor: Tensor, positions: Tensor) -> None:
-    """Zeroes a tensor but for its flat positions (count,)."""
+    """Zeroes a tensor except at its flat positions (count,)."""
     values = tensor.reshape(-1).index_select(0, positions)
     tensor.zero_()
     _write_(tensor, positions, values)

@@ -1,4 +1,4 @@
-"""Which parameters of a model are masked, for any `nn.Module`; what cannot be masked is refused by name."""
+"""Finds the parameters of any `nn.Module` that are masked; a weight that cannot be masked is refused by name."""
 
 from __future__ import annotations
 
@@ -53,21 +53,22 @@ def find_ddp(model: Module) -> DistributedDataParallel | None:
 def maskable_parameters(
     model: Module, dense_layers: Sequence[str] = (), mask_embeddings: bool = False, *, check: bool = True
 ) -> dict[str, Parameter]:
-    """Returns the parameters that are masked, by name, in the model's order; a shared one once, by its first name.
+    """Returns the masked parameters by name, in the model's order; a shared one appears once, under its first name.
 
-    These are all with 2 or more dimensions, e.g. (out, in) or (out, in, kh, kw), but for those of normalization layers,
-    of embeddings unless asked for, of what is kept dense, and of bare parameters that are vectors in disguise, such as
-    ConvNeXt's layer_scale (c, 1, 1) and ViT's class_token (1, 1, d), or positions: pruning would leave nothing of them.
+    These are all parameters with 2 or more dimensions, e.g. (out, in) or (out, in, kh, kw), except those of
+    normalization layers, of embeddings by default, and of dense layers. Bare parameters are excluded if they are
+    effectively vectors, such as ConvNeXt's layer_scale (c, 1, 1) and ViT's class_token (1, 1, d), or positions, because
+    pruning would remove nearly all of them.
 
     Args:
-        model: Any module; wrappers of torch.compile and DistributedDataParallel are looked through.
-        dense_layers: What to keep dense: "first" or "last" for the first or last of these layers, a name of a module or
-            parameter, which may hold wildcards ("blocks.*.attn"), or a type ("Conv2d").
+        model: Any module; wrappers of torch.compile and DistributedDataParallel are removed.
+        dense_layers: Layers to keep dense: "first" or "last" for the first or last of these layers, a name of a module
+            or parameter, which may contain wildcards ("blocks.*.attn"), or a type ("Conv2d").
         mask_embeddings: Whether embeddings are masked too.
         check: Whether a weight that cannot be masked is refused.
 
     Raises:
-        ValueError: If an entry of `dense_layers` matches nothing, `mask_embeddings` does nothing, or a weight that
+        ValueError: If an entry of `dense_layers` matches nothing, `mask_embeddings` has no effect, or a weight that
             would be masked is parametrized, lazy, frozen, sharded or has sparse gradients.
     """
     model = unwrap(model)
@@ -87,7 +88,9 @@ def maskable_parameters(
     dense = _matches(model, found, dense_layers)
     masked = {name: parameter for name, parameter in found.items() if name not in dense}
     if found and not masked:
-        raise ValueError(f"dense_layers must leave a layer to mask; got {', '.join(dense_layers)}, which is all.")
+        raise ValueError(
+            f"dense_layers must leave a layer to mask; got {', '.join(dense_layers)}, which is all of them."
+        )
     for name, parameter in masked.items() if check else ():
         _check(name, parameter, owners)
     return masked
@@ -107,7 +110,7 @@ def output_dimensions(model: Module, parameters: dict[str, Parameter]) -> dict[s
 
 
 def _owners(model: Module) -> list[tuple[str, Module, Parameter]]:
-    """Every module with each of its own parameters, under all names of shared ones."""
+    """Returns every module with each of its direct parameters; shared ones appear under all their names."""
     return [
         (f"{path}.{name}" if path else name, module, parameter)
         for path, module in model.named_modules(remove_duplicate=False)
@@ -140,13 +143,13 @@ def _matches(model: Module, found: dict[str, Parameter], entries: Sequence[str])
 
 
 def _prefixes(name: str, pattern: str) -> Iterator[bool]:
-    """Whether the pattern matches the parameter, or a module that it lies in."""
+    """Yields whether the pattern matches the parameter, or a module that contains it."""
     parts = name.split(".")
     return (fnmatchcase(".".join(parts[:depth]), pattern) for depth in range(1, len(parts) + 1))
 
 
 def _type_names(model: Module, parameter: Parameter) -> set[str]:
-    """The types of the modules that hold the parameter, and their base types up to nn.Module."""
+    """Returns the types of the modules that hold the parameter, and their base types up to nn.Module."""
     return {
         base.__name__
         for _, module, own in _owners(model)
@@ -163,7 +166,7 @@ def _check(name: str, parameter: Parameter, owners: list[tuple[str, Module, Para
     if not parameter.requires_grad:
         raise ValueError(f"{name!r} must be trained; it is frozen. Set requires_grad, {remedy}.")
     if type(parameter.data).__name__ == "DTensor":
-        raise ValueError(f"{name!r} must lie whole on each rank; it is sharded. Use DistributedDataParallel.")
+        raise ValueError(f"{name!r} must be whole on each rank; it is sharded. Use DistributedDataParallel.")
     for _, module, own in owners:
         if own is not parameter:
             continue
@@ -176,11 +179,11 @@ def _check(name: str, parameter: Parameter, owners: list[tuple[str, Module, Para
         hooks = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, _REWRITING_HOOKS)]
         if hooks:
             raise ValueError(
-                f"{name!r} must be a plain weight; {type(hooks[0]).__name__} computes it anew at every forward pass. "
-                f"Remove that, {remedy}."
+                f"{name!r} must be a plain weight; {type(hooks[0]).__name__} recomputes it in every forward pass. "
+                f"Remove the hook, {remedy}."
             )
         if isinstance(module, _EMBEDDINGS) and module.sparse:
-            raise ValueError(f"{name!r} must have dense gradients; its embedding has sparse=True. Leave that out.")
+            raise ValueError(f"{name!r} must have dense gradients; its embedding has sparse=True. Use sparse=False.")
 
 
 _REWRITING_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)

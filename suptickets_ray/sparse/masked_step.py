@@ -1,9 +1,9 @@
-"""Keeping weights and optimizer state masked at every `optimizer.step()`, at less than the price of a dense step.
+"""Keeps weights and optimizer state masked in every `optimizer.step()`, at less than the cost of a dense step.
 
-Off the mask weight, gradient and state are all 0, so an optimizer that works element by element changes nothing there.
-A large, sparse layer is therefore stepped on its active values alone: they are gathered, stepped by the optimizer's own
-arithmetic, and written back; its state stays gathered in between, (active,) instead of the weight's shape. Other layers
-are stepped with a masked copy of their gradient, which is the same arithmetic.
+Off the mask weight, gradient and state are all 0, so an elementwise optimizer changes nothing there. A large, sparse
+layer is therefore stepped on its active values only: they are gathered, stepped by an optimizer of the same class, and
+written back. Between steps its state stays gathered, (active,) instead of the weight's shape. Other layers are stepped
+with a masked copy of their gradient, which gives the same result.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch.optim import SGD, Adadelta, Adagrad, Adam, AdamW, NAdam, Optimizer, R
 from suptickets_ray.sparse.layer_mask import LayerMask, keep_only_
 
 ELEMENTWISE = frozenset({SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta})
-"""Optimizers that leave a weight at 0 whose gradient and state are 0; after any other, weight and state are masked."""
+"""Optimizers that keep a weight at 0 if its gradient and state are 0. After others, weight and state are masked."""
 
 
 class MaskedStep:
-    """Hooks into an optimizer: what is off the mask stays 0 through its steps."""
+    """Hooks into an optimizer, so that weights and state off the mask stay 0 through its steps."""
 
     def __init__(
         self, optimizer: Optimizer, parameters: Mapping[str, Parameter], before: Callable[[], None] = lambda: None
@@ -35,11 +35,11 @@ class MaskedStep:
         Args:
             optimizer: Holds the parameters; may hold others.
             parameters: The masked weights by name.
-            before: Called when the gradients of a step are complete, and not yet masked.
+            before: Called when the gradients of a step are complete and not yet masked.
         """
-        self.connections: dict[str, LayerMask] = {}
+        self.layer_masks: dict[str, LayerMask] = {}
         self.num_steps = 0
-        """Steps that the optimizer took; one that a GradScaler skips does not count."""
+        """Number of steps of the optimizer, without those that a GradScaler skipped."""
         self.optimizer = optimizer
         self._parameters = dict(parameters)
         self._before = before
@@ -53,7 +53,7 @@ class MaskedStep:
         self._withheld: list[tuple[Parameter, Tensor]] = []
         self._has_foreign_state = False
         self._rewritten: set[str] = set()
-        """Layers that this step has written whole."""
+        """Layers that this step has written completely."""
         self._register()
 
     def _register(self) -> None:
@@ -65,7 +65,7 @@ class MaskedStep:
         ]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskedStep:
-        """Returns a copy that is attached to the copy of the optimizer: torch copies an optimizer without its hooks."""
+        """Returns a copy attached to the copy of the optimizer, because torch copies an optimizer without its hooks."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         attributes = {name: value for name, value in vars(self).items() if name not in ("_hooks", "_masked")}
@@ -76,25 +76,25 @@ class MaskedStep:
 
     @torch.no_grad()
     def set_masks(self, masks: Mapping[str, Tensor], *, exchanging: bool) -> None:
-        """Makes the masks current, and everything off them 0.
+        """Sets the masks, and zeroes weights and state off them.
 
         Args:
             masks: Bool masks by name, on the weights' devices.
-            exchanging: Whether connections are exchanged: what was and stays active keeps weight and state, and what is
-                new starts at 0. If not, the weights and states are taken to be those of the new masks.
+            exchanging: Whether connections are exchanged. Then connections that stay active keep weight and state, and
+                new ones start at 0. Otherwise weights and state are assumed to belong to the new masks.
         """
         for name, parameter in self._parameters.items():
-            old, new = self.connections.get(name), LayerMask(masks[name])
+            old, new = self.layer_masks.get(name), LayerMask(masks[name])
             if exchanging and old is not None:
                 self._exchange(parameter, old, new, masks[name])
             else:
                 self._spread_state(name)
                 for tensor in (parameter, *self._state_tensors(parameter)):
                     new.fill_(tensor)
-            self.connections[name] = new
+            self.layer_masks[name] = new
 
     def _exchange(self, parameter: Parameter, old: LayerMask, new: LayerMask, new_mask: Tensor) -> None:
-        """Zeroes weight and state but for what was and stays active."""
+        """Zeroes weight and state except where a connection stays active."""
         old_mask = old.mask()
         if old.positions is None:
             gone = ~(old_mask & new_mask)
@@ -109,7 +109,7 @@ class MaskedStep:
             if new.positions is None:
                 state[key] = self._spread(value, parameter, old)
                 continue
-            # Gathered state is carried over; positions ascend in both, so what stays comes in the same order.
+            # Gathered state is carried over; positions ascend in both masks, so that the order is the same.
             carried = value.new_zeros(new.count)
             carried[old_mask.view(-1)[new.positions]] = value[stays]
             state[key] = carried
@@ -122,18 +122,18 @@ class MaskedStep:
         """Zeroes the gradients off the masks."""
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:
-                self.connections[name].fill_(parameter.grad)
-                if self.connections[name].count < parameter.numel():
+                self.layer_masks[name].fill_(parameter.grad)
+                if self.layer_masks[name].count < parameter.numel():
                     self._masked[name] = (id(parameter.grad), parameter.grad._version)
 
     def has_masked_gradients(self) -> bool:
-        """Whether all gradients are still as `mask_gradients` left them, so that nothing is known off the masks."""
-        noted = [
+        """Whether no gradient has changed since `mask_gradients`, so that nothing is known off the masks."""
+        unchanged = [
             self._masked[name] == (id(parameter.grad), parameter.grad._version)
             for name, parameter in self._parameters.items()
             if parameter.grad is not None and name in self._masked
         ]
-        return bool(noted) and all(noted)
+        return bool(unchanged) and all(unchanged)
 
     def detach(self) -> None:
         """Removes the hooks; the optimizer's state has the weights' shapes again."""
@@ -143,7 +143,7 @@ class MaskedStep:
             hook.remove()
 
     def _state_was_loaded(self, optimizer: Optimizer) -> None:
-        # Masked at the next step: the masks that belong to it may be loaded after it.
+        # Masked in the next step, because its masks may be loaded later.
         self._has_foreign_state = True
 
     def _before_step(self, optimizer: Optimizer, arguments: Any, options: Any) -> Any:
@@ -151,9 +151,9 @@ class MaskedStep:
             with torch.no_grad():
                 for name, parameter in self._parameters.items():
                     for tensor in self._state_tensors(parameter):
-                        self.connections[name].fill_(tensor)
+                        self.layer_masks[name].fill_(tensor)
             self._has_foreign_state = False
-        self._withheld.clear()  # of a step that broke off
+        self._withheld.clear()  # left by a step that raised an error
         self._rewritten.clear()
         # `arguments` begins with the optimizer itself.
         closure = arguments[1] if len(arguments) > 1 else options.get("closure")
@@ -179,11 +179,11 @@ class MaskedStep:
             if self._elementwise:
                 self._step_gathered()
             for name, parameter in self._parameters.items():
-                connections = self.connections[name]
-                if parameter.grad is not None and connections.count < parameter.numel():
-                    # A masked copy for the step: the gradient stays dense, for whoever reads it after.
+                layer_mask = self.layer_masks[name]
+                if parameter.grad is not None and layer_mask.count < parameter.numel():
+                    # A masked copy for the step: the gradient stays dense for later readers.
                     self._withheld.append((parameter, parameter.grad))
-                    parameter.grad = connections.masked(parameter.grad)
+                    parameter.grad = layer_mask.masked(parameter.grad)
         return None
 
     def _after_step(self, *_: object) -> None:
@@ -198,21 +198,21 @@ class MaskedStep:
                 # Also after an elementwise step: weights may have been written from outside, e.g. by load_state_dict.
                 # Version counters do not see writes through .data or NumPy.
                 if name not in self._rewritten:
-                    self.connections[name].fill_(parameter)
+                    self.layer_masks[name].fill_(parameter)
                 for tensor in () if self._elementwise else self._state_tensors(parameter):
-                    self.connections[name].fill_(tensor)
+                    self.layer_masks[name].fill_(tensor)
         self._rewritten.clear()
 
     def _is_skipped(self) -> bool:
-        """Whether a GradScaler has a fused optimizer skip this step, which it does inside of it."""
+        """Whether a GradScaler makes a fused optimizer skip this step, which happens inside the step."""
         found_inf = getattr(self.optimizer, "found_inf", None)
         return found_inf is not None and bool(found_inf.item())
 
     def _step_gathered(self) -> None:
-        """Steps the gathered layers by the optimizer's own arithmetic, and withholds their gradients from it.
+        """Steps the gathered layers with a second optimizer, and withholds their gradients from the first.
 
-        A second optimizer of the same class and settings does it. The first one is never changed, so that an error
-        inside of its step leaves it as it was.
+        The second optimizer has the same class and settings. The first is never changed, so that an error inside the
+        step leaves it intact.
         """
         names = {id(parameter): name for name, parameter in self._parameters.items()}
         twin: Optimizer = object.__new__(type(self.optimizer))
@@ -224,21 +224,21 @@ class MaskedStep:
         for group in self.optimizer.param_groups:
             gathered = []
             for parameter in group["params"]:
-                connections = self.connections.get(names.get(id(parameter), ""))
-                if connections is None or connections.positions is None or parameter.grad is None:
+                layer_mask = self.layer_masks.get(names.get(id(parameter), ""))
+                if layer_mask is None or layer_mask.positions is None or parameter.grad is None:
                     continue
-                values = connections.gather(parameter)
-                values.requires_grad_().grad = connections.gather(parameter.grad)
-                twin.state[values] = self._gathered_state(parameter, connections)
-                stepped.append((parameter, values, connections))
+                values = layer_mask.gather(parameter)
+                values.requires_grad_().grad = layer_mask.gather(parameter.grad)
+                twin.state[values] = self._gathered_state(parameter, layer_mask)
+                stepped.append((parameter, values, layer_mask))
                 gathered.append(values)
             twin.param_groups.append({**group, "params": gathered})
         if not stepped:
             return
         twin.step()
-        for parameter, values, connections in stepped:
+        for parameter, values, layer_mask in stepped:
             parameter.zero_()
-            connections.scatter_(parameter, values.detach())
+            layer_mask.scatter_(parameter, values.detach())
             self._rewritten.add(names[id(parameter)])
             if twin.state[values]:
                 self.optimizer.state[parameter] = twin.state[values]
@@ -246,42 +246,42 @@ class MaskedStep:
             self._withheld.append((parameter, parameter.grad))
             parameter.grad = None
 
-    def _gathered_state(self, parameter: Parameter, connections: LayerMask) -> dict[str, Any]:
+    def _gathered_state(self, parameter: Parameter, layer_mask: LayerMask) -> dict[str, Any]:
         return {
-            key: connections.gather(value) if isinstance(value, Tensor) and value.shape == parameter.shape else value
+            key: layer_mask.gather(value) if isinstance(value, Tensor) and value.shape == parameter.shape else value
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
 
     def _spread_state(self, name: str) -> None:
-        """Gives the state of a gathered layer the weight's shape again."""
-        parameter, connections = self._parameters[name], self.connections.get(name)
-        if connections is None or connections.positions is None or parameter not in self.optimizer.state:
+        """Restores the weight's shape of a gathered layer's state."""
+        parameter, layer_mask = self._parameters[name], self.layer_masks.get(name)
+        if layer_mask is None or layer_mask.positions is None or parameter not in self.optimizer.state:
             return
         state = self.optimizer.state[parameter]
         for key, value in state.items():
-            state[key] = self._spread(value, parameter, connections)
+            state[key] = self._spread(value, parameter, layer_mask)
 
-    def _spread(self, value: Any, parameter: Parameter, connections: LayerMask) -> Any:
-        if not isinstance(value, Tensor) or value.shape != (connections.count,) or connections.positions is None:
+    def _spread(self, value: Any, parameter: Parameter, layer_mask: LayerMask) -> Any:
+        if not isinstance(value, Tensor) or value.shape != (layer_mask.count,) or layer_mask.positions is None:
             return value
-        # Laid out as the weight: fused optimizers walk through both side by side.
+        # In the weight's memory layout, because fused optimizers iterate over both in parallel.
         dense = torch.zeros_like(parameter, dtype=value.dtype, requires_grad=False)
-        connections.scatter_(dense, value)
+        layer_mask.scatter_(dense, value)
         return dense
 
     def _with_dense_state(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """What is saved has the weights' shapes, as without masks: any optimizer of this class reads it."""
+        """Returns the state with the weights' shapes, as without masks; any optimizer of this class can load it."""
         names = {id(parameter): name for name, parameter in self._parameters.items()}
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state = dict(state_dict["state"])
         for index, parameter in enumerate(parameters):
             if index in state and id(parameter) in names:
-                connections = self.connections[names[id(parameter)]]
-                state[index] = {key: self._spread(value, parameter, connections) for key, value in state[index].items()}
+                layer_mask = self.layer_masks[names[id(parameter)]]
+                state[index] = {key: self._spread(value, parameter, layer_mask) for key, value in state[index].items()}
         return {**state_dict, "state": state}
 
     def _state_tensors(self, parameter: Parameter) -> Iterator[Tensor]:
-        """Every optimizer state tensor of the weight's shape."""
+        """Yields every optimizer state tensor of the weight's shape."""
         for value in self.optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 yield value

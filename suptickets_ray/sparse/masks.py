@@ -1,4 +1,4 @@
-"""Which positions: exact counts and top-k selection with a defined order among ties."""
+"""Exact counts and top-k selection of positions, with a defined order among ties."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor
 Tensors = Mapping[str, Tensor]
 """Parameter name to tensor, in the model's parameter order."""
 
-_SAMPLED_SIZE, _SAMPLE_SHARE, _LARGEST_SAMPLE = 1 << 13, 16, 1 << 15
-"""From this many scores on, a sample of one in 16, but no more than this, says where the threshold must lie."""
+_SAMPLED_SIZE, _SAMPLE_STRIDE, _LARGEST_SAMPLE = 1 << 13, 16, 1 << 15
+"""From this many scores on, a sample of one in 16, up to this size, brackets the threshold."""
 
 
-def count_down(share: float, total: int) -> int:
-    """Returns floor(share * total), safe from float noise: 0.55 of 100 is 55."""
-    return math.floor(share * total + 1e-9)
+def count_down(fraction: float, total: int) -> int:
+    """Returns floor(fraction * total), safe from float noise: 0.55 of 100 is 55."""
+    return math.floor(fraction * total + 1e-9)
 
 
-def count_up(share: float, total: int) -> int:
-    """Returns ceil(share * total), safe from float noise: 0.07 of 100 is 7."""
-    return math.ceil(share * total - 1e-9)
+def count_up(fraction: float, total: int) -> int:
+    """Returns ceil(fraction * total), safe from float noise: 0.07 of 100 is 7."""
+    return math.ceil(fraction * total - 1e-9)
 
 
 def top_mask(scores: Tensor, count: int, among: Tensor | None = None) -> Tensor:
@@ -48,8 +48,8 @@ def top_mask(scores: Tensor, count: int, among: Tensor | None = None) -> Tensor:
 def top_masks(scores: Sequence[Tensor], count: int, among: Sequence[Tensor] | None = None) -> list[Tensor]:
     """Returns masks of exactly the `count` highest scores of all tensors together, as `top_mask` does for one.
 
-    Among equals the earlier tensor wins, and in it the lower flat index. On the CPU the work is done by NumPy on the
-    tensors' own memory, where comparing and counting is several times faster than torch's kernels.
+    Among equals the earlier tensor wins, and in it the lower flat index. On the CPU, NumPy does the work in place,
+    because it compares and counts several times faster than torch.
 
     Raises:
         ValueError: If `count` is out of range.
@@ -77,11 +77,11 @@ def _check_count(count: int, total: int) -> None:
 def _top_candidates(
     scores: Sequence[Tensor], flats: Sequence[Tensor], count: int, among: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Only candidates are chosen, whatever the others' scores."""
+    """Selects among the candidates only, whatever the scores of the others."""
     num_candidates, total = sum(num_true(mask) for mask in among), sum(flat.numel() for flat in flats)
     _check_count(count, num_candidates)
     if 2 * num_candidates > total:
-        # Cheaper than gathering most of the scores. Where candidates are at -inf too, the others might win a tie.
+        # Cheaper than gathering most of the scores. If candidates are at -inf too, the others might win a tie.
         masks = top_masks([_fill_others(flat, mask) for flat, mask in zip(flats, among, strict=True)], count)
         if sum(num_true(mask & some) for mask, some in zip(masks, among, strict=True)) == count:
             return [mask.view(score.shape) for mask, score in zip(masks, scores, strict=True)]
@@ -129,17 +129,17 @@ def _top_of_arrays(arrays: Sequence[np.ndarray[Any, Any]], count: int) -> list[n
 def _kth_largest(arrays: Sequence[np.ndarray[Any, Any]], count: int) -> Any:
     """Returns the `count`-th largest value, exactly.
 
-    A strided sample brackets it; only the values inside the bracket are partitioned. Where the sample misleads, which
-    costs time but never exactness, all are.
+    A strided sample brackets it; only the values inside the bracket are partitioned. If the sample misleads, all values
+    are partitioned, which is slower but exact.
     """
     total = sum(array.size for array in arrays)
     if total >= _SAMPLED_SIZE:
         stride = (
-            max(total // _LARGEST_SAMPLE, _SAMPLE_SHARE) | 1
+            max(total // _LARGEST_SAMPLE, _SAMPLE_STRIDE) | 1
         )  # odd, so that it does not walk down the columns of a matrix
         sample = np.sort(np.concatenate([array[::stride] for array in arrays]))[::-1]
-        share = count / total
-        middle, margin = share * len(sample), 5 * math.sqrt(len(sample) * share * (1 - share)) + 5
+        fraction = count / total
+        middle, margin = fraction * len(sample), 5 * math.sqrt(len(sample) * fraction * (1 - fraction)) + 5
         first, last = math.floor(middle - margin), math.ceil(middle + margin)
         high = sample[first] if first >= 0 else np.inf
         low = sample[last] if last < len(sample) else -np.inf
@@ -159,7 +159,7 @@ def _kth_of(values: np.ndarray[Any, Any], count: int) -> Any:
 
 
 def _top_of_tensors(flats: Sequence[Tensor], count: int) -> list[Tensor]:
-    """The same on any device, by torch.topk."""
+    """Selects the same positions on any device, by torch.topk."""
     joined = torch.cat([flat.to(flats[0].device) for flat in flats])
     joined = torch.where(torch.isnan(joined), -math.inf, joined)
     threshold = torch.topk(joined, count, sorted=False).values.min()
@@ -193,17 +193,17 @@ def num_positions(tensors: Tensors) -> int:
 
 
 def density(masks: Tensors) -> float:
-    """Returns the share of active positions among all masked ones; 1.0 when nothing is masked."""
+    """Returns the fraction of active positions among all masked ones; 1.0 when nothing is masked."""
     return num_active(masks) / num_positions(masks) if masks else 1.0
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Returns a bool mask as bits on the CPU: uint8 (ceil(numel / 8),), most significant bit first."""
-    return torch.from_numpy(np.packbits(mask.detach().cpu().reshape(-1).numpy()))
+    """Returns a bool mask as bits on the CPU: uint8 (ceil(numel / 8),), lowest bit first, as in tickets."""
+    return torch.from_numpy(np.packbits(mask.detach().cpu().reshape(-1).numpy(), bitorder="little"))
 
 
 def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
-    """Returns the bool mask of `shape` that `pack` gave, on the CPU.
+    """Returns the bool mask of `shape` from the bits of `pack`, on the CPU.
 
     Raises:
         ValueError: If there are too few or too many bits for the shape.
@@ -211,7 +211,7 @@ def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
     size = math.prod(shape)
     if bits.dtype != torch.uint8 or bits.numel() != -(-size // 8):
         raise ValueError(f"packed bits must be {-(-size // 8)} bytes for shape {tuple(shape)}; got {bits.numel()}.")
-    flat = np.unpackbits(bits.cpu().numpy(), count=size).view(np.bool_)
+    flat = np.unpackbits(bits.cpu().numpy(), count=size, bitorder="little").view(np.bool_)
     return torch.from_numpy(flat).view(tuple(shape))
 
 

@@ -1,7 +1,7 @@
-"""Sparse training methods as data: which parts each one is made of, and its source's defaults.
+"""Sparse training methods as data: the parts of each method, and its source's defaults.
 
-A new method of known parts is one row. A method reads exactly the settings listed in its `defaults`, and those that a
-chosen criterion reads besides; any other setting would do nothing, and is refused.
+A new method of known parts takes one row. A method reads exactly the settings listed in its `defaults`, and those of a
+chosen criterion. Any other setting would have no effect, and is refused.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class Method:
     """One row of `METHODS`."""
 
     source: str
-    """Where the method and its defaults come from."""
+    """Source of the method and its defaults."""
     defaults: Mapping[str, Any]
     """Every setting that the method reads, with its default."""
     sparse: bool = True
-    """False trains the dense network, at density 1."""
+    """Whether the network is sparse; otherwise it is trained at density 1."""
     starts_dense: bool = False
-    """True starts with all connections, whatever the target density."""
+    """Whether training starts with all connections, whatever the target density."""
     prunes: bool = False
-    """Lowers the density over the prune window."""
+    """Whether the density falls over the prune window."""
     exchanges: bool = False
-    """Drops and grows at every update."""
+    """Whether every update drops and grows."""
 
     @property
     def can_explore(self) -> bool:
@@ -113,7 +113,7 @@ METHODS: dict[str, Method] = {
 
 
 def readable_settings(method: Method, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns every setting that a method reads, with its default, given what was chosen.
+    """Returns every setting that a method reads, with its default, given the chosen settings.
 
     Raises:
         ValueError: If a chosen criterion is unknown.
@@ -145,7 +145,7 @@ def criteria_needs(settings: Mapping[str, Any]) -> frozenset[str]:
 
 
 def method_settings(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns every setting of the method: its defaults, overridden by what was chosen.
+    """Returns every setting of the method: its defaults, overridden by the chosen settings.
 
     Args:
         name: A name of `METHODS`.
@@ -176,21 +176,21 @@ _TABLES: dict[str, tuple[Mapping[str, Any], str]] = {
     "drop_fraction_schedule": (FRACTIONS, "drop-fraction schedule"),
     "prune_scope": (SCOPES, "prune scope"),
 }
-_SHARES = {"initial_density", "grow_gradient_share"}
+_OTHER_FRACTIONS = {"initial_density", "grow_gradient_share"}
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Checks names and ranges of a method's settings.
 
     Raises:
-        ValueError: In one sentence that names the setting.
+        ValueError: If a name is unknown or a value is out of range; the error names the setting.
     """
     for key, (table, what) in _TABLES.items():
         if key in settings:
             choose(table, settings[key], what)
     criteria_needs(settings)
     for key, value in settings.items():
-        if (key in _SHARES or key.endswith("_fraction")) and not 0 <= value <= 1:
+        if (key in _OTHER_FRACTIONS or key.endswith("_fraction")) and not 0 <= value <= 1:
             raise ValueError(f"{key} must be in [0, 1]; got {value}.")
     if not 0 <= settings.get("momentum_decay", 0) < 1:
         raise ValueError(f"momentum_decay must be in [0, 1); got {settings['momentum_decay']}.")

@@ -1,4 +1,4 @@
-"""When a method changes the topology, and how far: decisions about steps, without a tensor."""
+"""When a method changes the topology, and by how much: decisions about steps, without tensors."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Plan:
     def __init__(
         self, method: str, recipe: Mapping[str, Any], *, density: float, total_steps: int, keep_updating: bool
     ) -> None:
-        """Checks that the method can reach its density, and does at least one of its updates.
+        """Checks that the method can reach its density, and makes at least one update.
 
         Args:
             method: A name of `METHODS`.
             recipe: Settings of the method that override its defaults.
             density: Target density in (0, 1].
             total_steps: Optimizer steps of the sparse training phase; schedules end with it.
-            keep_updating: Drop and grow after `total_steps` too, with the fraction that the schedule ended at.
+            keep_updating: Whether to drop and grow after `total_steps` too, with the schedule's final fraction.
 
         Raises:
-            ValueError: If a setting is unknown or out of range, does nothing, or the density is never reached.
+            ValueError: If a setting is unknown, out of range or without effect, or the density is never reached.
         """
         if not 0 < density <= 1:
             raise ValueError(f"density must be in (0, 1]; got {density}.")
@@ -52,7 +52,7 @@ class Plan:
         if self.method.exchanges and not any(self.exchanges_at(step) for step in steps):
             raise ValueError(
                 f"update_interval_steps must leave room for an update in the {total_steps} steps of pretraining; "
-                f"got {self._interval}. Choose a smaller one, or method 'static'."
+                f"got {self._interval}. Choose a smaller interval, or method 'static'."
             )
 
     @property
@@ -92,7 +92,7 @@ class Plan:
         return step // self._interval <= self._last_pruning
 
     def needs_dense_gradients_at(self, step: int) -> bool:
-        """Returns whether this step's gradients are needed off the masks: to exchange by them; always for momentum."""
+        """Returns whether this step needs gradients off the masks: to exchange by gradient, or always for momentum."""
         return "momentum" in self.needs or ("gradient" in self.needs and self.exchanges_at(step))
 
     def density_at(self, step: int) -> float:
@@ -101,7 +101,7 @@ class Plan:
         return cubic_density(update, self._first_pruning, self._last_pruning, self.initial_density, self.density)
 
     def fraction_at(self, step: int) -> float:
-        """Returns the share of connections to exchange after this step."""
+        """Returns the fraction of connections to exchange after this step."""
         settings = self.settings
         return drop_fraction(settings["drop_fraction_schedule"], step, self.total_steps, settings["drop_fraction"])
 
@@ -111,7 +111,7 @@ class Plan:
         return {**own, "keep_updating": self.keep_updating, **self.settings}
 
     def _prune_window(self) -> tuple[int, int]:
-        """First and last pruning update, as multiples of the interval; the last must come before the phase ends."""
+        """Returns the first and the last pruning update, as multiples of the interval; the last is within the phase."""
         first = self._window_start // self._interval
         last = count_down(self.settings["prune_end_fraction"], self.total_steps) // self._interval
         if last <= first:
@@ -126,7 +126,7 @@ class Plan:
             )
         if self.settings.get("distribution") in STRUCTURED:
             raise ValueError(
-                "distribution must not be a structured one with a method that prunes single weights later; got "
+                "distribution must not be structured with a method that prunes single weights later; got "
                 f"{self.settings['distribution']!r}."
             )
         return first, last

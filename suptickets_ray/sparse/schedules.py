@@ -1,4 +1,4 @@
-"""When and how much: densities and drop fractions over training. Numbers in, numbers out."""
+"""Schedules of densities and drop fractions over training, as functions of numbers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cosine_fraction(step: int, total_steps: int, initial: float, minimum: float 
 
 
 def linear_fraction(step: int, total_steps: int, initial: float, minimum: float = 0.005) -> float:
-    """Returns the drop fraction on a line from `initial` at step 0 to `minimum` at `total_steps`, and that after it."""
+    """Returns the drop fraction on a line from `initial` at step 0 to `minimum` at `total_steps`, then constant."""
     return initial + (minimum - initial) * min(max(step, 0) / total_steps, 1.0)
 
 
@@ -61,7 +61,7 @@ FRACTIONS: dict[str, Callable[[int, int, float], float]] = {
 
 
 def drop_fraction(schedule: str, step: int, total_steps: int, initial: float) -> float:
-    """Returns the share of active connections to exchange at `step` under the named schedule of `FRACTIONS`.
+    """Returns the fraction of active connections to exchange at `step` under the named schedule of `FRACTIONS`.
 
     Raises:
         ValueError: If the schedule is unknown.

@@ -1,4 +1,4 @@
-"""The one effect of this layer: keeping a model and its optimizer sparse, and changing the topology on time."""
+"""Keeps a model and its optimizer sparse, and updates the topology on schedule."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from suptickets_ray.sparse.masked_step import MaskedStep
 from suptickets_ray.sparse.plan import Plan
 from suptickets_ray.sparse.topology import drop_and_grow, prune_layers, prune_to_count
 
+_FORMAT_VERSION = 2
+"""Format of `Sparsifier.state_dict`. In version 1 the highest bit of a packed mask came first."""
+
 
 class Sparsifier:
     """Keeps a model sparse while any optimizer of torch trains it.
 
-    At every `optimizer.step()` weights and optimizer state stay 0 off the masks; call `step()` after it, and the
-    method's topology updates happen on time. A step that a GradScaler skips does not count. Under
-    DistributedDataParallel masks are equal on all ranks, given equal generators: gradients are averaged before any
-    decision.
+    In every `optimizer.step()` weights and optimizer state stay 0 off the masks. Call `step()` after it to run the
+    method's topology updates. A step that a GradScaler skips does not count. Under DistributedDataParallel masks are
+    equal on all ranks, given equal generators: gradients are averaged before any decision.
     """
 
     def __init__(
@@ -47,25 +49,25 @@ class Sparsifier:
         mask_embeddings: bool = False,
         **recipe: Any,
     ) -> None:
-        """Attaches to the model and zeroes what its initial masks leave out.
+        """Attaches to the model and zeroes its weights off the initial masks.
 
         Args:
-            model: The module; torch.compile's wrapper is looked through. With that of DistributedDataParallel, `share`
-                is called with it.
-            optimizer: Holds the model's parameters.
+            model: The module, which torch.compile may wrap. A DistributedDataParallel wrapper is passed to
+                `attach_ddp`.
+            optimizer: Optimizer of the model's parameters.
             method: A name of `METHODS`.
             density: Target density in (0, 1], over the masked weights.
             total_steps: Optimizer steps of the sparse training phase; schedules end with it.
             generator: Source of the initial masks and of random growth, on the CPU; equal on all ranks.
             masks: Initial masks, instead of those of the recipe's distribution.
-            keep_updating: Drop and grow after `total_steps` too, with the fraction that the schedule ended at.
-            dense_layers: Layers to keep dense, as `maskable_parameters` takes them.
+            keep_updating: Whether to drop and grow after `total_steps` too, with the schedule's final fraction.
+            dense_layers: Layers to keep dense; see `maskable_parameters`.
             mask_embeddings: Whether embeddings are masked too.
             recipe: Settings of the method that override its defaults.
 
         Raises:
-            ValueError: If a setting is unknown or out of range, a weight cannot be masked, the method could not do a
-                single update, or the target density cannot be reached.
+            ValueError: If a setting is unknown or out of range, a weight cannot be masked, the method would make no
+                update, or the target density cannot be reached.
             RuntimeError: If the initial masks need a gradient and the parameters hold none.
         """
         self._plan = Plan(method, recipe, density=density, total_steps=total_steps, keep_updating=keep_updating)
@@ -105,24 +107,24 @@ class Sparsifier:
         self._explored = {name: mask_arithmetic.pack(mask) for name, mask in given.items()}
         self._active_steps = dict.fromkeys(self.parameters, 0)
         self._dense_gradient_steps = dict.fromkeys(self.parameters, 0)
-        self._stepping = MaskedStep(optimizer, self.parameters, self._before_optimizer_step)
-        self._stepping.set_masks(given, exchanging=False)
+        self._masked_step = MaskedStep(optimizer, self.parameters, self._before_optimizer_step)
+        self._masked_step.set_masks(given, exchanging=False)
         if (ddp := find_ddp(model)) is not None:
             self.attach_ddp(ddp)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sparsifier:
         """Returns a copy that is attached to the copies of model and optimizer.
 
-        Copy all three at once, as in `model, optimizer, sparsifier = copy.deepcopy((model, optimizer, sparsifier))`:
-        copied one by one they would hold different weights.
+        Copy all three at once, as in `model, optimizer, sparsifier = copy.deepcopy((model, optimizer, sparsifier))`.
+        Separate copies would hold different weights.
 
         Raises:
             RuntimeError: If the model is trained by DistributedDataParallel, which cannot be copied.
         """
         if self._ddp is not None:
             raise RuntimeError(
-                "a Sparsifier under DistributedDataParallel cannot be copied. Copy it before the model is wrapped, or "
-                "save and load state_dict()."
+                "Cannot copy a Sparsifier: DistributedDataParallel trains its model. Copy it before the model is "
+                "wrapped, or save and load state_dict()."
             )
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
@@ -132,27 +134,30 @@ class Sparsifier:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Raises TypeError: a pickled optimizer loses its hooks, so the weights would not stay masked."""
-        raise TypeError("a Sparsifier cannot be pickled. Save its state_dict(), and load that into a new one.")
+        raise TypeError(
+            "Cannot pickle a Sparsifier: a pickled optimizer loses its hooks. Save its state_dict(), and load it into "
+            "a new one."
+        )
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """The bool masks, of the weights' shapes; changing what this returns changes nothing."""
-        return {name: connections.mask() for name, connections in self._stepping.connections.items()}
+        """Copies of the bool masks, of the weights' shapes."""
+        return {name: layer_mask.mask() for name, layer_mask in self._masked_step.layer_masks.items()}
 
     @property
     def counts(self) -> dict[str, int]:
         """The number of active weights of each layer."""
-        return {name: connections.count for name, connections in self._stepping.connections.items()}
+        return {name: layer_mask.count for name, layer_mask in self._masked_step.layer_masks.items()}
 
     @property
     def density(self) -> float:
-        """The share of active weights among the maskable ones, in (0, 1]."""
+        """The fraction of active weights among the masked layers' weights, in (0, 1]."""
         total = mask_arithmetic.num_positions(self.parameters)
         return sum(self.counts.values()) / total if total else 1.0
 
     @property
     def drop_fraction(self) -> float | None:
-        """The share of a layer's connections that an update would exchange now; None if none will come."""
+        """The fraction of a layer's connections that an update would exchange now; None if no update will come."""
         step = self.num_steps
         return self._plan.fraction_at(step) if self._plan.exchanges_after(step) else None
 
@@ -164,13 +169,13 @@ class Sparsifier:
         }
 
     @property
-    def connections(self) -> dict[str, LayerMask]:
-        """The masks in the form that they are kept in."""
-        return self._stepping.connections
+    def layer_masks(self) -> dict[str, LayerMask]:
+        """The masks in their stored form."""
+        return self._masked_step.layer_masks
 
     @property
     def active_steps(self) -> dict[str, int]:
-        """Sum over all steps so far of each layer's number of active weights: what its training cost depends on."""
+        """Sum over all steps so far of each layer's number of active weights, which determines its training cost."""
         return dict(self._active_steps)
 
     @property
@@ -180,7 +185,7 @@ class Sparsifier:
 
     @property
     def needs_dense_gradients(self) -> bool:
-        """Whether the coming step needs gradients off the masks: before an update by gradient; always for momentum."""
+        """Whether the next step needs gradients off the masks: before an update by gradient; always for momentum."""
         return not self._attached or self._plan.needs_dense_gradients_at(self.num_steps + 1)
 
     def step(self) -> bool:
@@ -190,28 +195,28 @@ class Sparsifier:
             Whether the topology was updated.
 
         Raises:
-            RuntimeError: If no `optimizer.step()` came before, or masks differ between ranks.
+            RuntimeError: If no `optimizer.step()` came before, several came, or masks differ between ranks.
         """
         if not self._attached:
             return False
-        if self._stepping.num_steps == self.num_steps:
+        if self._masked_step.num_steps == self.num_steps:
             self._accept_skipped()
             self._gradients = None
             return False
-        if self._stepping.num_steps > self.num_steps + 1:
+        if self._masked_step.num_steps > self.num_steps + 1:
             raise RuntimeError(
-                f"step() must follow every optimizer.step(); {self._stepping.num_steps - self.num_steps} came since "
-                "the last call. Call it after each."
+                f"Cannot count {self._masked_step.num_steps - self.num_steps} optimizer steps at once: each may update "
+                "the topology. Call step() after every optimizer.step()."
             )
         for name, (module, leaf) in self._owners.items():
             if module._parameters.get(leaf) is not self.parameters[name]:
                 raise RuntimeError(
-                    f"the model must keep the tensors that the optimizer trains; {name!r} was replaced, as by "
+                    f"Cannot keep the model sparse: its tensor {name!r} was replaced, as by "
                     "load_state_dict(assign=True). Write into the tensors, or build a new optimizer and Sparsifier."
                 )
-        self.num_steps = self._stepping.num_steps
-        for name, connections in self._stepping.connections.items():
-            self._active_steps[name] += connections.count
+        self.num_steps = self._masked_step.num_steps
+        for name, layer_mask in self._masked_step.layer_masks.items():
+            self._active_steps[name] += layer_mask.count
         due = self._plan.is_due(self.num_steps)
         if due:
             self._update()
@@ -222,44 +227,44 @@ class Sparsifier:
         return due
 
     def end_phase(self) -> None:
-        """Ends the sparse training phase where optimizer steps were skipped, as `GradScaler` does.
+        """Ends the sparse training phase, also if a `GradScaler` skipped optimizer steps.
 
-        Otherwise its last updates would fall into what comes after it. Pruning that is still due happens now; without
-        skipped steps nothing changes.
+        Otherwise its last updates would happen in the next phase. Pruning that is still due happens now. If no step was
+        skipped, nothing changes.
         """
         if self.num_steps >= self._plan.total_steps:
             return
-        self.num_steps = self._stepping.num_steps = self._plan.total_steps
+        self.num_steps = self._masked_step.num_steps = self._plan.total_steps
         if self._plan.method.prunes:
             self._prune(self._plan.density)
         self._gradients = None
 
     def explore(self, fraction: float) -> None:
-        """Exchanges a large share of all connections at once, with the method's own criteria.
+        """Exchanges a large fraction of all connections at once, with the method's criteria.
 
         Reads the dense gradients that the parameters hold; call it between `backward()` and `zero_grad()`.
 
         Args:
-            fraction: Share of each layer's connections to exchange, in [0, 1].
+            fraction: Fraction of each layer's connections to exchange, in [0, 1].
 
         Raises:
             RuntimeError: If the criteria read gradients and the parameters hold none, or momenta before any step.
-            ValueError: If the method has no criteria to explore with.
+            ValueError: If the method has no criteria for exploration.
 
         Source: Sup-tickets, 2205.15322, section 3.2.
         """
         if not self.method.can_explore:
-            raise ValueError("explore() must have a method that drops and grows; this one keeps its masks.")
-        if "gradient" in self._needs and (self._compresses or self._stepping.has_masked_gradients()):
+            raise ValueError("Cannot explore: the method keeps its masks. Choose one that drops and grows.")
+        if "gradient" in self._needs and (self._compresses or self._masked_step.has_masked_gradients()):
             raise RuntimeError(
-                "explore() must see dense gradients; these are masked. Call it before mask_gradients(), and on a model "
+                "Cannot explore: the gradients are masked. Call explore() before mask_gradients(), and on a model "
                 "without attach_ddp(), or with attach_ddp(compress=False)."
             )
         if "momentum" in self._needs and not self._momenta:
-            raise RuntimeError("explore() by momentum must follow a step; none came. Train a step first.")
+            raise RuntimeError("Cannot explore by momentum: there was no step yet. Train a step first.")
         self._gradients = self._dense_gradients() if "gradient" in self._needs else None
         if self._gradients is not None and not self._gradients:
-            raise RuntimeError("explore() must see gradients; no masked weight has one. Call backward() first.")
+            raise RuntimeError("Cannot explore: no masked weight has a gradient. Call backward() first.")
         self._trained = set(self.parameters if self._gradients is None else self._gradients)
         self._exchange(fraction)
         self._gradients = None
@@ -269,28 +274,28 @@ class Sparsifier:
     def mask_gradients(self) -> None:
         """Zeroes the gradients off the masks, so that their norm is the sparse network's: call it before clipping.
 
-        The dense ones are kept where the coming update needs them. Without clipping there is no need to call this.
+        Dense gradients are kept if the next update needs them. Without clipping this call is not needed.
         """
         self._take_gradients()
-        # Masking may hide what a GradScaler will skip the step for.
+        # Masking may hide the values for which a GradScaler skips the step.
         sums = [p.grad.sum().float() for p in self.parameters.values() if p.grad is not None]
-        # One look for all layers: each would make a GPU wait.
+        # One result for all layers: each transfer to the host makes a GPU wait.
         self._saw_diverged = bool(sums) and not bool(torch.stack([s.to(sums[0].device) for s in sums]).isfinite().all())
-        self._stepping.mask_gradients()
+        self._masked_step.mask_gradients()
 
     def attach_ddp(self, model: DistributedDataParallel, *, compress: bool = True) -> None:
-        """Tells that the model is trained by DistributedDataParallel.
+        """Registers the DistributedDataParallel wrapper that trains the model.
 
-        From now on masks are compared over its ranks at every update, and between updates only the gradients of active
+        From then on masks are compared over its ranks at every update. Between updates only the gradients of active
         weights are sent.
 
         Args:
             model: The wrapper of the model.
-            compress: Whether to send active gradients only; False leaves the wrapper's communication as it is, e.g. to
-                register a hook of your own.
+            compress: Whether to send active gradients only; False keeps the wrapper's communication, e.g. for a
+                user-defined hook.
 
         Raises:
-            RuntimeError: If the masks differ between ranks now.
+            RuntimeError: If the masks differ between ranks at this time.
         """
         assert_equal_masks(self.masks, model.process_group, "at the start")
         self._ddp = model
@@ -301,8 +306,9 @@ class Sparsifier:
             model.register_comm_hook(state=reduction, hook=lambda state, bucket: state.reduce(bucket))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that the next updates depend on: masks as packed bits, counters, schedule, generator, history."""
+        """Returns the state of all future updates: masks as packed bits, counters, schedule, generator, history."""
         return {
+            "format_version": _FORMAT_VERSION,
             "shapes": {name: list(parameter.shape) for name, parameter in self.parameters.items()},
             "masks": {name: mask_arithmetic.pack(mask) for name, mask in self.masks.items()},
             "explored": {name: bits.clone() for name, bits in self._explored.items()},
@@ -316,14 +322,16 @@ class Sparsifier:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from what `state_dict()` returned.
+        """Restores the state from `state_dict()`.
 
-        Build model, optimizer and Sparsifier first, then load the state of all three, in any order: building it zeroes
-        what its initial masks leave out.
+        Build model, optimizer and Sparsifier first, then load the state of all three, in any order. Building the
+        Sparsifier zeroes weights off its initial masks.
 
         Raises:
             ValueError: If the state was taken from a model with other parameters, or under another method or schedule.
         """
+        if (version := state.get("format_version")) != _FORMAT_VERSION:
+            raise ValueError(f"the state must have format version {_FORMAT_VERSION}; got {version}. Train again.")
         shapes = {name: tuple(state["shapes"][name]) for name in state["masks"]}
         expected = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
         if shapes != expected:
@@ -335,7 +343,7 @@ class Sparsifier:
                 f"the state must be of the same method and schedule; these differ: {', '.join(changed)}. "
                 "Build the Sparsifier with the settings that the state was saved under."
             )
-        self.num_steps = self._stepping.num_steps = state["num_steps"]
+        self.num_steps = self._masked_step.num_steps = state["num_steps"]
         self.num_updates = state["num_updates"]
         self.generator.set_state(state["generator"].cpu())
         self._explored = {name: bits.cpu().clone() for name, bits in state["explored"].items()}
@@ -344,19 +352,19 @@ class Sparsifier:
         self._momenta = {name: m.to(self.parameters[name].device).clone() for name, m in state["momenta"].items()}
         self._gradients = None
         loaded = {name: mask_arithmetic.unpack(bits, shapes[name]) for name, bits in state["masks"].items()}
-        self._stepping.set_masks(self._given(loaded), exchanging=False)
+        self._masked_step.set_masks(self._given(loaded), exchanging=False)
 
     def detach(self) -> None:
         """Stops masking and updating: the optimizer's hooks are removed."""
         self._attached = False
-        self._stepping.detach()
+        self._masked_step.detach()
 
     def _check_density(self) -> None:
         density, size = self._plan.density, mask_arithmetic.num_positions(self.parameters)
         if mask_arithmetic.count_down(density, size) < len(self.parameters):
             raise ValueError(
                 f"density must leave a connection for each of the {len(self.parameters)} layers of {size} weights; "
-                f"got {density}. Choose a higher one."
+                f"got {density}. Choose a higher density."
             )
         if self.settings.get("prune_scope") == "layer":
             uniform_counts(self._sizes(), density, self._last_linear)
@@ -397,23 +405,24 @@ class Sparsifier:
             self._exchange(self._plan.fraction_at(self.num_steps))
 
     def _prune(self, density: float) -> None:
-        """Prunes the layers that the last step trained; all of them where the others leave too little room for that."""
+        """Prunes the layers that the last step trained; all layers if the untrained ones alone fill the density."""
         density = min(density, self.density)  # masks that were given may be sparser than the schedule
         counts, masks = self.counts, self.masks
-        left = mask_arithmetic.count_down(density, mask_arithmetic.num_positions(self.parameters))
-        left -= sum(count for name, count in counts.items() if name not in self._trained)
+        num_kept = mask_arithmetic.count_down(density, mask_arithmetic.num_positions(self.parameters))
+        num_untrained = sum(count for name, count in counts.items() if name not in self._trained)
+        num_kept -= num_untrained
         pruned = {name: self.parameters[name] for name in self.parameters if name in self._trained}
-        if not pruned or left < len(pruned):
-            pruned, left = self.parameters, left + sum(counts[name] for name in counts if name not in self._trained)
+        if not pruned or num_kept < len(pruned):
+            pruned, num_kept = self.parameters, num_kept + num_untrained
         own = {name: masks[name] for name in pruned}
         if self.settings["prune_scope"] == "global":
-            masks |= prune_to_count(pruned, left, own)
+            masks |= prune_to_count(pruned, num_kept, own)
         else:
             uniform = uniform_counts(counts, density, self._last_linear, self._sizes())
             capacities = {name: counts[name] for name in pruned}
-            wanted = share_out({name: uniform[name] for name in pruned}, capacities, left, dict.fromkeys(pruned, 1))
-            masks |= prune_layers(pruned, wanted, own)
-        self._stepping.set_masks(masks, exchanging=True)
+            shares, least = {name: uniform[name] for name in pruned}, dict.fromkeys(pruned, 1)
+            masks |= prune_layers(pruned, share_out(shares, capacities, num_kept, least), own)
+        self._masked_step.set_masks(masks, exchanging=True)
 
     def _exchange(self, fraction: float) -> None:
         """Exchanges connections in the layers that the last step trained; the others keep their masks."""
@@ -439,24 +448,24 @@ class Sparsifier:
         )
         for name, mask in masks.items():
             self._explored[name] |= mask_arithmetic.pack(mask)
-        self._stepping.set_masks(masks, exchanging=True)
+        self._masked_step.set_masks(masks, exchanging=True)
 
     def _explored_on_device(self) -> dict[str, Tensor]:
         return {name: mask.to(self.parameters[name].device) for name, mask in self.explored.items()}
 
     def _accept_skipped(self) -> None:
-        """No optimizer step came: right if a GradScaler skipped it for its gradients, else a wrong order of calls."""
-        groups = self._stepping.optimizer.param_groups
+        """Accepts a missing optimizer step if a GradScaler skipped it for its gradients; else raises RuntimeError."""
+        groups = self._masked_step.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         diverged, self._saw_diverged = self._saw_diverged, False
         if not diverged and all(bool(gradient.isfinite().all()) for gradient in gradients):
             raise RuntimeError(
-                "step() must follow optimizer.step() of the optimizer that the Sparsifier is attached to; none came "
-                "since the last call. Call it first, and zero_grad() after both."
+                "Cannot count a step: the Sparsifier's optimizer made none since the last call. Call optimizer.step() "
+                "first, and zero_grad() after both."
             )
 
     def _dense_gradients(self) -> dict[str, Tensor]:
-        """Returns the gradients that there are: a frozen layer or one that a step did not use has none."""
+        """Returns the existing gradients: a frozen layer, or one that a step did not use, has none."""
         return {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
 
     def _all_dense_gradients(self) -> dict[str, Tensor]:
@@ -469,12 +478,12 @@ class Sparsifier:
 
     @torch.no_grad()
     def _take_gradients(self) -> None:
-        """Keeps what the coming update needs of the dense gradients, once a step."""
+        """Copies the dense gradients if the next update needs them, once per step."""
         if self._gradients is not None or not self.needs_dense_gradients:
             return
         # Copied: they are masked before they are read.
         self._gradients = {name: gradient.clone() for name, gradient in self._dense_gradients().items()}
-        scale = getattr(self._stepping.optimizer, "grad_scale", None)  # a fused optimizer unscales inside of its step
+        scale = getattr(self._masked_step.optimizer, "grad_scale", None)  # a fused optimizer unscales inside its step
         if scale is not None:
             for gradient in self._gradients.values():
                 gradient.div_(scale)
@@ -488,12 +497,12 @@ class Sparsifier:
             return
         assert self._gradients is not None
         for name in self._gradients:
-            count = self._stepping.connections[name].count
+            count = self._masked_step.layer_masks[name].count
             self._dense_gradient_steps[name] += self.parameters[name].numel() - count
         if "momentum" in self._needs:
             decay = self.settings["momentum_decay"]
             for name, gradient in self._gradients.items():
-                # As torch's SGD: the first gradient as it is, then a decaying sum.
+                # As torch's SGD: the first gradient unchanged, then a decaying sum.
                 momentum = self._momenta.get(name)
                 self._momenta[name] = gradient.clone() if momentum is None else momentum.mul_(decay).add_(gradient)
             if not self._plan.is_due(self.num_steps + 1):

@@ -1,7 +1,7 @@
-"""Numbers about sparsity, for logs and papers: counts, FLOPs, exploration, distance, dead channels.
+"""Statistics of sparsity, for logs and papers: counts, FLOPs, exploration, distance, dead channels.
 
-FLOPs are counted as the field does: 2 for each active weight and each time that it is used (multiply and add), in
-linear and convolution layers, without biases, normalization, activations and the products inside of attention.
+FLOPs are counted as is usual: 2 (multiply and add) for each use of an active weight in linear and convolution layers.
+Biases, normalization, activations and the products inside attention are left out.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class LayerSparsity:
     num_active: int
     num_weights: int
     dead_channels: int
-    """Output channels without any connection."""
+    """Output channels without active connections."""
 
     @property
     def density(self) -> float:
-        """Share of active weights, in [0, 1]."""
+        """Fraction of active weights, in [0, 1]."""
         return self.num_active / self.num_weights
 
 
@@ -50,12 +50,12 @@ def layer_table(masks: Tensors) -> list[LayerSparsity]:
 
 
 def dead_channels(masks: Tensors, output_dimensions: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Returns for each layer how many output channels have no active connection.
+    """Returns the number of output channels without active connections for each layer.
 
     Args:
         masks: Bool masks by name.
-        output_dimensions: Dimension that counts a layer's output channels, where that is not 0: 1 for transposed
-            convolutions, as `maskable.output_dimensions` finds it.
+        output_dimensions: Dimension of a layer's output channels if it is not 0: 1 for transposed convolutions, as
+            `maskable.output_dimensions` returns it.
     """
     dimensions = output_dimensions or {}
     alive = {name: mask.movedim(dimensions.get(name, 0), 0).flatten(1).any(dim=1) for name, mask in masks.items()}
@@ -63,7 +63,7 @@ def dead_channels(masks: Tensors, output_dimensions: Mapping[str, int] | None = 
 
 
 def explored_fraction(explored: Tensors) -> float:
-    """Returns ITOP's R_s: the share of positions that have ever been active, in [0, 1].
+    """Returns ITOP's R_s: the fraction of positions that have ever been active, in [0, 1].
 
     Args:
         explored: `Sparsifier.explored`.
@@ -75,7 +75,7 @@ def explored_fraction(explored: Tensors) -> float:
 
 
 def mask_distance(first: Tensors, second: Tensors) -> float:
-    """Returns how different two topologies are: 1 - |both| / |either|, 0 for equal masks and 1 for disjoint ones.
+    """Returns the distance of two topologies: 1 - |both| / |either|, 0 for equal masks and 1 for disjoint ones.
 
     Raises:
         ValueError: If the masks are not of the same layers and shapes.
@@ -89,10 +89,10 @@ def mask_distance(first: Tensors, second: Tensors) -> float:
 
 @dataclass(frozen=True)
 class Uses:
-    """How often each weight of a layer is used for one example."""
+    """Number of uses of each layer's weights for one example."""
 
     sizes: Mapping[str, int]
-    """Weights of each layer."""
+    """Number of weights of each layer."""
     per_example: Mapping[str, float]
     """Output positions of a convolution, rows of a linear layer, for one example."""
 
@@ -111,11 +111,11 @@ class Uses:
     def training_flops(self, sparsifier: Sparsifier, batch_size: int) -> float:
         """FLOPs of the training so far: a forward and twice that backward in each step, over the active weights.
 
-        A step that needs dense gradients computes those of the inactive weights, too. The gradients with respect to the
-        first layer's inputs, which nobody needs, are counted as the field counts them.
+        A step that needs dense gradients also computes those of the inactive weights. The gradients with respect to the
+        first layer's inputs are not needed, but are counted, as is usual.
 
         Args:
-            sparsifier: What has trained so far.
+            sparsifier: The sparsifier of the training.
             batch_size: Examples of a step.
 
         Source: RigL, 1911.11134, appendix H.
@@ -140,13 +140,13 @@ class Uses:
 def count_uses(model: Module, *inputs: Any) -> Uses:
     """Runs the model once, in evaluation mode and without gradients, and counts how often each weight is used.
 
-    Counted are linear, convolution and transposed convolution layers and the projections of MultiheadAttention, under
-    the names of `named_parameters`; a shared weight's uses add up. To spend no arithmetic, bring model and inputs to
-    the "meta" device.
+    Linear, convolution and transposed convolution layers and the projections of MultiheadAttention are counted, under
+    the names of `named_parameters`; a shared weight's uses add up. With model and inputs on the "meta" device, nothing
+    is computed.
 
     Args:
-        model: Any module; wrappers are looked through.
-        inputs: One batch; the first dimension of the first one is that of the examples.
+        model: Any module; wrappers are removed.
+        inputs: One batch; the first dimension of the first input counts the examples.
     """
     model = unwrap(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -155,7 +155,7 @@ def count_uses(model: Module, *inputs: Any) -> Uses:
     totals: dict[str, float] = {}
 
     def add(module: Module, weight: Tensor, uses: float) -> None:
-        # A parametrized weight is computed anew and has no name of its own.
+        # A parametrized weight is recomputed, and has no name in named_parameters.
         name = names.get(id(weight), f"{paths[module]}.weight".removeprefix("."))
         sizes[name] = weight.numel()
         totals[name] = totals.get(name, 0.0) + uses
@@ -193,7 +193,7 @@ def count_uses(model: Module, *inputs: Any) -> Uses:
 
 @contextmanager
 def _evaluating(model: Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards the mode that each module had."""
+    """Sets evaluation mode, and restores each module's mode on exit."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""How many and which: pruning and drop-and-grow, planned as new masks; nothing given is changed."""
+"""Pruning and drop-and-grow as functions that return new masks; their inputs do not change."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ def drop_and_grow(
     gradient_weight: float = 1.0,
     gradient_share: float = 0.5,
 ) -> dict[str, Tensor]:
-    """Returns new masks in which a share of every layer's connections is exchanged at equal density.
+    """Returns new masks in which a fraction of every layer's connections is exchanged at equal density.
 
-    In each layer ceil(fraction * active) connections are dropped (with drop="threshold" that share of all layers
-    together), and exactly as many are grown, over all layers together, among the positions that are inactive after the
-    drop, so one just dropped may return. No layer is emptied; a warning says so when that rule acts.
+    In each layer ceil(fraction * active) connections are dropped (with drop="threshold" that fraction of all layers
+    together). Exactly as many are grown, over all layers together, among the positions that are inactive after the
+    drop, so a dropped connection may return. No layer is emptied; a warning names the layers that this rule keeps.
 
     Args:
         weights: Parameter name to weight, of any shapes.
         masks: Parameter name to bool mask of the weight's shape.
-        fraction: Share of the active connections to exchange, in [0, 1].
+        fraction: Fraction of the active connections to exchange, in [0, 1].
         drop: A name of `SALIENCY_SCORES`, or "package.module:function".
         grow: A name of `GROW_SCORES`, or "package.module:function".
-        redistribution: How many of the grown connections each layer gets: a name of `REDISTRIBUTIONS`, or
+        redistribution: Division of the grown connections between layers: a name of `REDISTRIBUTIONS`, or
             "package.module:function".
         gradients: Dense gradients, averaged over ranks; needed by gradient and mixed growth and by MEST's drop.
-        momenta: Running averages of the dense gradients; needed by whatever is called momentum.
+        momenta: Running averages of the dense gradients; needed by the momentum criteria.
         explored: Masks of the positions that have ever been active; needed by random_unfired growth.
         generator: Source of randomness; needed by random growth.
         gradient_weight: MEST's lambda, at least 0.
-        gradient_share: Share of the growth of "mix" that goes by gradient, in [0, 1].
+        gradient_share: Fraction of the connections grown by "mix" that is chosen by gradient, in [0, 1].
 
     Returns:
-        New bool masks with as many active connections as the old ones, in each layer where redistribution is "none";
-        the inputs are untouched.
+        New bool masks with as many active connections as the old ones, in each layer if redistribution is "none". The
+        inputs do not change.
 
     Raises:
         ValueError: If the fraction is out of range, a name is unknown, or a score lacks what it needs.
@@ -90,12 +90,12 @@ def drop_and_grow(
             name: top_mask(drop_score(layer(name, mask, dropped[name])), active[name] - dropped[name], among=mask)
             for name, mask in masks.items()
         }
-    left = {name: num_true(mask) for name, mask in kept.items()}
+    remaining = {name: num_true(mask) for name, mask in kept.items()}
     grown = share_out(
-        {name: share_of(layer(name, mask, active[name] - left[name])) for name, mask in masks.items()},
-        capacities={name: mask.numel() - left[name] for name, mask in masks.items()},
-        least={name: int(left[name] == 0 and active[name] > 0) for name in masks},
-        total=sum(active.values()) - sum(left.values()),
+        {name: share_of(layer(name, mask, active[name] - remaining[name])) for name, mask in masks.items()},
+        capacities={name: mask.numel() - remaining[name] for name, mask in masks.items()},
+        least={name: int(remaining[name] == 0 and active[name] > 0) for name in masks},
+        total=sum(active.values()) - sum(remaining.values()),
     )
     return {
         name: kept[name] | top_mask(grow_score(layer(name, kept[name], grown[name])), grown[name], among=~kept[name])
@@ -105,7 +105,7 @@ def drop_and_grow(
 
 SCOPES: dict[str, str] = {
     "global": "rank the weights of all layers together",
-    "layer": "rank the weights of each layer on their own",
+    "layer": "rank the weights of each layer separately",
 }
 
 
@@ -114,17 +114,18 @@ def prune_to_density(
 ) -> dict[str, Tensor]:
     """Returns masks of the largest weights by magnitude, with an exact count.
 
-    Among equals the lower index wins. Every layer keeps at least one connection; a warning says so when that rule acts.
+    Among equals the lower index wins. Every layer keeps at least one connection; a warning names the layers that would
+    be empty.
 
     Args:
         weights: Parameter name to weight, of any shapes.
-        density: Share to keep, in (0, 1].
+        density: Fraction to keep, in (0, 1].
         scope: "global" ranks all weights together and keeps floor(density * all of them); "layer" keeps
             floor(density * its weights) in every layer.
-        masks: Active positions; all others rank below them, also below an active weight that happens to be 0.
+        masks: Active positions; all others rank below them, also below an active weight of 0.
 
     Raises:
-        ValueError: If the density or the scope is not one of these, or leaves fewer connections than layers.
+        ValueError: If the density is out of range or leaves fewer connections than layers, or the scope is unknown.
 
     Source: Zhu & Gupta, 1710.01878, section 3.
     """
@@ -140,7 +141,7 @@ def prune_layers(weights: Tensors, counts: Mapping[str, int], masks: Tensors | N
     """Returns masks of the `counts[name]` largest weights of each layer; a count of 0 becomes 1, with a warning."""
     emptied = [name for name in weights if counts[name] == 0]
     if emptied:
-        _say_that_the_rule_acts(emptied)
+        _warn_about_emptied(emptied)
     scores = _magnitudes(weights, masks)
     return {name: top_mask(scores[name], max(counts[name], 1)) for name in weights}
 
@@ -168,8 +169,8 @@ def keep_best(scores: Tensors, count: int) -> dict[str, Tensor]:
     masks = dict(zip(scores, top_masks(list(scores.values()), count), strict=True))
     emptied = [name for name, mask in masks.items() if not bool(mask.any())]
     if emptied:
-        _say_that_the_rule_acts(emptied)
-        # Each layer's best comes first; the rest then compete for what is left, so that the count stays exact.
+        _warn_about_emptied(emptied)
+        # Each layer's best comes first; the others compete for the remaining count, which stays exact.
         raised = [score.masked_fill(top_mask(score, 1), torch.inf) for score in scores.values()]
         masks = dict(zip(scores, top_masks(raised, count), strict=True))
     return masks
@@ -186,7 +187,7 @@ def _magnitudes(weights: Tensors, masks: Tensors | None) -> dict[str, Tensor]:
     }
 
 
-def _say_that_the_rule_acts(layers: list[str]) -> None:
+def _warn_about_emptied(layers: list[str]) -> None:
     warnings.warn(
         f"pruning would have emptied {', '.join(layers)}; each keeps its largest weight. Choose a higher density.",
         stacklevel=4,

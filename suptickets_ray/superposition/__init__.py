@@ -1,1 +1,1 @@
-"""Merging tickets into one network behind the gate, and saying whether it paid. No Ray."""
+"""Merges tickets into one network behind the gate, and assesses the result. No Ray."""

@@ -1,4 +1,4 @@
-"""Whether superposing paid, against what, and whether the difference is beyond chance. The only place that says so."""
+"""Assesses whether superposing paid, and whether the difference is beyond chance. No other module decides this."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Gain(NamedTuple):
     error: float | None = None
     """Its standard error, a fraction. None if it is unknown."""
     num_runs: int = 1
-    """Number of runs that the mean and the error are over. With one run the error is over the test examples."""
+    """Number of runs behind mean and error. With one run, the error is over the test examples."""
     only_one_right: tuple[int, int] | None = None
     """Test examples that only the sup-ticket classifies correctly, and those that only the other network does."""
 
@@ -37,7 +37,7 @@ class Gain(NamedTuple):
             return bool(_mcnemar(*self.only_one_right) > _LEVEL)
         if self.error is None:
             return False
-        # Of one run without counts the error is over many examples, so that Student's t is nearly normal.
+        # Without counts, the error of one run is over many examples, so that Student's t is nearly normal.
         distribution = stats.norm() if self.num_runs < 2 else stats.t(self.num_runs - 1)
         return bool(abs(self.mean) <= self.error * distribution.ppf(1 - _LEVEL / 2))
 
@@ -80,18 +80,18 @@ def assess(result: Mapping[str, Any]) -> Assessment:
     """Assesses one run on the test set.
 
     Args:
-        result: What `result.json` holds, or `Merger.judge` and `summarize_tickets` returned.
+        result: Content of `result.json`, or results of `Merger.evaluate` and `summarize_tickets`.
     """
     gains = {key: gain_over(result, key) for key in _RIVALS}
-    words, outcome = conclusion(gains["pretrained"], gains["best_ticket"])
+    text, outcome = conclusion(gains["pretrained"], gains["best_ticket"])
     is_unchanged = not any(ticket["accepted"] for ticket in result["tickets"])
     if is_unchanged:
-        words, outcome = "superposing changed nothing, because the gate admitted no ticket", "open"
+        text, outcome = "superposing changed nothing, because the gate admitted no ticket", "open"
     sentence = (
-        f"{words[0].upper()}{words[1:]}: the sup-ticket's test accuracy is {result['superposed']['accuracy']:.2%}, "
+        f"{text[0].upper()}{text[1:]}: the sup-ticket's test accuracy is {result['superposed']['accuracy']:.2%}, "
         f"{gains['pretrained'].in_points()} the pretrained network, {gains['mean_ticket'].in_points()} the mean "
         f"ticket, {gains['best_ticket'].in_points()} the best ticket and {gains['ensemble'].in_points()} the ensemble, "
-        f"{_ensemble_in_words(ensemble_size(result))}."
+        f"{_describe_ensemble(ensemble_size(result))}."
     )
     warnings = []
     best = result["best_ticket"]
@@ -106,7 +106,7 @@ def assess(result: Mapping[str, Any]) -> Assessment:
 
 
 def gain_over(result: Mapping[str, Any], key: str) -> Gain:
-    """Returns the sup-ticket's gain over the network `key` of a result, with its error where the result has one."""
+    """Returns the sup-ticket's gain over the network `key` of a result, with its error if the result has one."""
     other = result[key]
     counts = other.get("only_one_right")
     return Gain(
@@ -117,9 +117,9 @@ def gain_over(result: Mapping[str, Any], key: str) -> Gain:
 
 
 def summarize_tickets(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns mean_ticket, best_ticket, rejected, warnings and assessment of what `Merger.judge` returned.
+    """Returns mean_ticket, best_ticket, rejected, warnings and assessment for a result of `Merger.evaluate`.
 
-    The best ticket is chosen on validation. `rejected` are the (chain, cycle) that the gate left out.
+    The best ticket is chosen on validation. `rejected` holds the (chain, cycle) of tickets that the gate rejected.
     """
     tickets = report["tickets"]
     keys = ("accuracy", "loss", "validation_accuracy", "validation_loss")
@@ -138,8 +138,8 @@ def summarize_tickets(report: Mapping[str, Any]) -> dict[str, Any]:
         warnings.append(
             f"{report['num_diverged']} tickets have diverged; the unpruned mean and the ensemble are without them."
         )
-    said = {"outcome": assessment.outcome, "sentence": assessment.sentence}
-    return {**summary, "warnings": warnings, "assessment": said}
+    fields = {"outcome": assessment.outcome, "sentence": assessment.sentence}
+    return {**summary, "warnings": warnings, "assessment": fields}
 
 
 def ensemble_size(result: Mapping[str, Any]) -> int:
@@ -147,7 +147,7 @@ def ensemble_size(result: Mapping[str, Any]) -> int:
     return len(result["tickets"]) - int(result.get("num_diverged", 0))
 
 
-def _ensemble_in_words(size: int) -> str:
+def _describe_ensemble(size: int) -> str:
     if size < 2:
         return "which is one ticket" if size else "which is the pretrained network, because every ticket has diverged"
     return f"which computes with {size} networks"

@@ -1,4 +1,4 @@
-"""Merging tickets into one network, behind the gate, and judging what came of it. No Ray."""
+"""Merges tickets into one network behind the gate, and evaluates the result. No Ray."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Scores = dict[str, float]
 
 
 class Merger:
-    """The merge of one run, and its judge. Choices are made on validation; the test set is read by `judge` alone."""
+    """The merge of one run and its evaluation. Choices are made on validation; only `evaluate` reads the test set."""
 
     def __init__(self, config: Config, splits: Splits, pretrained: Ticket, device: torch.device) -> None:
         """Starts from the pretrained network.
@@ -43,38 +43,38 @@ class Merger:
         Args:
             config: The recipe.
             splits: Its data.
-            pretrained: the pretrained network; its provenance is taken over.
-            device: Where to evaluate.
+            pretrained: The pretrained network, whose provenance the result inherits.
+            device: Device of the evaluation.
 
         Raises:
-            RuntimeError: If that network holds NaN or infinity.
+            RuntimeError: If the pretrained network holds NaN or infinity.
         """
         if not pretrained.is_finite:
             raise RuntimeError("Cannot superpose: the pretrained network has diverged. Train it with a lower train.lr.")
         self._config, self._splits, self._pretrained = config, splits, pretrained
         self._model = build_model(config.model, splits.sample_shape, splits.num_classes).to(device)
         section = config.superposition
-        # The count that pretraining really has: structured initial masks are exact in channels, not in weights. Half a
-        # weight more, so that rounding down gives that count back however many weights there are.
+        # The actual count of the pretrained network: structured initial masks are exact in channels, not in weights.
+        # Half a weight is added, so that rounding down gives this count for any number of weights.
         density = min((pretrained.num_active + 0.5) / max(pretrained.num_maskable, 1), 1.0)
         self._rule = Rule(section.method, density, section.cima_factor, section.prune_at, section.prune_scope)
-        self._accumulator: Accumulator | None = self.first
+        self._accumulator: Accumulator | None = self.initial_accumulator
         self._superposed: Ticket | None = None
-        self._due: dict[str, Any] | None = None
-        """Provenance of the merged network that nobody has looked at yet: `superposed` is behind what is merged."""
+        self._pending: dict[str, Any] | None = None
+        """Provenance of a merged network that `superposed` has not computed yet."""
         self._accepted: list[list[int]] = []
-        self._judged_already = False
-        # Greedy without the pretrained network starts from the best ticket, whatever that is worth.
-        starts_free = section.method == "greedy" and not section.include_pretrained
-        floor = -math.inf if starts_free else self._score(pretrained, splits.validation)["accuracy"]
+        self._is_evaluated = False
+        # Greedy without the pretrained network starts from the best ticket, whatever its accuracy.
+        starts_empty = section.method == "greedy" and not section.include_pretrained
+        floor = -math.inf if starts_empty else self._score(pretrained, splits.validation)["accuracy"]
         self._gate = Gate(section.gate_tolerance, floor)
 
     @property
     def superposed(self) -> Ticket:
-        """The network as it stands: that of pretraining until a ticket is admitted."""
-        if self._due is not None and self._accumulator is not None:
-            self._superposed = self._settle(finish(self._accumulator, self._rule, self._due))
-            self._due = None
+        """The current merged network: the pretrained network until a ticket is admitted."""
+        if self._pending is not None and self._accumulator is not None:
+            self._superposed = self._recalibrated(finish(self._accumulator, self._rule, self._pending))
+            self._pending = None
         return self._superposed or self._pretrained
 
     @property
@@ -83,67 +83,70 @@ class Merger:
         return self._rule
 
     @property
-    def first(self) -> Accumulator | None:
+    def initial_accumulator(self) -> Accumulator | None:
         """The merge before any ticket."""
         return start(self._pretrained) if self._config.superposition.include_pretrained else None
 
-    def adopt(self, accumulator: Accumulator, keys: Iterable[tuple[int, int]]) -> None:
-        """Takes over what was merged elsewhere, in the order of the keys (chain, cycle); only where no look is needed.
+    def set_merged(self, accumulator: Accumulator, keys: Iterable[tuple[int, int]]) -> None:
+        """Replaces the merge by one computed elsewhere from the tickets `keys` (chain, cycle), in this order.
 
         Raises:
-            RuntimeError: If a look is needed at every merged network.
+            RuntimeError: If the gate or the pruning needs every merged network.
         """
-        if self.needs_every_look or self._rule.prune_at == "every_ticket":
-            raise RuntimeError("adopt() must come with prune last and without a gate. Merge the tickets here.")
+        if self.validates_every_merge or self._rule.prune_at == "every_ticket":
+            raise RuntimeError(
+                "Cannot set the merge: the gate or prune_at='every_ticket' needs every merged network. Merge the "
+                "tickets with merge()."
+            )
         self._accepted = [list(key) for key in keys]
-        self._accumulator, self._due = accumulator, self._provenance(accumulator.num_tickets, self._accepted)
+        self._accumulator, self._pending = accumulator, self._provenance(accumulator.num_tickets, self._accepted)
 
     @property
-    def needs_every_look(self) -> bool:
-        """Whether what comes next depends on a look at every merged network: the gate's."""
+    def validates_every_merge(self) -> bool:
+        """Whether every merged network is validated, because the gate decides by its accuracy."""
         return not self._gate.admits_all
 
     @property
-    def look_examples(self) -> int:
-        """How many examples the network computes for one look: those of validation, and of the recalibration."""
+    def validation_examples(self) -> int:
+        """Number of examples in a forward pass for one validation: the validation set and the recalibration."""
         section, count = self._config.superposition, len(self._splits.validation)
         if section.batchnorm == "recalibrate" and batch_norms(self._model):
-            most = section.recalibration_examples or len(self._splits.train)
-            count += min(most, len(self._splits.train))
+            limit = section.recalibration_examples or len(self._splits.train)
+            count += min(limit, len(self._splits.train))
         return count
 
-    def merge(self, ticket: Ticket, chain: int, cycle: int, *, look: bool = True) -> dict[str, Any]:
-        """Merges one ticket, unless it has diverged, or merged with the others costs too much validation accuracy.
+    def merge(self, ticket: Ticket, chain: int, cycle: int, *, validate: bool = True) -> dict[str, Any]:
+        """Merges one ticket, unless it has diverged or the gate rejects the merged network.
 
         Args:
             ticket: The ticket.
             chain: Its chain.
             cycle: Its cycle.
-            look: Whether the merged network is evaluated even where nothing depends on that.
+            validate: Whether the merged network is validated even if no decision depends on it.
 
         Returns:
-            chain, cycle, accepted, and, if looked at, accuracy (a fraction) and loss of the merged network on
-            validation, its density, the density before pruning, and the overlap of its mask with that of the network
-            before it.
+            chain, cycle, accepted, and, if validated, accuracy (a fraction) and loss of the merged network on
+            validation, its density, the density before pruning, and the overlap of its mask with that of the previous
+            network.
 
         Raises:
-            RuntimeError: If `judge` came before.
+            RuntimeError: If `evaluate` was called before.
         """
-        if self._judged_already:
-            raise RuntimeError("merge() must come before judge(). Make a new Merger to merge more tickets.")
-        if not ticket.is_finite:  # whatever the gate: one NaN would make every weight of the average NaN
+        if self._is_evaluated:
+            raise RuntimeError("Cannot merge after evaluate(). Create a new Merger to merge more tickets.")
+        if not ticket.is_finite:  # also without a gate: one NaN would make weights of the average NaN
             return {"chain": chain, "cycle": cycle, "accepted": False}
         accumulator = merge(self._accumulator, ticket, self._rule)
         accepted_with = [*self._accepted, [chain, cycle]]
         provenance = self._provenance(accumulator.num_tickets, accepted_with)
-        if not look and not self.needs_every_look:
-            self._accumulator, self._due, self._accepted = accumulator, provenance, accepted_with
+        if not validate and not self.validates_every_merge:
+            self._accumulator, self._pending, self._accepted = accumulator, provenance, accepted_with
             return {"chain": chain, "cycle": cycle, "accepted": True}
-        before, candidate = self.superposed, self._settle(finish(accumulator, self._rule, provenance))
+        before, candidate = self.superposed, self._recalibrated(finish(accumulator, self._rule, provenance))
         validation = self._score(candidate, self._splits.validation)
         accepted = self._gate.admit(validation["accuracy"])
         if accepted:
-            self._accumulator, self._superposed, self._due = accumulator, candidate, None
+            self._accumulator, self._superposed, self._pending = accumulator, candidate, None
             self._accepted = accepted_with
         return {
             "chain": chain,
@@ -156,34 +159,34 @@ class Merger:
         }
 
     @property
-    def takes_best_first(self) -> bool:
-        """Whether tickets are to be merged in the order of their own validation accuracy, best first."""
+    def merges_best_first(self) -> bool:
+        """Whether tickets must be merged in the order of their validation accuracy, best first."""
         return self._config.superposition.method == "greedy"
 
     def score(self, ticket: Ticket, split: str) -> Scores:
         """Returns accuracy and loss of a ticket on "validation" or "test"."""
         return self._score(ticket, getattr(self._splits, split))
 
-    def judge(self, tickets: Iterable[tuple[dict[str, Any], Ticket]]) -> dict[str, Any]:
-        """Returns the scores of every network on validation and test: here the test set is read, once.
+    def evaluate(self, tickets: Iterable[tuple[dict[str, Any], Ticket]]) -> dict[str, Any]:
+        """Returns the scores of every network on validation and test. Only here the test set is read, once.
 
         Args:
-            tickets: What `merge` returned for each ticket, with the ticket; one is held at a time. Those that have
-                diverged are left out of the unpruned mean and of the ensemble, and counted.
+            tickets: Pairs of the result of `merge` and the ticket; one pair is held at a time. Diverged tickets are
+                counted, and excluded from the unpruned mean and the ensemble.
 
         Returns:
             `superposed`, `pretrained`, `tickets`, `unpruned_mean` and `ensemble`, with accuracies (fractions) and
-            losses (nats). Each but the first has a `gain_error`: the standard error, over the examples of the test
-            set, of the sup-ticket's accuracy less its own; `mean_ticket` holds that of their mean. `only_one_right`
-            counts the examples that the sup-ticket alone gets right, and those that it alone gets wrong. `num_diverged`
-            counts tickets.
+            losses (nats). Each except the first has a `gain_error`: the standard error, over the test examples, of the
+            sup-ticket's accuracy minus its own; `mean_ticket` has that of the tickets' mean. `only_one_right` counts
+            the examples that only the sup-ticket classifies correctly, and those that only the other network does.
+            `num_diverged` counts diverged tickets.
         """
         rows: list[dict[str, Any]] = []
         probabilities: dict[str, Tensor] = {}
         num_finite = 0
-        superposed, right = self._judged(self.superposed)
+        superposed, right = self._scores(self.superposed)
         total_right = torch.zeros(())
-        self._accumulator, self._judged_already = None, True  # one accumulator is held at a time
+        self._accumulator, self._is_evaluated = None, True  # frees its memory before the next accumulator
         mean = start(self._pretrained) if self._config.superposition.include_pretrained else None
         mean_rule = Rule("cia", 1.0, prune_at="end")
         for merged, ticket in tickets:
@@ -203,20 +206,20 @@ class Merger:
                 num_finite += 1
                 mean = merge(mean, ticket, mean_rule)
             rows.append(row | {"density": ticket.density, "digest": ticket.digest})
-        pretrained = self._rival(self._pretrained, right)
+        pretrained = self._compared_scores(self._pretrained, right)
         ensemble: dict[str, Any] = {}
         for split, total in probabilities.items():
             examples = getattr(self._splits, split)
             ensemble |= _prefixed(score_probabilities(total / num_finite, examples.all_labels()), split)
             if split == "test":
                 ensemble |= _compared(right, _right(total, examples))
-        unpruned = self._settle(finish_unpruned(mean, {})) if mean is not None else self._pretrained
+        unpruned = self._recalibrated(finish_unpruned(mean, {})) if mean is not None else self._pretrained
         return {
             "superposed": superposed,
             "pretrained": pretrained,
             "tickets": rows,
-            "unpruned_mean": self._rival(unpruned, right),
-            # Where every ticket has diverged, what is left is the pretrained network.
+            "unpruned_mean": self._compared_scores(unpruned, right),
+            # If every ticket has diverged, only the pretrained network remains.
             "ensemble": ensemble
             or {key: value for key, value in pretrained.items() if key not in ("density", "digest")},
             "mean_ticket": {"gain_error": _error(right - total_right / len(rows))} if rows else {},
@@ -233,8 +236,8 @@ class Merger:
             "accepted": accepted,
         }
 
-    def _settle(self, ticket: Ticket) -> Ticket:
-        """The ticket with BatchNorm statistics that fit its weights, unless those of the tickets are to be averaged."""
+    def _recalibrated(self, ticket: Ticket) -> Ticket:
+        """Returns the ticket with recalibrated BatchNorm statistics, unless the recipe averages the tickets' own."""
         config = self._config
         if config.superposition.batchnorm == "average":
             return ticket
@@ -251,8 +254,8 @@ class Merger:
     def _score(self, ticket: Ticket, examples: Examples) -> Scores:
         return evaluate(self._load(ticket), examples)
 
-    def _judged(self, ticket: Ticket) -> tuple[dict[str, Any], Tensor]:
-        """Scores on both splits, and for each example of the test set whether it is right, as 0 or 1."""
+    def _scores(self, ticket: Ticket) -> tuple[dict[str, Any], Tensor]:
+        """Returns the scores on both splits, and whether each test example is classified correctly, as 0 or 1."""
         scores: dict[str, Any] = {}
         model, right = self._load(ticket), torch.zeros(())
         for split in ("validation", "test"):
@@ -262,8 +265,8 @@ class Merger:
             right = _right(logits, examples)
         return scores | {"density": ticket.density, "digest": ticket.digest}, right
 
-    def _rival(self, ticket: Ticket, right: Tensor) -> dict[str, Any]:
-        scores, own_right = self._judged(ticket)
+    def _compared_scores(self, ticket: Ticket, right: Tensor) -> dict[str, Any]:
+        scores, own_right = self._scores(ticket)
         return scores | _compared(right, own_right)
 
 
@@ -272,16 +275,16 @@ def _right(scores: Tensor, examples: Examples) -> Tensor:
 
 
 def _compared(right: Tensor, other: Tensor) -> dict[str, Any]:
-    """What tells a gain from chance, of two networks each right or wrong (0 or 1) on every example of the test set."""
-    alone = [int((right > other).sum()), int((other > right).sum())]
-    return {"gain_error": _error(right - other), "only_one_right": alone}
+    """Returns the error of a gain and the discordant counts of two networks, from 0 or 1 for every test example."""
+    only_one_right = [int((right > other).sum()), int((other > right).sum())]
+    return {"gain_error": _error(right - other), "only_one_right": only_one_right}
 
 
 def _error(differences: Tensor) -> float:
-    """Standard error of the mean, which a single example does not have."""
+    """Returns the standard error of the mean; NaN for a single example."""
     return float(differences.std() / math.sqrt(len(differences))) if len(differences) > 1 else math.nan
 
 
 def _prefixed(scores: Scores, split: str) -> Scores:
-    """Test scores have plain names, validation scores a prefix."""
+    """Returns the scores with a prefix for validation, and with plain names for test."""
     return scores if split == "test" else {f"{split}_{key}": value for key, value in scores.items()}

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from suptickets_ray.sparse.masks import num_true, true_positions
-from suptickets_ray.tickets.arrow import Part, SparseTensor
+from suptickets_ray.tickets.masked_values import MaskedValues, TicketTensor
 from suptickets_ray.tickets.ticket import Ticket
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class FilledTensor:
+class FilledValues:
     """A masked tensor so much of which is active that all entries are held: cheaper then than to look positions up."""
 
     shape: tuple[int, ...]
@@ -28,24 +28,24 @@ class FilledTensor:
     """Bool (n,)."""
 
     @classmethod
-    def of(cls, part: SparseTensor) -> FilledTensor:
+    def of(cls, part: MaskedValues) -> FilledValues:
         """Returns the same tensor with all its entries."""
         return cls(part.shape, part.dense().view(-1), part.mask().view(-1))
 
-    def sparse(self) -> SparseTensor:
+    def sparse(self) -> MaskedValues:
         """Returns the same tensor by its active entries alone."""
         positions = true_positions(self.active)
-        return SparseTensor(self.shape, positions, self.values[positions])
+        return MaskedValues(self.shape, positions, self.values[positions])
 
 
-MeanPart = Part | FilledTensor
+MeanTensor = TicketTensor | FilledValues
 
 
 @dataclass(frozen=True)
 class Accumulator:
     """What the merge knows of the tickets so far, at the positions that any of them, or what survived, uses."""
 
-    mean: Mapping[str, MeanPart]
+    mean: Mapping[str, MeanTensor]
     """Running average of every tensor; a sum for CAA's masked weights."""
     layer_counts: Mapping[str, int]
     """Active weights of each layer in the first ticket, for `scope: layer`."""
@@ -69,12 +69,12 @@ class Accumulator:
             dtypes=_only(self.dtypes, names),
         )
 
-    def sparse(self) -> tuple[dict[str, Part], dict[str, Tensor]]:
+    def sparse(self) -> tuple[dict[str, TicketTensor], dict[str, Tensor]]:
         """Returns mean and num_active by the active entries alone, int32 (count,) the latter."""
-        mean: dict[str, Part] = {}
+        mean: dict[str, TicketTensor] = {}
         num_active = dict(self.num_active)
         for name, part in self.mean.items():
-            if isinstance(part, FilledTensor):
+            if isinstance(part, FilledValues):
                 mean[name] = gathered = part.sparse()
                 if name in num_active:
                     num_active[name] = num_active[name][gathered.positions]
@@ -86,16 +86,16 @@ class Accumulator:
         """Returns the same with every tensor filled of which more than a share is active."""
         mean, num_active = dict(self.mean), dict(self.num_active)
         for name, part in self.mean.items():
-            if isinstance(part, SparseTensor) and len(part.positions) > share * math.prod(part.shape):
-                mean[name] = FilledTensor.of(part)
+            if isinstance(part, MaskedValues) and len(part.positions) > share * math.prod(part.shape):
+                mean[name] = FilledValues.of(part)
                 if name in num_active:
-                    num_active[name] = SparseTensor(part.shape, part.positions, num_active[name]).dense().view(-1)
+                    num_active[name] = MaskedValues(part.shape, part.positions, num_active[name]).dense().view(-1)
         return replace(self, mean=mean, num_active=num_active)
 
 
 def start(ticket: Ticket) -> Accumulator:
     """Returns the merge of one ticket."""
-    masked = {name: part for name, part in ticket.parts.items() if isinstance(part, SparseTensor)}
+    masked = {name: part for name, part in ticket.parts.items() if isinstance(part, MaskedValues)}
     return Accumulator(
         mean={name: widened(part) for name, part in ticket.parts.items()},
         layer_counts={name: len(part.positions) for name, part in masked.items()},
@@ -106,11 +106,11 @@ def start(ticket: Ticket) -> Accumulator:
     )
 
 
-def shares(sizes: Mapping[str, int], count: int) -> list[list[str]]:
+def split_into_shards(sizes: Mapping[str, int], count: int) -> list[list[str]]:
     """Returns the names of tensors of so many entries in at most `count` groups of about equal size, none empty.
 
-    Without pruning in between every tensor is merged by itself, so that groups may be merged apart: `joined` gives the
-    bits of one merge.
+    Without pruning in between every tensor is merged by itself, so that groups may be merged apart: `join_shards`
+    gives the bits of one merge.
     """
     groups: list[list[str]] = [[] for _ in range(count)]
     totals = [0] * count
@@ -121,8 +121,8 @@ def shares(sizes: Mapping[str, int], count: int) -> list[list[str]]:
     return [group for group in groups if group]
 
 
-def joined(accumulators: Sequence[Accumulator], names: Iterable[str]) -> Accumulator:
-    """Returns the merge of all tensors from the merges of `shares`, in the order of `names`."""
+def join_shards(accumulators: Sequence[Accumulator], names: Iterable[str]) -> Accumulator:
+    """Returns the merge of all tensors from the merges of `split_into_shards`, in the order of `names`."""
     means, counts, active, dtypes = (
         {name: value for some in accumulators for name, value in getattr(some, field).items()}
         for field in ("mean", "layer_counts", "num_active", "dtypes")
@@ -138,19 +138,19 @@ def joined(accumulators: Sequence[Accumulator], names: Iterable[str]) -> Accumul
     )
 
 
-def count_active(parts: Mapping[str, MeanPart]) -> int:
+def count_active(parts: Mapping[str, MeanTensor]) -> int:
     """Returns the number of active weights of all masked tensors."""
-    sparse = sum(len(part.positions) for part in parts.values() if isinstance(part, SparseTensor))
-    return sparse + sum(num_true(part.active) for part in parts.values() if isinstance(part, FilledTensor))
+    sparse = sum(len(part.positions) for part in parts.values() if isinstance(part, MaskedValues))
+    return sparse + sum(num_true(part.active) for part in parts.values() if isinstance(part, FilledValues))
 
 
-def widened(part: Part) -> Part:
+def widened(part: TicketTensor) -> TicketTensor:
     """Returns half precision as float32, everything else as it is."""
     half = _entries(part).dtype in (torch.float16, torch.bfloat16)
     return _with_dtype(part, torch.float32) if half else part
 
 
-def narrowed(parts: Mapping[str, Part], dtypes: Mapping[str, torch.dtype]) -> dict[str, Part]:
+def narrowed(parts: Mapping[str, TicketTensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, TicketTensor]:
     """Returns the tensors in the types given by name."""
     return {name: _with_dtype(part, dtypes[name]) for name, part in parts.items()}
 
@@ -159,9 +159,9 @@ def _only(values: Mapping[str, Value], names: Container[str]) -> dict[str, Value
     return {name: value for name, value in values.items() if name in names}
 
 
-def _entries(part: Part) -> Tensor:
-    return part.values if isinstance(part, SparseTensor) else part
+def _entries(part: TicketTensor) -> Tensor:
+    return part.values if isinstance(part, MaskedValues) else part
 
 
-def _with_dtype(part: Part, dtype: torch.dtype) -> Part:
-    return replace(part, values=part.values.to(dtype)) if isinstance(part, SparseTensor) else part.to(dtype)
+def _with_dtype(part: TicketTensor, dtype: torch.dtype) -> TicketTensor:
+    return replace(part, values=part.values.to(dtype)) if isinstance(part, MaskedValues) else part.to(dtype)

@@ -7,13 +7,14 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
+
+from suptickets_ray.sparse.masks import pack, true_positions, unpack
+from suptickets_ray.tickets.masked_values import MaskedValues, TicketTensor
 
 _DTYPES: dict[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype
@@ -39,30 +40,6 @@ SCHEMA = pa.schema(
         pa.field("values", pa.binary(), nullable=False),  # little-endian, in flat order, active positions only
     ]
 )
-
-
-@dataclass(frozen=True)
-class SparseTensor:
-    """A masked tensor by its active entries alone."""
-
-    shape: tuple[int, ...]
-    positions: Tensor
-    """Flat indices of the active entries, int64 (count,), ascending."""
-    values: Tensor
-    """The active entries, (count,)."""
-
-    def dense(self) -> Tensor:
-        """Returns the tensor, of `shape`, 0 where nothing is active."""
-        flat = torch.zeros(math.prod(self.shape), dtype=self.values.dtype)
-        return flat.index_copy_(0, self.positions, self.values).view(self.shape)
-
-    def mask(self) -> Tensor:
-        """Returns the bool mask, of `shape`."""
-        flat = torch.zeros(math.prod(self.shape), dtype=torch.bool)
-        return flat.index_fill_(0, self.positions, True).view(self.shape)
-
-
-Part = Tensor | SparseTensor
 
 
 _MAGIC = b"ARROW1\0\0"
@@ -144,15 +121,13 @@ def digest_of_rows(rows: Iterable[Mapping[str, Any]]) -> str:
     return summary.hexdigest()
 
 
-def encode(name: str, part: Part) -> dict[str, Any]:
+def encode(name: str, part: TicketTensor) -> dict[str, Any]:
     """Returns the row of `SCHEMA` that holds a tensor. Raises ValueError on a type that no row can hold."""
-    values = part.values if isinstance(part, SparseTensor) else part.reshape(-1)
+    values = part.values if isinstance(part, MaskedValues) else part.reshape(-1)
     dtype = str(values.dtype).removeprefix("torch.")
     if dtype not in _DTYPES:
         raise ValueError(f"the type of {name!r} must be one of {', '.join(_DTYPES)}; got {dtype}.")
-    mask = None
-    if isinstance(part, SparseTensor):
-        mask = np.packbits(part.mask().view(-1).numpy(), bitorder="little").tobytes()
+    mask = pack(part.mask()).numpy().tobytes() if isinstance(part, MaskedValues) else None
     return {
         "name": name,
         "shape": list(part.shape),
@@ -162,7 +137,7 @@ def encode(name: str, part: Part) -> dict[str, Any]:
     }
 
 
-def decode(row: Mapping[str, Any]) -> Part:
+def decode(row: Mapping[str, Any]) -> TicketTensor:
     """Returns the tensor of a row of `SCHEMA`.
 
     Raises:
@@ -179,13 +154,13 @@ def decode(row: Mapping[str, Any]) -> Part:
     if row["mask"] is not None:
         if len(row["mask"]) != (num_positions + 7) // 8:
             raise ValueError(f"the mask of {name!r} must hold {num_positions} bits; got {len(row['mask'])} bytes.")
-        bits = np.unpackbits(np.frombuffer(row["mask"], np.uint8), bitorder="little")
-        if bits[num_positions:].any():
+        if num_positions % 8 and row["mask"][-1] >> num_positions % 8:
             raise ValueError(f"the mask of {name!r} must end with its last weight; there are bits behind it.")
-        positions = torch.from_numpy(np.flatnonzero(bits[:num_positions].view(np.bool_)))
+        bits = torch.from_numpy(np.frombuffer(row["mask"], np.uint8).copy())
+        positions = true_positions(unpack(bits, (num_positions,)))
         num_values = len(positions)
     if len(row["values"]) != num_values * dtype.itemsize:
         raise ValueError(f"{name!r} must hold {num_values} values of {row['dtype']}; got {len(row['values'])} bytes.")
     values = torch.empty(num_values, dtype=dtype)
     values.view(torch.uint8).copy_(torch.from_numpy(np.frombuffer(row["values"], np.uint8).copy()))
-    return values.view(shape) if positions is None else SparseTensor(tuple(shape), positions, values)
+    return values.view(shape) if positions is None else MaskedValues(tuple(shape), positions, values)

@@ -19,14 +19,14 @@ from suptickets_ray.sparse.masks import count_down, top_mask, true_positions
 from suptickets_ray.sparse.topology import SCOPES, keep_best
 from suptickets_ray.tickets.accumulator import (
     Accumulator,
-    FilledTensor,
-    MeanPart,
+    FilledValues,
+    MeanTensor,
     count_active,
     narrowed,
     start,
     widened,
 )
-from suptickets_ray.tickets.arrow import Part, SparseTensor
+from suptickets_ray.tickets.masked_values import MaskedValues, TicketTensor
 from suptickets_ray.tickets.ticket import Ticket
 
 FILLED_SHARE = 0.25
@@ -148,11 +148,11 @@ def merge(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumu
     num_tickets = accumulator.num_tickets + 1
     # CAA is about connections: parameters that are not masked are averaged alike by CIA.
     average, plain_average = rule.average, connection_independent if rule.method == "caa" else rule.average
-    mean: dict[str, MeanPart] = {}
+    mean: dict[str, MeanTensor] = {}
     num_active: dict[str, Tensor] = {}
     for name, part in ticket.parts.items():
         old, new = accumulator.mean[name], widened(part)
-        if isinstance(new, SparseTensor):
+        if isinstance(new, MaskedValues):
             assert not isinstance(old, Tensor)
             counts = accumulator.num_active[name] if rule.method == "caa" else None
             mean[name], counts = _merge_masked(old, new, num_tickets, average, rule.cima_factor, counts)
@@ -172,15 +172,15 @@ def merge(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumu
 
 
 def _merge_masked(
-    old: SparseTensor | FilledTensor,
-    new: SparseTensor,
+    old: MaskedValues | FilledValues,
+    new: MaskedValues,
     num_tickets: int,
     average: Average,
     factor: float | None,
     counts: Tensor | None,
-) -> tuple[SparseTensor | FilledTensor, Tensor | None]:
+) -> tuple[MaskedValues | FilledValues, Tensor | None]:
     """Returns the average and in how many tickets each of its entries is active, if that is counted."""
-    if isinstance(old, FilledTensor):
+    if isinstance(old, FilledValues):
         # The same bits: where neither is active, every average of two zeros is 0. Piece by piece, in the cache.
         values = torch.empty_like(old.values)
         for begin, newest in _pieces(new):
@@ -189,13 +189,13 @@ def _merge_masked(
         active = old.active.index_fill(0, new.positions, True)
         if counts is not None:
             counts = counts.index_add(0, new.positions, torch.ones_like(new.positions, dtype=counts.dtype))
-        return FilledTensor(new.shape, values, active), counts
+        return FilledValues(new.shape, values, active), counts
     union = _unite(old, new)
     before, newest = _spread(old.values, union.of_first), _spread(new.values, union.of_second)
     values = average(before, newest, num_tickets, factor)
     if counts is not None:
         counts = _spread(counts, union.of_first) + union.of_second
-    return SparseTensor(new.shape, union.positions, values), counts
+    return MaskedValues(new.shape, union.positions, values), counts
 
 
 def finish(accumulator: Accumulator, rule: Rule, provenance: Mapping[str, Any]) -> Ticket:
@@ -229,7 +229,7 @@ def _check_own(average: Average, name: str, factor: float | None) -> None:
         )
 
 
-def _form(parts: Mapping[str, MeanPart]) -> dict[str, tuple[tuple[int, ...], bool]]:
+def _form(parts: Mapping[str, MeanTensor]) -> dict[str, tuple[tuple[int, ...], bool]]:
     return {name: (tuple(part.shape), not isinstance(part, Tensor)) for name, part in parts.items()}
 
 
@@ -245,7 +245,7 @@ class _Union:
     """Bool (count,)."""
 
 
-def _unite(first: SparseTensor, second: SparseTensor) -> _Union:
+def _unite(first: MaskedValues, second: MaskedValues) -> _Union:
     owners = torch.zeros(math.prod(first.shape), dtype=torch.uint8)
     owners.index_fill_(0, first.positions, 1)
     owners.index_add_(0, second.positions, torch.full_like(second.positions, 2, dtype=torch.uint8))
@@ -254,7 +254,7 @@ def _unite(first: SparseTensor, second: SparseTensor) -> _Union:
     return _Union(positions, torch.from_numpy(codes & 1).bool(), torch.from_numpy(codes & 2).bool())
 
 
-def _pieces(part: SparseTensor) -> Iterator[tuple[int, Tensor]]:
+def _pieces(part: MaskedValues) -> Iterator[tuple[int, Tensor]]:
     """Yields the flat tensor with all its entries in pieces (at most _PIECE,), each with the index of its first."""
     begins = range(0, math.prod(part.shape), _PIECE)
     cuts = [*torch.searchsorted(part.positions, torch.tensor(begins)).tolist(), len(part.positions)]
@@ -268,9 +268,9 @@ def _spread(values: Tensor, places: Tensor) -> Tensor:
     return torch.zeros(len(places), dtype=values.dtype).index_copy_(0, true_positions(places), values)
 
 
-def _pruned(accumulator: Accumulator, rule: Rule) -> dict[str, Part]:
+def _pruned(accumulator: Accumulator, rule: Rule) -> dict[str, TicketTensor]:
     parts, num_active = accumulator.sparse()
-    masked = {name: part for name, part in parts.items() if isinstance(part, SparseTensor)}
+    masked = {name: part for name, part in parts.items() if isinstance(part, MaskedValues)}
     if rule.method == "caa":
         for name, part in masked.items():
             masked[name] = replace(part, values=part.values / num_active[name].clamp(min=1))
@@ -292,7 +292,7 @@ def _pruned(accumulator: Accumulator, rule: Rule) -> dict[str, Part]:
         kept = {name: top_mask(score, min(counts[name], len(score))) for name, score in scores.items()}
     for name, part in masked.items():
         some = true_positions(kept[name]) if name in kept else part.positions
-        parts[name] = SparseTensor(part.shape, part.positions[some], part.values[some])
+        parts[name] = MaskedValues(part.shape, part.positions[some], part.values[some])
     return parts
 
 

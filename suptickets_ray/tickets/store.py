@@ -25,8 +25,6 @@ _PASSING = ("curlcode", "network_connection", "service_unavailable", "slow_down"
 
 _WITHOUT_FOLDERS = ("s3",)
 """File systems that only know names: making a folder there costs three requests and changes nothing."""
-PRETRAINED_FILE = "pretrained.pt"
-"""The state that pretraining ended in, under a run's folder."""
 
 Result = TypeVar("Result")
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from suptickets_ray.sparse.masks import true_positions
-from suptickets_ray.tickets.arrow import SCHEMA, Part, SparseTensor, decode, digest_of_rows, encode, read_table, seal
+from suptickets_ray.tickets.arrow import SCHEMA, decode, digest_of_rows, encode, read_table, seal
+from suptickets_ray.tickets.masked_values import MaskedValues, TicketTensor
 
 FORMAT_VERSION = 1
 _METADATA_KEY = b"suptickets_ray.ticket"
@@ -46,7 +47,7 @@ class Ticket:
             if name not in state or state[name].shape != mask.shape:
                 found = tuple(state[name].shape) if name in state else "no such tensor"
                 raise ValueError(f"the mask of {name!r} must have its tensor's shape {tuple(mask.shape)}; got {found}.")
-        self._parts: dict[str, Part] = {
+        self._parts: dict[str, TicketTensor] = {
             name: _gathered(name, tensor, masks[name]) if name in masks else _owned(tensor)
             for name, tensor in state.items()
         }
@@ -57,27 +58,27 @@ class Ticket:
             raise ValueError(f"provenance must be JSON values; {error}.") from error
 
     @classmethod
-    def of_parts(cls, parts: Mapping[str, Part], provenance: Mapping[str, Any]) -> Ticket:
+    def of_parts(cls, parts: Mapping[str, TicketTensor], provenance: Mapping[str, Any]) -> Ticket:
         """Returns the ticket of parts that nobody changes any more; they are not copied."""
         ticket = cls({}, {}, provenance)
         ticket._parts = dict(parts)
         return ticket
 
     @property
-    def parts(self) -> Mapping[str, Part]:
+    def parts(self) -> Mapping[str, TicketTensor]:
         """The tensors by name, masked ones by their active entries. Not to be changed."""
         return self._parts
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns a copy of all tensors by name, for `Module.load_state_dict`."""
         return {
-            name: part.dense() if isinstance(part, SparseTensor) else part.clone() for name, part in self._parts.items()
+            name: part.dense() if isinstance(part, MaskedValues) else part.clone() for name, part in self._parts.items()
         }
 
     @property
     def masks(self) -> dict[str, Tensor]:
         """A copy of the bool masks by name, each of its weight's shape."""
-        return {name: part.mask() for name, part in self._parts.items() if isinstance(part, SparseTensor)}
+        return {name: part.mask() for name, part in self._parts.items() if isinstance(part, MaskedValues)}
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -87,12 +88,12 @@ class Ticket:
     @property
     def num_active(self) -> int:
         """The number of active weights of all masked tensors."""
-        return sum(len(part.positions) for part in self._parts.values() if isinstance(part, SparseTensor))
+        return sum(len(part.positions) for part in self._parts.values() if isinstance(part, MaskedValues))
 
     @property
     def num_maskable(self) -> int:
         """The number of weights of all masked tensors."""
-        return sum(math.prod(part.shape) for part in self._parts.values() if isinstance(part, SparseTensor))
+        return sum(math.prod(part.shape) for part in self._parts.values() if isinstance(part, MaskedValues))
 
     @cached_property
     def density(self) -> float:
@@ -102,7 +103,7 @@ class Ticket:
     @cached_property
     def is_finite(self) -> bool:
         """Whether no tensor holds NaN or infinity: a ticket of a diverged cycle does."""
-        entries = (part.values if isinstance(part, SparseTensor) else part for part in self._parts.values())
+        entries = (part.values if isinstance(part, MaskedValues) else part for part in self._parts.values())
         return all(bool(some.isfinite().all()) for some in entries if some.is_floating_point())
 
     @cached_property
@@ -222,7 +223,7 @@ def overlap(first: Ticket, second: Ticket) -> float:
     both = either = 0
     for name, part in first.parts.items():
         other = second.parts[name]
-        if isinstance(part, SparseTensor) and isinstance(other, SparseTensor):
+        if isinstance(part, MaskedValues) and isinstance(other, MaskedValues):
             shared = len(np.intersect1d(part.positions.numpy(), other.positions.numpy(), assume_unique=True))
             both += shared
             either += len(part.positions) + len(other.positions) - shared
@@ -234,11 +235,11 @@ def _owned(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _gathered(name: str, tensor: Tensor, mask: Tensor) -> SparseTensor:
+def _gathered(name: str, tensor: Tensor, mask: Tensor) -> MaskedValues:
     flat = tensor.detach().cpu().reshape(-1)
     positions = true_positions(mask.detach().cpu().bool())
     values = flat[positions]
     surplus = int(torch.count_nonzero(flat)) - int(torch.count_nonzero(values))
     if surplus:
         raise ValueError(f"{name!r} must be 0 off its mask; got {surplus} other values there.")
-    return SparseTensor(tuple(tensor.shape), positions, values)
+    return MaskedValues(tuple(tensor.shape), positions, values)

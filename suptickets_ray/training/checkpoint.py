@@ -7,7 +7,8 @@ import io
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from suptickets_ray.sparse.masks import true_positions, unpack
+from suptickets_ray.tickets.masked_values import MaskedValues
 from suptickets_ray.tickets.ticket import Ticket
 
 _SEAL_BYTES = 32
@@ -36,16 +38,16 @@ def write_state(
         progress: What a reader wants to know of how far training is.
         scaler: `GradScaler.state_dict()`, where there is one.
     """
-    positions = _positions(sparsifier)
+    layouts = _layouts(sparsifier)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     held = [names.get(id(parameter), "") for group in optimizer.param_groups for parameter in group["params"]]
     dense = optimizer.state_dict()
     entries = {
-        index: {key: _gathered(entry, held[index], positions) for key, entry in of_parameter.items()}
+        index: {key: _gathered(entry, held[index], layouts) for key, entry in of_parameter.items()}
         for index, of_parameter in dense["state"].items()
     }
     content = {
-        "model": {name: _gathered(tensor, name, positions) for name, tensor in model.state_dict().items()},
+        "model": {name: _gathered(tensor, name, layouts) for name, tensor in model.state_dict().items()},
         "optimizer": {**dense, "state": entries},
         "sparsifier": dict(sparsifier),
         "scaler": dict(scaler or {}),
@@ -67,15 +69,12 @@ def read_state(content: bytes, device: torch.device | str = "cpu") -> dict[str, 
         ValueError: If the content is damaged.
     """
     state = _checked(content, device)
-    positions = _positions(state["sparsifier"])
+    layouts = _layouts(state["sparsifier"])
 
     def spread(entry: Any) -> Any:
         if not isinstance(entry, dict):
             return entry
-        active, values = positions[entry["layer"]], entry["active"]
-        dense: Tensor = values.new_zeros(active.shape)
-        dense.view(-1).index_copy_(0, active.flat.to(values.device), values)
-        return dense
+        return replace(layouts[entry["layer"]], values=entry["active"]).dense()
 
     entries = state["optimizer"]["state"].items()
     return {
@@ -161,30 +160,23 @@ def _checked(content: bytes, device: torch.device | str = "cpu") -> dict[str, An
     return state
 
 
-class _Positions(NamedTuple):
-    """Flat indices (count,) of a layer's active weights, and its shape."""
-
-    flat: Tensor
-    shape: tuple[int, ...]
-
-
-def _positions(sparsifier: Mapping[str, Any]) -> dict[str, _Positions]:
-    """The active weights of every layer in which something is masked."""
+def _layouts(sparsifier: Mapping[str, Any]) -> dict[str, MaskedValues]:
+    """Returns the active positions of every layer in which something is masked, with no values."""
     found = {}
     for name, bits in sparsifier.get("masks", {}).items():
         mask = unpack(bits.cpu(), sparsifier["shapes"][name])
         active = true_positions(mask)
         if len(active) < mask.numel():
-            found[name] = _Positions(active, tuple(mask.shape))
+            found[name] = MaskedValues(tuple(mask.shape), active, torch.empty(0))
     return found
 
 
-def _gathered(entry: Any, layer: str, positions: Mapping[str, _Positions]) -> Any:
-    """The active entries of a masked layer's tensor; as it is where something else than 0 stands off the mask."""
-    if layer not in positions or not isinstance(entry, Tensor) or entry.shape != positions[layer].shape:
+def _gathered(entry: Any, layer: str, layouts: Mapping[str, MaskedValues]) -> Any:
+    """Returns the active values of a masked layer's tensor; the tensor itself if it is not 0 off the mask."""
+    if layer not in layouts or not isinstance(entry, Tensor) or entry.shape != layouts[layer].shape:
         return entry
     flat = entry.detach().reshape(-1)
-    values = flat[positions[layer].flat.to(flat.device)]
+    values = flat[layouts[layer].positions.to(flat.device)]
     if int(flat.count_nonzero()) != int(values.count_nonzero()):
         return entry
     return {"layer": layer, "active": values}

@@ -19,7 +19,7 @@ from suptickets_ray.training.loop import (
 
 
 def cycle_lr(section: TicketsConfig, epochs: float) -> float:
-    """Returns the learning rate of a cycle after so many epochs of it: a triangle, or lr_low throughout."""
+    """Returns the learning rate after `epochs` epochs of a cycle: a triangle, or the constant lr_low."""
     assert section.lr_high is not None  # resolved: equal to lr_low where the rate is not cyclic
     return triangular(epochs / section.cycle_epochs, section.lr_low, section.lr_high)
 
@@ -34,21 +34,21 @@ def run_cycle(
     on_update: Callable[[int], None] = lambda step: None,
     first_epoch: int = 0,
 ) -> None:
-    """Explores the topology once, then trains under the triangle; the learner ends where the ticket is taken.
+    """Explores the topology once, then trains with the triangular learning rate. The learner ends as the ticket.
 
-    All randomness is derived from (seed, chain, cycle), so the outcome does not depend on who runs it, or when.
+    All randomness is derived from (seed, chain, cycle), so the result does not depend on the process or the time.
 
     Args:
-        learner: Holds the state that the cycle before, or pretraining, ended in.
+        learner: Holds the final state of the previous cycle, or of pretraining.
         config: The recipe.
         splits: The data.
         chain: Chain, from 0.
         cycle: Cycle within the chain, from 0.
         after_epoch: Called with the epoch in the cycle and its mean loss.
-        on_update: Called after every update of the topology, the exploration among them, with the number of steps that
-            the cycle has had by then.
-        first_epoch: How many epochs of the cycle the learner has had already, if it holds the state after them: what is
-            left is then the same, bit for bit.
+        on_update: Called after every topology update, exploration included, with the number of steps taken in the
+            cycle.
+        first_epoch: Number of epochs of the cycle that the learner has already trained. It must hold the state after
+            them; the remaining epochs are then bit-equal to those of an uninterrupted cycle.
 
     Source: Sup-tickets, 2205.15322, section 3.2 and algorithm 1.
     """

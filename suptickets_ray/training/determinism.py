@@ -1,4 +1,4 @@
-"""How this process computes: part of what makes runs equal bit for bit."""
+"""Torch's threads and deterministic algorithms, which make runs bit-equal."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from suptickets_ray.config import Config
 
 
-def set_arithmetic(config: Config) -> None:
-    """Sets torch's threads and choice of algorithms to what the recipe says."""
-    # Ray may hand out a process that was set up for another number of CPUs; sums depend on the number of threads.
+def set_determinism(config: Config) -> None:
+    """Sets torch's number of threads and choice of algorithms as the recipe says."""
+    # Ray may reuse a process that was set up for another number of CPUs. Sums depend on the number of threads.
     torch.set_num_threads(config.cluster.threads_per_worker)
     _set_deterministic(config.train.deterministic)
 
 
 @contextmanager
-def arithmetic_of(config: Config) -> Iterator[None]:
-    """Computes as the workers of the recipe's run do, then as before."""
+def worker_determinism(config: Config) -> Iterator[None]:
+    """Computes with the settings of the run's workers, and restores the previous settings on exit."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    set_arithmetic(config)
+    set_determinism(config)
     try:
         yield
     finally:
@@ -32,7 +32,7 @@ def arithmetic_of(config: Config) -> Iterator[None]:
 
 def _set_deterministic(deterministic: bool) -> None:
     if deterministic:
-        # cuBLAS reads it when it is first used, and torch refuses to multiply matrices without it.
+        # cuBLAS reads the variable at its first use. Without it, torch refuses to multiply matrices.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
     if torch.get_deterministic_debug_mode() != (2 if deterministic else 0):  # setting it loads torch's compiler

@@ -1,4 +1,4 @@
-"""What a network is worth on a set of examples, and the BatchNorm statistics it needs for that."""
+"""Scores of a network on a set of examples, and recalibration of its BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.models import build_model
 
 EVALUATION_BATCH_SIZE, _LARGEST_BATCH = 512, 10_000_000
-"""Most examples of a batch, and most numbers of its inputs together: large images come in smaller batches."""
+"""Maximum examples of a batch, and maximum elements of its inputs in total: large images get smaller batches."""
 
 
 def _batch_size(examples: Examples) -> int:
@@ -28,7 +28,7 @@ def _batch_size(examples: Examples) -> int:
 
 @torch.no_grad()
 def predict(model: Module, examples: Examples) -> Tensor:
-    """Returns the logits (n, num_classes) of all examples on the CPU; the model's mode is left as it was."""
+    """Returns the logits (n, num_classes) of all examples on the CPU; the model's mode does not change."""
     device = next(model.parameters()).device
     with _modes_restored(model):
         model.eval()
@@ -38,7 +38,7 @@ def predict(model: Module, examples: Examples) -> Tensor:
 
 @contextmanager
 def _modes_restored(model: Module) -> Iterator[None]:
-    """Restores every module's mode on exit; some may stay in evaluation while the model trains."""
+    """Restores every module's mode on exit, because some modules may stay in evaluation mode in training."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -81,21 +81,20 @@ def batch_norms(model: Module) -> list[_BatchNorm]:
 def recalibrate(model: Module, splits: Splits, seed: int, num_examples: int | None = None) -> None:
     """Replaces every BatchNorm's running statistics by the mean over one seeded pass of the training examples.
 
-    A layer that stays in evaluation, or that the forward pass does not reach, keeps its statistics. Examples are
-    augmented as in training. The pass is cut into batches of nearly equal size, of at least 2 examples,
-    because each counts the same.
+    A layer that stays in evaluation mode, or that the forward pass does not reach, keeps its statistics. Examples are
+    augmented as in training. Batches have nearly equal sizes of at least 2 examples, because each counts the same.
 
     Args:
         model: The network.
         splits: The data.
-        seed: What the order of the pass depends on.
-        num_examples: How many examples to read; all when left out.
+        seed: Seed of the order of the pass.
+        num_examples: Number of examples to read; all when left out.
 
     Source: Izmailov et al., 1803.05407, section 3.2.
     """
     with _modes_restored(model):
         model.train()
-        # A model that keeps some in evaluation, whatever its mode, keeps their statistics.
+        # A model may keep some layers in evaluation mode while it trains; these keep their statistics.
         norms = [norm for norm in batch_norms(model) if norm.training]
         if not norms:
             return

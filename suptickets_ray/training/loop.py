@@ -31,9 +31,9 @@ from suptickets_ray.training.optim import make_optimizer
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INITIALIZATIONS: dict[str, str] = {
-    "default": "the weights that the model's builder drew",
-    "kaiming_fan_in": "convolutions normal with variance 2 / fan_in; the rest as the builder drew",
-    "kaiming_fan_out": "convolutions normal with variance 2 / fan_out; the rest as the builder drew",
+    "default": "the initial weights of the model's builder",
+    "kaiming_fan_in": "convolutions normal with variance 2 / fan_in; other weights from the builder",
+    "kaiming_fan_out": "convolutions normal with variance 2 / fan_out; other weights from the builder",
     "sparse_fan_in": "normal with variance 1 / (3 * fan_in * layer density)",
 }
 
@@ -41,26 +41,26 @@ _KAIMING_MODES = {"kaiming_fan_in": "fan_in", "kaiming_fan_out": "fan_out"}
 
 
 def seed_torch(seed: int, purpose: str, *keys: int) -> None:
-    """Seeds the global generators that layers such as dropout, and data sets of the user's own, draw from."""
+    """Seeds the global generators, which layers such as dropout and user-defined data sets draw from."""
     derived = derive_seed(seed, purpose, *keys)
     torch.manual_seed(derived)
     random.seed(derived)
-    np.random.seed(derived % 2**32)  # noqa: NPY002 - it is the global one that a data set may use
+    np.random.seed(derived % 2**32)  # noqa: NPY002 - a data set may use the global generator
 
 
 def steps_per_epoch(config: Config, splits: Splits) -> int:
-    """Returns the optimizer steps of an epoch: whole batches only; the rest differs every epoch."""
+    """Returns the optimizer steps of an epoch. Only whole batches count; the examples left out differ by epoch."""
     whole = len(splits.train) // config.data.batch_size
     return min(whole, config.train.limit_batches or whole)
 
 
 def budget_of(config: Config) -> Budget:
-    """Returns how the recipe's epochs are shared between the phases."""
+    """Returns how the recipe's epochs are divided between pretraining and the cycles."""
     return plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate)
 
 
 class DivergedError(RuntimeError):
-    """A loss or a weight is NaN or infinite: no later epoch can repair that."""
+    """A loss or a weight is NaN or infinite, which later epochs cannot repair."""
 
 
 @dataclass
@@ -73,14 +73,14 @@ class Learner:
     scaler: GradScaler
     """Scales losses in float16; does nothing otherwise."""
     forward: Module
-    """The model, or its compiled wrapper: what is called in training."""
+    """The module that training calls."""
 
     def to_bytes(self, **progress: int) -> bytes:
-        """Returns everything that further training depends on, and `progress`, readable without trusting it."""
+        """Returns the complete training state and `progress`, in a format that is safe to read."""
         return write_state(self.model, self.optimizer, self.sparsifier.state_dict(), progress, self.scaler.state_dict())
 
     def load_bytes(self, content: bytes) -> dict[str, int]:
-        """Continues from what `to_bytes` gave, and returns its progress; only tensors and numbers are unpickled.
+        """Restores the state from `to_bytes` and returns its progress. Only tensors and numbers are unpickled.
 
         Raises:
             ValueError: If the content is damaged.
@@ -94,7 +94,7 @@ class Learner:
         return dict(state["progress"])
 
     def ticket(self, provenance: dict[str, Any]) -> Ticket:
-        """Returns the network as it stands."""
+        """Returns the current network as a ticket."""
         return Ticket(self.model.state_dict(), self.sparsifier.masks, provenance)
 
 
@@ -104,8 +104,8 @@ def build_learner(config: Config, splits: Splits, device: torch.device, *, resto
     Args:
         config: The recipe.
         splits: Its data.
-        device: Where to train.
-        restores: Whether a state is loaded next, so that initial masks need no gradient: it would be for nothing.
+        device: Device of the training.
+        restores: Whether a state is loaded next. Initial masks then need no gradient, because they are replaced.
 
     Raises:
         ValueError: If model, method and data do not fit together.
@@ -148,29 +148,30 @@ def build_learner(config: Config, splits: Splits, device: torch.device, *, resto
     if config.model.initialization == "sparse_fan_in" and not restores:
         initialize_sparse(sparsifier, Generator().manual_seed(derive_seed(config.seed, "weights")))
     scaler = GradScaler(device.type, enabled=config.train.precision == "float16")
-    forward: Module = torch.compile(model) if config.train.compile else model  # type: ignore[assignment]
-    return Learner(model, optimizer, sparsifier, scaler, forward)
+    if config.train.compile:
+        model.compile()  # in place: names are kept, and DDP wraps one whole graph
+    return Learner(model, optimizer, sparsifier, scaler, model)
 
 
 def compute_gradient(model: Module, splits: Splits, config: Config, seed: int) -> None:
-    """Leaves the dense gradient of one training batch, drawn by `seed`, in the model's parameters."""
+    """Computes the dense gradient of one training batch, drawn with `seed`, into the parameters' `grad`."""
     device = next(model.parameters()).device
     inputs, labels = next(iter(splits.train.epoch(seed, [config.data.batch_size], device)))
     if config.train.channels_last and inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     model.train()
     model.zero_grad()
-    # As small as a rank's in training, where memory is what a GPU has.
+    # Parts as small as a rank's in training, so that they fit into GPU memory.
     ranks = config.cluster.max_workers if config.cluster.gpus_per_worker else 1
     parts = min(config.train.accumulation_steps * ranks, len(labels) // 2 or 1)
     for some_inputs, some_labels in zip(inputs.tensor_split(parts), labels.tensor_split(parts), strict=True):
-        # In float32 whatever the precision of training: it is one batch, and its smallest gradients are compared.
+        # Always in float32: it is only one batch, and its smallest gradients are compared.
         loss = cross_entropy(model(some_inputs), some_labels, label_smoothing=config.train.label_smoothing)
         (loss * (len(some_labels) / len(labels))).backward()
 
 
 def sparsifier_settings(config: Config) -> dict[str, Any]:
-    """Returns the method's settings as the Sparsifier reads them: the prune window as shares of pretraining."""
+    """Returns the method's settings as the Sparsifier reads them: the prune window as fractions of pretraining."""
     section = config.method
     settings = {
         key: value
@@ -210,7 +211,7 @@ def initialize_kaiming(model: Module, mode: str, generator: Generator) -> None:
 def initialize_sparse(sparsifier: Sparsifier, generator: Generator) -> None:
     """Redraws every masked weight from a normal of variance 1 / (3 * fan_in * density of its layer).
 
-    The variance is that of torch's default for linear layers, over the connections that a unit really has.
+    The variance is that of torch's default for linear layers, with only a unit's active weights counted.
 
     Source: Evci et al., 2010.03533, section 3.1 (there with variance 2 / fan_in).
     """
@@ -238,16 +239,16 @@ def train_epoch(
     """Trains one epoch and returns the mean loss of this rank's examples.
 
     Args:
-        learner: What is trained.
-        forward: The learner's model, or its DDP or compiled wrapper.
-        config: The recipe; its batch size counts over all ranks. What is left over is not used in this epoch.
+        learner: The learner to train.
+        forward: The learner's model, or its DDP wrapper.
+        config: The recipe. Its batch size is the total over all ranks; an incomplete last batch is not used.
         splits: Its data.
-        order_seed: What order and augmentation depend on, equal on all ranks; see `order_seed`.
-        rate_of_step: Learning rate of a step of this epoch, counted from 0.
-        rank: This process among the ranks.
+        order_seed: Seed of order and augmentation, equal on all ranks; see `order_seed`.
+        rate_of_step: Returns the learning rate of a step of this epoch, counted from 0.
+        rank: Rank of this process.
         world_size: Number of ranks.
-        on_update: Called after every update of the topology with the number of steps that this epoch has had by then.
-        on_diverged: Called at the end with the first step, from 1, whose loss was not finite, if there is one.
+        on_update: Called after every topology update with the number of steps taken in this epoch.
+        on_diverged: Called at the end with the first step, from 1, whose loss was not finite, if any.
     """
     batch_size, device = config.data.batch_size, next(learner.model.parameters()).device
     sizes = [batch_size] * steps_per_epoch(config, splits)
@@ -260,7 +261,7 @@ def train_epoch(
         for group in learner.optimizer.param_groups:
             group["lr"] = rate_of_step(step)
         learner.optimizer.zero_grad()
-        # DDP averages over ranks, whose shares of a batch may differ by one: this makes it the batch's mean.
+        # DDP averages over ranks, whose parts of a batch may differ by one: this makes it the batch's mean.
         loss = backward(learner, forward, config.train, inputs, labels, world_size / batch_size)
         total_loss += loss
         first_bad = torch.where((first_bad == 0) & ~loss.isfinite(), step + 1, first_bad)
@@ -275,20 +276,20 @@ def train_epoch(
 
 
 def check_finite(learner: Learner, section: TrainConfig, epoch: int, bad_step: int | None) -> None:
-    """Stops pretraining that has diverged.
+    """Raises an error if pretraining has diverged.
 
     Args:
-        learner: What was trained.
-        section: The recipe's settings of training.
-        epoch: Epochs so far.
-        bad_step: First step of the last epoch, from 1, whose loss was not finite; None where there is none. Under
-            loss scaling such a step is skipped, and weights decide alone.
+        learner: The trained learner.
+        section: The recipe's training settings.
+        epoch: Number of epochs so far.
+        bad_step: First step of the last epoch, from 1, whose loss was not finite; None if there is none. With loss
+            scaling such a step is skipped, so only the weights are checked.
 
     Raises:
         DivergedError: If the loss or a weight is not finite.
     """
     tensors = [tensor for tensor in learner.model.state_dict().values() if tensor.is_floating_point()]
-    # One answer for all tensors: each would make a GPU wait.
+    # One result for all tensors: each transfer to the host makes a GPU wait.
     finite = bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
     if finite and (bad_step is None or learner.scaler.is_enabled()):
         return
@@ -296,17 +297,17 @@ def check_finite(learner: Learner, section: TrainConfig, epoch: int, bad_step: i
     if bad_step is not None:
         where = f"the loss is not finite from step {bad_step} of epoch {epoch} on"
     raise DivergedError(
-        f"pretraining has diverged: {where}. Lower train.lr ({section.lr:g}), clip gradients with train.clip_norm=1, "
-        "or look for extreme inputs."
+        f"Cannot continue: pretraining has diverged, because {where}. Lower train.lr ({section.lr:g}), clip gradients "
+        "with train.clip_norm=1, or check the inputs for extreme values."
     )
 
 
 def backward(
     learner: Learner, forward: Module, section: TrainConfig, inputs: Tensor, labels: Tensor, weight: float
 ) -> Tensor:
-    """Adds the gradients of `weight` times the examples' summed losses, and returns the sum itself, on the device.
+    """Adds the gradients of `weight` times the examples' summed loss, and returns the unweighted sum, on the device.
 
-    The examples are cut into `accumulation_steps` parts; ranks of DDP exchange gradients after the last one only.
+    The examples are cut into `accumulation_steps` parts. DDP ranks exchange gradients only after the last part.
     """
     device = inputs.device
     if section.channels_last and inputs.ndim == 4:
@@ -327,7 +328,7 @@ def backward(
 
 
 def update(learner: Learner, section: TrainConfig) -> None:
-    """Takes the optimizer step of the gradients that are there, and the topology's when it is due."""
+    """Takes an optimizer step with the current gradients, and updates the topology when it is due."""
     if section.clip_norm is not None:
         learner.scaler.unscale_(learner.optimizer)
         learner.sparsifier.mask_gradients()  # the norm is that of the sparse network
@@ -338,11 +339,11 @@ def update(learner: Learner, section: TrainConfig) -> None:
 
 
 def autocast(section: TrainConfig, device: torch.device) -> torch.autocast:
-    """Returns the context of the forward pass: lower precision where the recipe asks for it."""
+    """Returns the context of the forward pass, in lower precision if the recipe asks for it."""
     dtype = PRECISIONS[section.precision]
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
 
 
 def order_seed(seed: int, *keys: int) -> int:
-    """Returns what the order of an epoch depends on: the run's seed and the epoch's keys."""
+    """Returns the seed of an epoch's order, derived from the run's seed and the epoch's keys."""
     return derive_seed(seed, "order", *keys)

@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate of pretraining. The cycles' triangle stands in tickets/schedule.py."""
+"""The optimizer and the learning rate of pretraining. The cycles' triangle is in tickets/schedule.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim import SGD, Optimizer
 from suptickets_ray.config import TrainConfig
 from suptickets_ray.lookup import choose
 
-_MILESTONE_SHARES = (1 / 2, 3 / 4)
+_MILESTONE_FRACTIONS = (1 / 2, 3 / 4)
 _DECAY_FACTOR = 0.1
 
 
@@ -21,8 +21,8 @@ def constant_rate(progress: float) -> float:
 
 
 def multistep_rate(progress: float) -> float:
-    """Returns 1, then 0.1 from half of pretraining on, and 0.01 from three quarters on; both can be chosen."""
-    return _DECAY_FACTOR ** sum(progress >= share for share in _MILESTONE_SHARES)
+    """Returns 1, then 0.1 from half of pretraining on, and 0.01 from three quarters on; these are the defaults."""
+    return _DECAY_FACTOR ** sum(progress >= fraction for fraction in _MILESTONE_FRACTIONS)
 
 
 def cosine_rate(progress: float) -> float:
@@ -53,21 +53,21 @@ def pretrain_lr(config: TrainConfig, step: int, epoch_steps: int, epochs: int) -
         ValueError: If the schedule is unknown.
     """
     warmup_steps, total_steps = config.warmup_epochs * epoch_steps, epochs * epoch_steps
-    warmth = min((step + 1) / warmup_steps, 1.0) if warmup_steps else 1.0
+    warmup_factor = min((step + 1) / warmup_steps, 1.0) if warmup_steps else 1.0
     schedule = choose(LR_SCHEDULES, config.lr_schedule, "train.lr_schedule")
     if config.lr_schedule == "multistep":
         milestones = config.lr_milestone_epochs
         if milestones is None:
-            milestone_steps = [share * total_steps for share in _MILESTONE_SHARES]
+            milestone_steps = [fraction * total_steps for fraction in _MILESTONE_FRACTIONS]
         else:
             milestone_steps = [epoch * epoch_steps for epoch in milestones]
         passed = sum(step >= milestone for milestone in milestone_steps)
-        return config.lr * warmth * (config.lr_decay_factor or _DECAY_FACTOR) ** passed
-    return config.lr * warmth * schedule(max(step - warmup_steps, 0) / (total_steps - warmup_steps))
+        return config.lr * warmup_factor * (config.lr_decay_factor or _DECAY_FACTOR) ** passed
+    return config.lr * warmup_factor * schedule(max(step - warmup_steps, 0) / (total_steps - warmup_steps))
 
 
 def make_optimizer(model: Module, config: TrainConfig) -> Optimizer:
-    """Returns SGD over all parameters of the model; biases and normalisation may be kept from weight decay."""
+    """Returns SGD over all parameters; `decay_norm_and_bias=false` exempts vectors from weight decay."""
     decayed, others = list(model.parameters()), []
     if not config.decay_norm_and_bias:
         decayed, others = (

@@ -1,9 +1,10 @@
-"""A preflight on the driver: what cannot work is found before anything is started."""
+"""The preflight: finds errors on the driver before any worker starts."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,13 +31,13 @@ def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mappin
 
     Args:
         config: The recipe.
-        loaded: What the data function gave, where it was asked already.
+        loaded: Result of the data function, if it was already called.
 
     Returns:
-        What the data function gave, so that it need not be loaded again.
+        Result of the data function, so that the data need not be loaded again.
 
     Raises:
-        ValueError: If data, model and method do not fit together, or the user's own code fails.
+        ValueError: If data, model and method do not fit together, or user-defined code fails.
     """
     if loaded is None:
         loaded = load_source(config.data)
@@ -44,7 +45,9 @@ def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mappin
             _check_repeatable(config, loaded)
     splits = make_splits(loaded, config.data)
     seed_torch(config.seed, "rehearsal")
-    learner = build_learner(config, splits, torch.device("cpu"))
+    # Compiling the network takes minutes, and says nothing that the plain network does not.
+    plain = replace(config, train=replace(config.train, compile=False))
+    learner = build_learner(plain, splits, torch.device("cpu"))
     _check_weights(learner)
     _check_modules(learner.model, config)
     _check_labels(splits)
@@ -56,7 +59,7 @@ def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mappin
     if config.train.compile:
         _check_compiler()
     learner.model.train()
-    # As few as a rank may get: BatchNorm, for one, cannot train on a single example.
+    # The fewest examples that a rank may get: BatchNorm, for example, cannot train on one.
     logits, labels = _forward(learner, splits, "train", min(2, config.data.batch_size // config.cluster.max_workers))
     cross_entropy(logits, labels).backward()
     unused = [name for name, parameter in learner.sparsifier.parameters.items() if parameter.grad is None]
@@ -68,7 +71,7 @@ def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mappin
 
 
 def _check_ticket(learner: Learner, config: Config) -> None:
-    """Stores, reads and merges a ticket and a state, as every cycle will."""
+    """Stores, reads and merges a ticket and a state, as every cycle does."""
     learner.optimizer.step()
     try:
         ticket = Ticket.from_bytes(learner.ticket({}).to_bytes())
@@ -76,17 +79,17 @@ def _check_ticket(learner: Learner, config: Config) -> None:
         section = config.superposition
         rule = Rule(section.method, config.method.density, section.cima_factor, section.prune_at, section.prune_scope)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a layer was kept from being emptied says nothing about the run
+            warnings.simplefilter("ignore")  # a warning about emptied layers says nothing about the run
             merged = finish(merge(merge(None, ticket, rule), ticket, rule), rule, {})
         restore(learner.model, merged.state_dict())
     except Exception as error:
         raise ValueError(
-            f"model.name must build a network that a ticket can hold; it failed: {type(error).__name__}: {error}"
+            f"Cannot store the network of model.name as a ticket: {type(error).__name__}: {error}"
         ) from error
 
 
 def _check_inputs(loaded: Mapping[str, Any]) -> None:
-    """Looks at the inputs that are in memory; those of a Dataset are checked as they are read."""
+    """Checks the inputs that are in memory. The inputs of a Dataset are checked when they are read."""
     for name in SPLITS:
         if isinstance(pair := loaded.get(name), (tuple, list)) and (bad := num_not_finite(pair[0])):
             raise ValueError(
@@ -95,19 +98,19 @@ def _check_inputs(loaded: Mapping[str, Any]) -> None:
             )
 
 
-_LOOKED_AT = 64
+_NUM_RANGE_CHECKED = 64
 _DARK, _LARGE = 64, 50.0
-"""uint8 pixels that all lie below, or other inputs beyond, are hardly meant as they are."""
+"""uint8 pixels that are all below _DARK, or other inputs beyond _LARGE, are probably scaled wrongly."""
 
 
 def _check_range(splits: Splits) -> None:
-    """Warns where inputs have another range than their type suggests: they would be scaled wrongly, or not at all."""
-    inputs = splits.train.raw_inputs(_LOOKED_AT)
+    """Warns if the range of the inputs does not fit their type: they would be scaled wrongly, or not at all."""
+    inputs = splits.train.raw_inputs(_NUM_RANGE_CHECKED)
     low, high = float(inputs.min()), float(inputs.max())
     if inputs.dtype == torch.uint8 and 0 < high < _DARK:
         warnings.warn(
             f"the training images are uint8 with values from {low:.0f} to {high:.0f}, and are scaled as if 255 were "
-            "white. Store them in the full range, or give inputs as floats. (Files of 16 bits keep their upper 8.)",
+            "white. Store them in the full range, or give inputs as floats. (16-bit files keep their upper 8 bits.)",
             stacklevel=2,
         )
     if inputs.is_floating_point() and max(-low, high) > _LARGE:
@@ -118,13 +121,13 @@ def _check_range(splits: Splits) -> None:
 
 
 def _check_repeatable(config: Config, loaded: Mapping[str, Any]) -> None:
-    """Calls the data function a second time, as every worker will. Raises ValueError if it gives other examples."""
+    """Calls the data function again, as every worker does. Raises ValueError if it returns other examples."""
     if fingerprint(load_source(config.data)) != fingerprint(loaded):
         raise ValueError(UNEQUAL_DATA)
 
 
 def _check_modules(model: Module, config: Config) -> None:
-    """Settings that act on what the network does not have."""
+    """Raises ValueError for settings that have no effect on this network."""
     if config.train.channels_last and not any(parameter.ndim == 4 for parameter in model.parameters()):
         raise ValueError("train.channels_last has no effect on a network without convolutions. Leave it out.")
     if config.superposition.batchnorm == "average" and not batch_norms(model):
@@ -150,7 +153,7 @@ def _check_weights(learner: Learner) -> None:
         if tensor.numel() and (other := seen.setdefault(tensor.data_ptr(), name)) != name:
             raise ValueError(
                 f"model.name must build a network without shared weights; {other!r} and {name!r} are one tensor, and a "
-                "ticket holds each name on its own."
+                "ticket stores each name separately."
             )
 
 
@@ -159,8 +162,8 @@ def _check_compiler() -> None:
         torch.compile(lambda inputs: inputs * 2 + 1)(torch.ones(8))
     except Exception as error:
         raise ValueError(
-            f"train.compile must find a C++ compiler; torch.compile failed: {type(error).__name__}: "
-            f"{str(error).splitlines()[0]}. Install one, or leave train.compile out."
+            f"Cannot compile the network: torch.compile failed: {type(error).__name__}: "
+            f"{str(error).splitlines()[0]}. Install a C++ compiler, or leave train.compile out."
         ) from error
 
 
@@ -181,7 +184,7 @@ def _forward(learner: Learner, splits: Splits, name: str, size: int) -> tuple[Te
         logits = learner.model(inputs)
     except Exception as error:
         raise ValueError(
-            f"model.name must build a network for {name} inputs of shape {tuple(inputs.shape)}; it failed: "
+            f"Cannot run the network of model.name on {name} inputs of shape {tuple(inputs.shape)}: "
             f"{type(error).__name__}: {error}"
         ) from error
     if not isinstance(logits, Tensor):
@@ -195,7 +198,7 @@ def _forward(learner: Learner, splits: Splits, name: str, size: int) -> tuple[Te
 
 
 def _check_scores(learner: Learner) -> None:
-    """Calls the method's scores once, which may be the user's own."""
+    """Calls the method's scores once, because they may be user-defined."""
     settings, parameters = learner.sparsifier.settings, learner.sparsifier.parameters
     if not learner.sparsifier.method.can_explore:
         return
@@ -203,7 +206,7 @@ def _check_scores(learner: Learner) -> None:
     needed = criteria_needs(settings)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a layer was kept from being emptied says nothing about the run
+            warnings.simplefilter("ignore")  # a warning about emptied layers says nothing about the run
             drop_and_grow(
                 parameters,
                 learner.sparsifier.masks,
@@ -219,6 +222,6 @@ def _check_scores(learner: Learner) -> None:
     except Exception as error:
         raise ValueError(
             f"method.drop and method.grow must give scores of each weight's shape, and method.redistribution a number; "
-            f"{settings['drop']!r}, {settings['grow']!r} and {settings['redistribution']!r} failed: "
+            f"got {settings['drop']!r}, {settings['grow']!r} and {settings['redistribution']!r}, which failed: "
             f"{type(error).__name__}: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Curves for TensorBoard: pretraining and each chain on one axis of optimizer steps, the superposition by tickets."""
+"""TensorBoard curves: pretraining and chains over optimizer steps, the superposition over tickets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from suptickets_ray.tickets.store import RunStore
 _UPLOAD_SECONDS = 20.0
 _FLUSH_SECONDS = 5.0
 _BINS = np.linspace(0, 1, 101)
-"""Edges of the bins of densities."""
+"""Bin edges of the density histogram."""
 
 
 def write_hparams(tree: str, trials: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> None:
@@ -34,7 +34,7 @@ def write_hparams(tree: str, trials: Sequence[Mapping[str, Any]], metrics: Seque
 
     Args:
         tree: Absolute path of the search's tree.
-        trials: For each its `name`, its `values` by key, and those of the metrics that it has.
+        trials: For each trial its `name`, its `values` by key, and the metrics that it has.
         metrics: Names of the metrics.
     """
     for trial in trials:
@@ -56,14 +56,14 @@ def write_summary(
     texts: Mapping[str, str],
     images: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes what a finished run ends with, as the run "summary": its HParams, texts and images.
+    """Writes the HParams, texts and images of a finished run, as the TensorBoard run "summary".
 
     Args:
         tree: Absolute path of the run's tree.
         settings: The recipe's settings by dotted key.
         metrics: Final metrics by tag.
         texts: Markdown by tag.
-        images: Pictures by tag, uint8 (height, width, 3).
+        images: Images by tag, uint8 (height, width, 3).
     """
     write_hparams(tree, [{"name": "summary", "values": settings, **metrics}], list(metrics))
     folder = EventFolder(tree, "summary")
@@ -80,45 +80,45 @@ def _plain(value: Any) -> Any:
 
 
 class EventFolder:
-    """A folder that TensorBoard's writer can write to. For an object store it is a local one that is copied there."""
+    """A folder for TensorBoard's writer. For an object store, it is a local folder whose files are uploaded."""
 
     def __init__(self, tree: str, name: str) -> None:
-        """Creates nothing yet where the tree is a local folder."""
+        """Chooses the folder; the first writer creates it in a local tree."""
         self._temporary = tempfile.TemporaryDirectory() if "://" in tree else None
         self._store, self._name = RunStore(tree), name
         self.folder = self._temporary.name if self._temporary else str(Path(tree) / name)
         self._uploaded = time.monotonic()
 
     def is_due(self) -> bool:
-        """Whether the last copy is so old that another is worth it."""
+        """Whether the last upload is old enough for another one."""
         return self._temporary is not None and time.monotonic() - self._uploaded > _UPLOAD_SECONDS
 
     def upload(self) -> None:
-        """Copies all event files; they are small."""
+        """Uploads all event files; they are small."""
         if self._temporary is not None:
             for path in Path(self.folder).iterdir():
                 self._store.write(f"{self._name}/{path.name}", path.read_bytes())
             self._uploaded = time.monotonic()
 
     def close(self) -> None:
-        """Copies for the last time, and removes the local folder."""
+        """Uploads all event files a last time, and removes the local folder."""
         self.upload()
         if self._temporary is not None:
             self._temporary.cleanup()
 
 
 class EventFile:
-    """A file of TensorBoard's events that is read after those begun before it.
+    """An event file that TensorBoard reads after all older files of the folder.
 
-    TensorBoard reads a folder's files in the order of their names, and those of torch's SummaryWriter begin with whole
-    seconds: of two short cycles the later one may come first. These names hold the nanosecond as well.
+    TensorBoard reads a folder's files in the order of their names. Names of torch's SummaryWriter start with whole
+    seconds, so two short cycles may be read in the wrong order. These names include the nanosecond.
     """
 
     def __init__(self, folder: str, first_step: int | None = None) -> None:
-        """Begins the file.
+        """Creates the file.
 
         Args:
-            folder: Local folder, made if it is not there.
+            folder: Local folder; created if missing.
             first_step: Points of earlier files at or after this step are hidden.
         """
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -133,18 +133,18 @@ class EventFile:
             self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, summary: Summary, step: int) -> None:
-        """Adds a summary at a step. It is held back for some seconds, until the next one, `flush` or `close`."""
+        """Adds a summary at a step. It is buffered until `flush`, `close` or an `add` some seconds later."""
         self._add(Event(step=step, summary=summary))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is still held back."""
+        """Writes the buffered summaries."""
         self._file.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self._file.close()
 
     def _add(self, event: Event) -> None:
@@ -161,26 +161,26 @@ class Scalars:
         Args:
             tree: Absolute path of the tree, which is a run's or a search's.
             name: "pretraining", "chain-000" or "superposition".
-            first_step: Points of an earlier, interrupted try at or after this step are hidden.
+            first_step: Points of an earlier, interrupted attempt at or after this step are hidden.
         """
         self._tree = EventFolder(tree, name)
         self._events = EventFile(self._tree.folder, first_step)
 
     def write(self, step: int, **values: float) -> None:
-        """Adds one point per value; `train__loss=` becomes the tag train/loss. They are on the disk at once."""
+        """Adds one point per value, written to disk at once; `train__loss=` becomes the tag train/loss."""
         for tag, value in values.items():
             self._events.add(scalar(tag.replace("__", "/"), value), step)
-        self._events.flush()  # they come once an epoch or ticket: whoever looks, or goes on after a kill, has them
+        self._events.flush()  # points are rare, one per epoch or ticket, and must survive a kill
         if self._tree.is_due():
             self._tree.upload()
 
     def write_layer_densities(self, step: int, masks: Tensors) -> None:
-        """Adds the histogram layers/density: the share of active weights of every layer."""
+        """Adds the histogram layers/density: the fraction of active weights of every layer."""
         densities = np.asarray([layer.density for layer in layer_table(masks)])
         self._events.add(histogram("layers/density", densities, _BINS), step)
 
     def close(self) -> None:
-        """Writes what is still held back."""
+        """Writes the buffered points and closes the folder."""
         self._events.close()
         self._tree.close()
 

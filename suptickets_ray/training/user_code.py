@@ -1,4 +1,4 @@
-"""Calling the user's own functions: they take what they name, and an option that they do not take is an error."""
+"""Calls user-defined functions with the arguments that they name; an unknown option is an error."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-_KEYS_OF_FILES = ("root", "download")
-"""Arguments that a recipe gives beside the options."""
+_FILE_KEYS = ("root", "download")
+"""Arguments that a recipe sets outside `options`."""
 
 
 def call_with(function: Callable[..., Any], what: str, offered: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    """Returns the function's result, called with those of `offered` that it names and with all `options`.
+    """Calls a function with all `options` and with the entries of `offered` that it names, and returns its result.
 
     Args:
-        function: The user's function, or one of ours.
-        what: The setting that names it, e.g. "model.name", for errors.
-        offered: Arguments that the product can give.
-        options: Keyword arguments that the recipe gives.
+        function: A user-defined or built-in function.
+        what: Setting that names the function, e.g. "model.name", for errors.
+        offered: Arguments that this package can pass.
+        options: Keyword arguments from the recipe.
 
     Raises:
-        ValueError: If it does not take one of the options, needs an argument that neither gives, or fails.
+        ValueError: If the function does not take an option, needs an argument that is not given, or fails.
     """
     parameters = inspect.signature(function).parameters
     arguments = {key: value for key, value in offered.items() if key in parameters}
@@ -42,18 +42,20 @@ def call_with(function: Callable[..., Any], what: str, offered: Mapping[str, Any
         and key not in arguments
     ]
     if missing:
-        key = missing[0] if missing[0] in _KEYS_OF_FILES else f"options.{missing[0]}"
-        raise ValueError(f"{section}.{key} must be given: the function of {what} needs it.")
+        key = missing[0] if missing[0] in _FILE_KEYS else f"options.{missing[0]}"
+        raise ValueError(f"{section}.{key} must be given; the function of {what} needs it.")
     try:
         return function(**arguments)
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"{what} must work with these options; it failed: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"Cannot call the function of {what} with these options: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_types(function: Callable[..., Any], section: str, options: Mapping[str, Any]) -> None:
-    """Compares options with the annotations of one of our own functions. Raises ValueError if one does not fit."""
+    """Checks options against the annotations of a built-in function. Raises ValueError if one does not fit."""
     kinds = get_type_hints(function)
     for key, value in options.items():
         if key not in kinds:
@@ -66,6 +68,6 @@ def _check_types(function: Callable[..., Any], section: str, options: Mapping[st
 
 
 def takes(function: Callable[..., Any], key: str) -> bool:
-    """Returns whether a function has a parameter of this name, or takes any."""
+    """Returns whether a function has a parameter of this name, or takes any keyword."""
     parameters = inspect.signature(function).parameters
     return key in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())

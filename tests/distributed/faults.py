@@ -172,11 +172,11 @@ def preemption_with_notice(faults):
     alone = ["cluster.explorer_resources={spot: 0.01}", "cluster.num_explorers=1"]
     config = faults.fork("preemption", overrides=alone)
     # However fast the machine is: the notice is seen before all cycles are done.
-    usual, exploration._LOOK_SECONDS = exploration._LOOK_SECONDS, 0.2
+    usual, exploration._CLUSTER_POLL_SECONDS = exploration._CLUSTER_POLL_SECONDS, 0.2
     try:
         superposed, seen = run_with_fault(config, drain, "ticket")
     finally:
-        exploration._LOOK_SECONDS = usual
+        exploration._CLUSTER_POLL_SECONDS = usual
     there = [event["began"] for event in seen if event["kind"] == "ticket" and event["node"] == node]
     faults.cluster.remove_node(faults.nodes.pop(0), False)
     return {

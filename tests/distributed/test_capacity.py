@@ -17,12 +17,12 @@ def cluster(monkeypatch):
     monkeypatch.setattr(capacity.ray, "nodes", lambda: list(nodes))
     monkeypatch.setattr(capacity, "draining_nodes", lambda: frozenset({"going"}))
     monkeypatch.setattr(capacity, "request_machines", asked.append)
-    monkeypatch.setattr(capacity, "_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(capacity, "_POLL_SECONDS", 0.0)
     return nodes, asked
 
 
 @pytest.mark.parametrize(
-    ("settings", "resources", "places"),
+    ("settings", "resources", "expected"),
     [
         ({}, {"CPU": 3.0}, 3),
         ({"cpus_per_worker": 2}, {"CPU": 3.0}, 1),
@@ -34,10 +34,10 @@ def cluster(monkeypatch):
         ({"explorer_resources": {"spot": 0.5}}, {"CPU": 16.0}, 0),
     ],
 )
-def test_explorers_fit_by_what_each_asks_for(cluster, settings, resources, places):
+def test_explorers_fit_by_what_each_asks_for(cluster, settings, resources, expected):
     cluster[0].append(node("a", **resources))
     config = ClusterConfig(**settings)
-    assert capacity.worker_capacity(config, capacity.explorer_bundle(config)) == places
+    assert capacity.worker_capacity(config, capacity.explorer_bundle(config)) == expected
 
 
 def test_a_worker_does_not_stretch_over_machines(cluster):
@@ -96,12 +96,12 @@ def test_the_superposer_keeps_off_machines_that_go_and_off_the_one_that_explorer
         (
             {"explorer_resources": {"sopt": 0.01}},
             {"CPU": 4.0, "spot": 1.0},
-            r"explorer's 1 CPU and 0.01 sopt fits none of the cluster's, with 4 CPU and 0 sopt on 1 machines\. Corr",
+            r"fit one machine; got 1 CPU and 0.01 sopt, and the cluster has 4 CPU and 0 sopt on 1 machines\. Corr",
         ),
         (
             {"gpus_per_worker": 1.0, "superposer_gpus": 1.0},
             {"CPU": 4.0, "GPU": 1.0},
-            r"must leave room for an explorer of 1 CPU and 1 GPU in the cluster's 4 CPU and 1 GPU on 1 machines; got 1",
+            r"leave capacity for an explorer of 1 CPU and 1 GPU in the cluster's 4 CPU and 1 GPU on 1 machines; got 1",
         ),
         (
             {"superposer_gpus": 1.0},
@@ -127,7 +127,9 @@ def test_machines_for_explorers_are_waited_for_before_pretraining_begins(cluster
 
     config = ClusterConfig(num_workers=2, resource_timeout_minutes=5, explorer_resources={"spot": 0.01})
     capacity.wait_for_capacity(config, say)
-    assert said == ["waiting up to 5 minutes for machines: there is room for no explorer of 1 CPU and 0.01 spot"]
+    assert said == [
+        "waiting up to 5 minutes for machines: the cluster has capacity for no explorer of 1 CPU and 0.01 spot",
+    ]
     assert asked[1] == [{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0, "spot": 0.01}]
 
 
@@ -156,7 +158,7 @@ def test_machines_for_trials_are_waited_for_and_whoever_asks_refuses(cluster):
     capacity.wait_for_machines(
         ClusterConfig(resource_timeout_minutes=5), [{"CPU": 1.0}], lambda: bool(nodes), "2 trials at once", say
     )
-    assert said == ["waiting up to 5 minutes for machines: there is room for fewer than 2 trials at once"]
+    assert said == ["waiting up to 5 minutes for machines: the cluster has capacity for fewer than 2 trials at once"]
     assert asked == [[{"CPU": 1.0}], []]
     capacity.wait_for_machines(ClusterConfig(), [], lambda: False, "2 trials at once", pytest.fail)
     assert len(asked) == 2
@@ -179,7 +181,7 @@ def test_what_may_fit_later_waits_with_a_message_and_asks_the_autoscaler(cluster
         nodes.append(node("new", CPU=4.0))  # as an autoscaler would
 
     capacity.wait_for_capacity(ClusterConfig(num_workers=2, resource_timeout_minutes=5), say)
-    assert said == ["waiting up to 5 minutes for machines: there is room for 0 of 2 workers of 1 CPU"]
+    assert said == ["waiting up to 5 minutes for machines: the cluster has capacity for 0 of 2 workers of 1 CPU"]
     assert asked == [[], [{"CPU": 1.0}] * 2, []]
 
 

@@ -6,7 +6,7 @@ import torch
 from suptickets_ray import Ticket
 from suptickets_ray.distributed.pipeline import chains
 from suptickets_ray.distributed.pipeline.chains import Chains
-from suptickets_ray.distributed.pipeline.explorer import chain_state_path
+from suptickets_ray.tickets.run_folder import chain_state_path
 from suptickets_ray.tickets.store import Origin, RunStore, TicketStore
 
 
@@ -42,7 +42,7 @@ def test_a_cycle_that_was_stored_before_its_machine_died_is_not_run_again_and_th
     keep(store, 0, 0)
     run.finish(0, 1, "on the machine that dies")
     keep(store, 0, 1)  # stored; then the machine goes, and with it the answer
-    run.doubt(0)
+    run.reload_after_loss(0)
     assert (run.done, run.num_trained) == ({0: 2}, 2)
     assert run.state_of(0) == ("put", b"1")
 
@@ -51,7 +51,7 @@ def test_a_lost_state_is_read_from_the_storage(store):
     run = Chains(store, 1, 4, "pretrained", ORIGIN)
     keep(store, 0, 0)
     run.finish(0, 1, "lost")
-    run.doubt(0)
+    run.reload_after_loss(0)
     assert run.done == {0: 1}
     assert run.state_of(0) == ("put", b"0")
 
@@ -59,7 +59,7 @@ def test_a_lost_state_is_read_from_the_storage(store):
 def test_a_state_that_the_storage_does_not_have_is_kept(store):
     run = Chains(store, 1, 4, "pretrained", ORIGIN)
     run.finish(0, 1, "in memory")
-    run.doubt(0)
+    run.reload_after_loss(0)
     assert run.state_of(0) == "in memory"
 
 
@@ -68,8 +68,8 @@ def test_the_old_state_of_a_chain_that_is_made_anew_does_not_count(store):
     path = TicketStore.path(0, 0)
     store.write(path, store.read(path)[:-9])
     run = Chains(store, 1, 4, "pretrained", ORIGIN)
-    assert (run.done, run.remade) == ({0: 0}, [0])
-    run.doubt(0)
+    assert (run.done, run.restarted) == ({0: 0}, [0])
+    run.reload_after_loss(0)
     assert run.done == {0: 0}
     assert run.state_of(0) == "pretrained"
 
@@ -91,7 +91,7 @@ def test_a_state_that_was_damaged_meanwhile_is_named(store):
     keep(store, 0, 0)
     run = Chains(store, 1, 4, "pretrained", ORIGIN)
     store.write(chain_state_path(0), b"x")
-    with pytest.raises(RuntimeError, match=r"chains/chain-000.pt must be what it was"):
+    with pytest.raises(RuntimeError, match=r"Cannot continue chain 0: chains/chain-000.pt was changed or damaged"):
         run.state_of(0)
 
 
@@ -103,7 +103,7 @@ def test_tickets_of_another_run_are_not_taken_over(store, key):
     run = Chains(store, 1, 4, "pretrained", ORIGIN)
     assert list(TicketStore(store).own(ORIGIN)) == [(0, 0)]
     assert run.done == {0: 0}  # the state that is stored comes after a cycle that does not count
-    assert run.remade == [0]
+    assert run.restarted == [0]
 
 
 def test_a_state_that_is_not_that_of_its_ticket_does_not_count(store, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 
 from suptickets_ray import load_config
 from suptickets_ray.distributed.pipeline import explorer as explorer_module
-from suptickets_ray.distributed.pipeline.explorer import chain_state_path, part_path
+from suptickets_ray.tickets.run_folder import chain_state_path, partial_state_path
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import load_data
@@ -29,8 +29,8 @@ def explorer(tmp_path, monkeypatch):
 
     def made(ends_after=None, under_notice=False, long_cycles=False):
         monkeypatch.setattr(explorer_module, "draining_nodes", lambda: {"here"} if under_notice else set())
-        monkeypatch.setattr(explorer_module, "_LOOK_SECONDS", -1.0)
-        monkeypatch.setattr(explorer_module, "_PART_SECONDS", -1.0 if long_cycles else 1e9)
+        monkeypatch.setattr(explorer_module, "_CLUSTER_POLL_SECONDS", -1.0)
+        monkeypatch.setattr(explorer_module, "_CHECKPOINT_SECONDS", -1.0 if long_cycles else 1e9)
         one = object.__new__(explorer_module.Explorer.__ray_metadata__.modified_class)
         one.epochs = []
 
@@ -71,20 +71,20 @@ def test_a_cycle_whose_machine_goes_is_gone_on_with_elsewhere_and_ends_in_the_sa
         explorer(ends_after=2, **{why: True}).run_cycle(state, 1, 0, again=False)
     with pytest.raises(TakenAwayError):
         explorer(ends_after=2, **{why: True}).run_cycle(state, 0, 0, again=False)
-    assert (tmp_path / part_path(0)).exists()
+    assert (tmp_path / partial_state_path(0)).exists()
     elsewhere = explorer()
     table, own_after, _ = elsewhere.run_cycle(state, 0, 0, again=True)
     assert elsewhere.epochs == [3, 4]
     assert digest(table) == digest(undisturbed)
     assert own_after == after == (tmp_path / chain_state_path(0)).read_bytes()
-    assert not (tmp_path / part_path(0)).exists()
-    assert (tmp_path / part_path(1)).exists()
+    assert not (tmp_path / partial_state_path(0)).exists()
+    assert (tmp_path / partial_state_path(1)).exists()
 
 
 def test_without_a_notice_a_short_cycle_stores_nothing_in_between(explorer, state, tmp_path):
     with pytest.raises(TakenAwayError):
         explorer(ends_after=2).run_cycle(state, 0, 0, again=False)
-    assert not (tmp_path / part_path(0)).exists()
+    assert not (tmp_path / partial_state_path(0)).exists()
 
 
 @pytest.mark.parametrize("harm", ["damaged", "of another cycle", "of another state"])
@@ -92,7 +92,7 @@ def test_what_is_no_good_is_not_gone_on_with(explorer, state, tmp_path, harm):
     undisturbed, after, _ = explorer().run_cycle(state, 0, 0, again=False)
     with pytest.raises(TakenAwayError):
         explorer(ends_after=2, under_notice=True).run_cycle(state, 0, 0, again=False)
-    path = tmp_path / part_path(0)
+    path = tmp_path / partial_state_path(0)
     if harm == "damaged":
         path.write_bytes(path.read_bytes()[:-40])
     again, cycle = explorer(), int(harm == "of another cycle")

@@ -8,7 +8,7 @@ from ray.train.v2._internal.exceptions import (
 )
 from torch.distributed import DistBackendError
 
-from suptickets_ray.distributed.cluster.errors import has_diverged, lost_elsewhere, root_cause
+from suptickets_ray.distributed.cluster.errors import has_diverged, is_transient_failure, root_cause
 
 
 class Wrapped(RuntimeError):
@@ -61,11 +61,11 @@ SILENT = OSError("When completing multiple part upload: AWS Error NETWORK_CONNEC
     ],
 )
 def test_lost_machines_and_silent_storages_are_told_from_faults_of_the_code(error, expected):
-    assert lost_elsewhere(error, in_object_store=True) == expected
+    assert is_transient_failure(error, in_object_store=True) == expected
 
 
 def test_what_a_folder_refuses_does_not_pass():
-    assert not lost_elsewhere(ControllerError(OSError(28, "No space left on device")), in_object_store=False)
+    assert not is_transient_failure(ControllerError(OSError(28, "No space left on device")), in_object_store=False)
 
 
 def test_of_several_ranks_the_one_that_is_to_blame_is_named():

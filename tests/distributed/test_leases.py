@@ -50,7 +50,7 @@ def test_whoever_lost_its_lease_is_told_and_does_not_go_on(ray_address):
             try:
                 lease.check()
             except RuntimeError as error:
-                assert "exploration a was taken over by another trial" in str(error)
+                assert "Cannot continue exploration a: another trial has taken it over" in str(error)
                 break
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -10,16 +10,16 @@ import pytest
 from suptickets_ray.distributed.cluster import run_lock as lock
 from suptickets_ray.tickets.store import RunStore
 
-OWN = lock.own_sign()
+OWN = lock.new_heartbeat()
 HERE, NOBODY = socket.gethostname(), 2**22 + 1
 """This machine, and the number of a process that does not run."""
 
 
 class Storage:
-    """Holds what `LOCK_FILE` shows at each look, in turn; the last for ever. A look is what follows a pause."""
+    """Holds the content of `LOCK_FILE` at each poll, in turn; the last one stays. A poll follows a sleep."""
 
     def __init__(self, *seen):
-        self.seen, self.pauses = list(seen), 0
+        self.seen, self.polls = list(seen), 0
 
     def exists(self, path):
         return self.seen[0] is not None
@@ -27,8 +27,8 @@ class Storage:
     def read(self, path):
         return self.seen[0]
 
-    def pause(self, seconds):
-        self.pauses += 1
+    def sleep(self, seconds):
+        self.polls += 1
         if len(self.seen) > 1:
             self.seen.pop(0)
 
@@ -37,9 +37,9 @@ def sign(beat, host="elsewhere", pid=7, machine=OWN["machine"]):
     return json.dumps({"holder": "x", "host": host, "pid": pid, "machine": machine, "beat": beat}).encode()
 
 
-def wait(storage, looks=5):
-    lock.wait_until_free(storage, "s3://bucket/run", looks=looks, pause=storage.pause)
-    return storage.pauses
+def wait(storage, polls=5):
+    lock.wait_until_free(storage, "s3://bucket/run", polls=polls, sleep=storage.sleep)
+    return storage.polls
 
 
 def test_nobody_there_is_no_reason_to_wait():
@@ -59,8 +59,8 @@ def test_a_holder_in_another_container_or_on_a_cloned_machine_is_waited_for():
 def test_whoever_waits_is_told_for_whom():
     said = []
     storage = Storage(sign(3))
-    lock.wait_until_free(storage, "s3://b/run", looks=5, pause=storage.pause, on_wait=said.append)
-    assert said == ["waiting up to 5 s for a sign of life: process 7 on elsewhere held this run"]
+    lock.wait_until_free(storage, "s3://b/run", polls=5, sleep=storage.sleep, on_wait=said.append)
+    assert said == ["waiting up to 5 s for a heartbeat: process 7 on elsewhere held this run"]
 
 
 def test_a_holder_that_gives_no_sign_at_any_look_is_dead():
@@ -68,7 +68,7 @@ def test_a_holder_that_gives_no_sign_at_any_look_is_dead():
 
 
 def test_a_holder_that_gives_a_sign_at_the_last_look_is_alive():
-    with pytest.raises(ValueError, match="must be free; process 7 on elsewhere works on it"):
+    with pytest.raises(ValueError, match="Cannot lock the run in .*: process 7 on elsewhere works on it"):
         wait(Storage(*[sign(3)] * 5, sign(4)))
 
 
@@ -84,9 +84,9 @@ def test_a_holder_that_leaves_frees_the_run():
 @pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"host": "elsewhere"}', b'{"pid": 3, "host": 4}'])
 def test_a_sign_that_cannot_be_read_is_that_of_somebody(broken):
     assert wait(Storage(broken)) == 5
-    with pytest.raises(ValueError, match="must be free"):
+    with pytest.raises(ValueError, match="Cannot lock the run"):
         wait(Storage(broken, sign(1)))
-    with pytest.raises(ValueError, match="must be free"):
+    with pytest.raises(ValueError, match="Cannot lock the run"):
         wait(Storage(sign(1), broken))
 
 
@@ -96,20 +96,20 @@ def test_a_file_system_without_locks_is_no_busy_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(lock.fcntl, "flock", no_locks)
     with (
-        pytest.raises(ValueError, match="must be on a file system that knows locks, .* Function not implemented"),
+        pytest.raises(ValueError, match="on a file system that supports file locks; .* Function not implemented"),
         lock.only_process(str(tmp_path / "run")),
     ):
         pass
 
 
 def claims(store, rival=None):
-    lock.claim(store, "run", OWN, pause=lambda seconds: rival and lock.give_sign(store, rival, 0))
+    lock.claim(store, "run", OWN, sleep=lambda seconds: rival and lock.write_heartbeat(store, rival, 0))
 
 
 def test_of_two_that_claim_a_free_run_at_once_the_one_that_wrote_last_has_it(tmp_path):
     store = RunStore(str(tmp_path))
-    with pytest.raises(ValueError, match="must be free"):
-        claims(store, rival=lock.own_sign())
+    with pytest.raises(ValueError, match="Cannot lock the run"):
+        claims(store, rival=lock.new_heartbeat())
     claims(store)
     claims(store, rival=OWN)
 
@@ -117,29 +117,29 @@ def test_of_two_that_claim_a_free_run_at_once_the_one_that_wrote_last_has_it(tmp
 @pytest.fixture
 def in_store(tmp_path, monkeypatch):
     """A run whose holder gives signs all the time; and its files."""
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
-    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.0)
     path = f"file://{tmp_path}/run"
     return path, RunStore(path)
 
 
 def test_a_holder_that_was_taken_for_dead_finds_that_out_and_stops(in_store):
     path, store = in_store
-    rival = lock.own_sign()
-    words = f"process {rival['pid']} on {HERE} has taken the run in .* over"
+    rival = lock.new_heartbeat()
+    words = f"Cannot continue the run in .*: process {rival['pid']} on {HERE} has taken it over"
     with pytest.raises(RuntimeError, match=words), lock.only_process(path):
         for count in range(600):  # one of the rival's signs ends it; a single one could be overwritten
-            lock.give_sign(store, rival, count)
+            lock.write_heartbeat(store, rival, count)
             threading.Event().wait(0.05)
     assert lock._read(store)["holder"] == rival["holder"]  # and nobody takes that away
 
 
 def test_whoever_ends_before_it_finds_that_out_leaves_the_rivals_sign(in_store, monkeypatch):
     path, store = in_store
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 60.0)
-    rival = lock.own_sign()
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 60.0)
+    rival = lock.new_heartbeat()
     with lock.only_process(path):
-        lock.give_sign(store, rival, 0)
+        lock.write_heartbeat(store, rival, 0)
     assert lock._read(store)["holder"] == rival["holder"]
 
 
@@ -194,6 +194,6 @@ def test_a_lock_of_another_user_is_refused(tmp_path):
 def test_a_busy_run_is_found_without_taking_it(tmp_path):
     lock.check_free(str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
-    with lock.only_process(str(tmp_path)), pytest.raises(ValueError, match="must be free; another process works on it"):
+    with lock.only_process(str(tmp_path)), pytest.raises(ValueError, match="Cannot lock .* another process works"):
         lock.check_free(str(tmp_path))
     lock.check_free(str(tmp_path))

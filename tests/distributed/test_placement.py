@@ -40,24 +40,24 @@ def test_trials_share_the_room_there_is(settings, machines, trials, chains, want
 @pytest.mark.parametrize(
     ("settings", "machines", "wanted", "message"),
     [
-        ({}, [FOUR_CPUS], 5, "5 trials x 1 explorers x 1 CPU and 0 GPU = 5 places, and the cluster has 4"),
+        ({}, [FOUR_CPUS], 5, "5 trials x 1 explorers x 1 CPU and 0 GPU = 5 explorers, and the cluster fits 4"),
         (
             {"cpus_per_worker": 2},
             [Machine({"CPU": 1.0})],
             None,
-            "1 trials x 1 explorers x 2 CPU.* and the cluster has 0",
+            "1 trials x 1 explorers x 2 CPU.* and the cluster fits 0",
         ),
         (
             {"superposer_gpus": 1.0},
             [FOUR_CPUS],
             None,
-            "beside 1 GPU for each trial's superposer, and the cluster has 0",
+            "beside 1 GPU for each trial's superposer, and the cluster fits 0",
         ),
         (
             {"superposer_gpus": 0.5, "gpus_per_worker": 1.0},
             [Machine({"CPU": 8.0, "GPU": 1.0})],
             None,
-            "x 1 CPU and 1 GPU = 1 places beside 0.5 GPU for each trial's superposer, and the cluster has 0",
+            "x 1 CPU and 1 GPU = 1 explorers beside 0.5 GPU for each trial's superposer, and the cluster fits 0",
         ),
     ],
 )

@@ -91,7 +91,7 @@ def jobs(monkeypatch, tmp_path):
             try:
                 return work()
             except Exception as failure:
-                raise RuntimeError(f"{what} failed") from failure
+                raise RuntimeError(f"Cannot finish {what}") from failure
 
         monkeypatch.setattr(pretrain, "TorchTrainer", fake)
         monkeypatch.setattr(pretrain, "watched", watched)
@@ -110,7 +110,7 @@ def test_a_day_of_lost_machines_does_not_end_a_pretraining_that_comes_further_ea
 
 def test_a_pretraining_that_is_lost_at_one_point_again_and_again_ends(jobs):
     fake, pretrained = jobs([10] * 20, NodeDiedError("gone"))
-    with pytest.raises(RuntimeError, match="pretraining failed"):
+    with pytest.raises(RuntimeError, match="Cannot finish pretraining"):
         pretrained()
     assert fake.tries == 10
 
@@ -143,20 +143,22 @@ def minutes(monkeypatch, jobs):
 
 
 def test_a_pretraining_whose_machines_do_not_come_back_says_so_and_gives_up(jobs, minutes, monkeypatch):
-    lack = ResourceShortfall(
+    shortfall = ResourceShortfall(
         "1 of 2 workers of 1 CPU", "cluster.num_workers must be at most 1{waited}; got 2.", "Ask for fewer"
     )
-    monkeypatch.setattr(pretrain, "resource_shortfall", lambda cluster: lack)
+    monkeypatch.setattr(pretrain, "resource_shortfall", lambda cluster: shortfall)
     fake, pretrained = jobs([None] * 50, NO_PLACE, monitor=minutes)
     with pytest.raises(RuntimeError, match=r"at most 1 after 10 minutes; got 2\. Ask for fewer, or give an autoscaler"):
         pretrained()
     assert fake.tries == 11
-    assert minutes.said == ["waiting up to 10 minutes for machines: there is room for 1 of 2 workers of 1 CPU"]
+    assert minutes.said == [
+        "waiting up to 10 minutes for machines: the cluster has capacity for 1 of 2 workers of 1 CPU",
+    ]
 
 
 def test_a_pretraining_goes_on_once_its_machines_are_back(jobs, minutes, monkeypatch):
-    lacks = [ResourceShortfall("nothing", "no room{waited}.", "Wait")] * 8
-    monkeypatch.setattr(pretrain, "resource_shortfall", lambda cluster: lacks.pop() if lacks else None)
+    shortfalls = [ResourceShortfall("nothing", "no capacity{waited}.", "Wait")] * 8
+    monkeypatch.setattr(pretrain, "resource_shortfall", lambda cluster: shortfalls.pop() if shortfalls else None)
     fake, pretrained = jobs([None] * 8, NO_PLACE, monitor=minutes)
     assert pretrained() == b"state"
     assert fake.tries == 9
@@ -168,7 +170,7 @@ def test_a_pretraining_waits_for_machines_that_others_hold_and_says_so(jobs, min
     assert pretrained() == b"state"
     assert fake.tries == 31
     assert minutes.said == [
-        "waiting for pretraining to start: others may hold the machines for it, or it still loads data"
+        "waiting for pretraining to start: suitable machines may be in use, or it may still be loading data"
     ]
 
 
@@ -184,7 +186,7 @@ FAULT = ValueError("the planted fault")
 )
 def test_a_fault_of_the_code_is_not_repeated(jobs, reaches, tries):
     fake, pretrained = jobs(reaches, FAULT)
-    with pytest.raises(RuntimeError, match="pretraining failed"):
+    with pytest.raises(RuntimeError, match="Cannot finish pretraining"):
         pretrained()
     assert fake.tries == tries
 

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from suptickets_ray import Ticket, load_config, train
 from suptickets_ray.distributed.cluster import watchdog
-from suptickets_ray.offline.resuperpose import judge_runs, open_runs, superpose_runs
+from suptickets_ray.offline.resuperpose import evaluate_runs, open_runs, superpose_runs
 from suptickets_ray.sparse.masks import num_active, unpack
 from suptickets_ray.tickets.averaging import superpose
 from suptickets_ray.training.checkpoint import read_state
@@ -258,7 +258,7 @@ def test_storage_that_cannot_be_written_stops_the_run_and_loses_no_ticket(finish
     (forked_run / "tickets").mkdir()
     in_the_way = forked_run / "tickets/chain-001"
     in_the_way.write_text("a file where a folder should be")
-    with pytest.raises(RuntimeError, match="of chain 1 failed: .*chain-001"):
+    with pytest.raises(RuntimeError, match="of chain 1: .*chain-001"):
         continued(forked_run, "cluster.num_explorers=1")
     kept = forked_run / "tickets/chain-000/cycle-000.arrow"
     before = kept.stat().st_mtime_ns
@@ -299,7 +299,7 @@ def test_the_greedy_rule_takes_the_tickets_of_a_run_best_first(finished_run, for
     result = train(load_config(done / "config.yaml", [*place, "superposition.method=greedy"])).result
     assert num_active(Ticket.load(forked_run / "superposed.arrow").masks) == TARGET
     runs = open_runs([finished_run.path], ["method=greedy"])
-    alone = judge_runs(runs, *superpose_runs(runs))
+    alone = evaluate_runs(runs, *superpose_runs(runs))
     assert result["superposed"] == alone["superposed"]
 
 
@@ -310,7 +310,7 @@ def test_layers_merged_by_several_processes_are_the_bits_of_one_superposer(finis
     own, events = [f"storage={forked_run.parent}", "name=forked"], []
     apart = train(load_config(Path(finished_run.path) / "config.yaml", [*own, *rule]), events.append).result
     runs = open_runs([str(forked_run)])
-    alone = judge_runs(runs, *superpose_runs(runs))
+    alone = evaluate_runs(runs, *superpose_runs(runs))
     assert apart["superposed"] == alone["superposed"]
     assert apart["tickets"] == alone["tickets"]
     assert sum(event["kind"] == "merge" for event in events) == 6
@@ -353,7 +353,7 @@ def test_a_failing_model_fails_the_run_with_its_own_message(ray_address, tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     overrides = ["model.name=failing_models:build", "model.initialization=default", "cluster.num_workers=1"]
-    with pytest.raises(RuntimeError, match="pretraining failed: ArithmeticError: the planted fault"):
+    with pytest.raises(RuntimeError, match="Cannot finish pretraining: ArithmeticError: the planted fault"):
         train(load_config(None, [*tiny, *overrides, f"storage={tmp_path}"]))
 
 
@@ -361,7 +361,7 @@ def test_two_processes_do_not_work_on_one_run(ray_address, tmp_path, tiny):
     (tmp_path / "digits").mkdir()
     with (tmp_path / "digits/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="must be free; another process works on it"):
+        with pytest.raises(ValueError, match="Cannot lock the run in .*: another process works on it"):
             train(load_config(None, [*tiny, f"storage={tmp_path}"]))
 
 
@@ -413,7 +413,7 @@ def test_pretraining_waits_aloud_for_cpus_that_others_hold_and_goes_on_once_they
     ray_address, tmp_path, tiny, monkeypatch
 ):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
-    monkeypatch.setattr(watchdog, "_SLOW_SECONDS", 1.0)
+    monkeypatch.setattr(watchdog, "_SLOW_START_SECONDS", 1.0)
     holder, said = Holder.options(num_cpus=3).remote(), []
     ray.get(holder.holds.remote())
     patience = threading.Timer(60, ray.kill, [holder])  # nobody is told: it fails below, and does not wait for ever
@@ -429,7 +429,9 @@ def test_pretraining_waits_aloud_for_cpus_that_others_hold_and_goes_on_once_they
     with pytest.raises(KeyboardInterrupt):
         train(load_config(None, [*tiny, f"storage={tmp_path}", "name=held"]), free_once_told)
     patience.cancel()
-    assert said == ["waiting for pretraining to start: others may hold the machines for it, or it still loads data"]
+    assert said == [
+        "waiting for pretraining to start: suitable machines may be in use, or it may still be loading data",
+    ]
     assert (tmp_path / "held/pretrained.pt").is_file()
 
 
@@ -445,7 +447,7 @@ def test_the_result_of_another_recipe_is_refused_by_its_file(copied_run):
     other = read(copied_run) | {"config_digest": "of another recipe"}
     (copied_run / "result.json").write_text(json.dumps(other))
     config = load_config(copied_run / "config.yaml", [f"storage={copied_run.parent}"])
-    with pytest.raises(ValueError, match=r"result\.json must be that of the run in its folder; .* Remove it"):
+    with pytest.raises(ValueError, match=r"result\.json: it belongs to another recipe .* Remove it"):
         train(config)
 
 

@@ -81,10 +81,10 @@ def test_a_search_in_an_object_store_ends_with_its_answer(ray_address, bucket):
 def test_a_second_process_keeps_out_while_the_first_gives_signs_of_life(bucket, monkeypatch):
     from suptickets_ray.distributed.cluster import run_lock as lock
 
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.2)
-    monkeypatch.setattr(lock, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.1)
     path = child(bucket, "locked")
-    refused = pytest.raises(ValueError, match="must be free; process .* works on it")
+    refused = pytest.raises(ValueError, match="Cannot lock the run in .*: process .* works on it")
     with lock.only_process(path):
         first = RunStore(path).read(".lock")
         with refused, lock.only_process(path):

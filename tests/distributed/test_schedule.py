@@ -8,7 +8,7 @@ from suptickets_ray.distributed.cluster.retry import (
     should_retry,
     stall_limit_seconds,
 )
-from suptickets_ray.distributed.pipeline.cycle_order import cycles_behind_state, finished_cycles, next_cycle
+from suptickets_ray.distributed.pipeline.cycle_order import cycles_from_state, finished_cycles, next_cycle
 
 
 @pytest.mark.parametrize(
@@ -68,25 +68,25 @@ def test_a_chain_goes_on_from_its_last_state_if_all_its_tickets_are_there(stored
     ],
 )
 def test_a_state_that_was_stored_just_before_a_death_counts(done, state_cycle, expected):
-    assert cycles_behind_state(done, state_cycle) == expected
+    assert cycles_from_state(done, state_cycle) == expected
 
 
 def test_deaths_count_until_it_gets_further_than_ever():
-    retries = RetryBudget(most=3)
-    assert [retries.died(), retries.died()] == [True, True]
-    retries.reached(1)
-    assert [retries.died(), retries.died()] == [True, True]  # a day of preemptions
-    retries.reached(1)  # no further than before
-    assert not retries.died()
+    retries = RetryBudget(max_failures=3)
+    assert [retries.record_failure(), retries.record_failure()] == [True, True]
+    retries.record_progress(1)
+    assert [retries.record_failure(), retries.record_failure()] == [True, True]  # a day of preemptions
+    retries.record_progress(1)  # no further than before
+    assert not retries.record_failure()
 
 
 def test_a_drought_is_said_once_and_ends_with_rain_or_the_limit():
     stall = StallTimer(limit_seconds=1200)
-    assert [stall.begins(True, 0.0), stall.begins(True, 1199.0)] == [True, False]
+    assert [stall.update(True, 0.0), stall.update(True, 1199.0)] == [True, False]
     assert not stall.is_over_limit(1199.0)
-    assert not stall.begins(False, 1200.0)
+    assert not stall.update(False, 1200.0)
     assert not stall.is_over_limit(5000.0)
-    assert stall.begins(True, 6000.0)
+    assert stall.update(True, 6000.0)
     assert stall.is_over_limit(7200.0)
 
 

@@ -40,7 +40,7 @@ def contents(config):
 @pytest.mark.parametrize("files", [["search.json"], ["search.json", "result.json"], ["pretraining/abc/pretrained.pt"]])
 def test_a_run_keeps_out_of_the_folder_of_a_search(config, files):
     _, before = folder(config, *files)
-    with pytest.raises(ValueError, match="folder of a run must hold no search; .*/a does. Give the run a name="):
+    with pytest.raises(ValueError, match="Cannot run in .*/a: the folder holds a search. Choose another name="):
         train(config)
     assert contents(config) == before
 
@@ -49,7 +49,7 @@ def test_a_run_keeps_out_of_the_folder_of_a_search(config, files):
 @pytest.mark.parametrize("start", [tune, trainable])
 def test_a_search_keeps_out_of_the_folder_of_a_run(config, files, start):
     _, before = folder(config, *files)
-    with pytest.raises(ValueError, match="folder of a search must hold no run; .*/a does. Give the search a name="):
+    with pytest.raises(ValueError, match="Cannot search in .*/a: the folder holds a run. Choose another name="):
         start(config)
     assert contents(config) == before
 
@@ -59,7 +59,7 @@ def test_a_search_of_another_recipe_or_space_is_refused(config, start):
     folder(config, "search.json")
     for setting, key in (("train.lr=0.3", "train.lr"), ("search.num_seeds=2", "search.num_seeds")):
         other = load_config(None, [SPACE, setting, f"storage={config.storage}", "name=a"])
-        with pytest.raises(ValueError, match=f"must be that of the search in .*these keys differ: {key}"):
+        with pytest.raises(ValueError, match=f"Cannot continue the search in .*these keys differ: {key}"):
             start(other)
 
 
@@ -72,7 +72,7 @@ def test_a_point_that_cannot_work_is_found_before_anything_is_started(config, st
 
 
 def test_a_trainable_keeps_out_of_a_search_that_runs(config, ray_address):
-    with only_process(f"{config.storage}/a"), pytest.raises(ValueError, match="/a must be free; another process works"):
+    with only_process(f"{config.storage}/a"), pytest.raises(ValueError, match="Cannot lock .*/a: another process"):
         trainable(config)
     assert not (Path(config.storage) / "a/config.yaml").exists()
 
@@ -103,7 +103,7 @@ def test_a_search_with_failed_trials_is_not_done(config, monkeypatch):
 def test_where_all_have_diverged_the_error_says_so(config):
     plan, files = SearchPlan(config), SearchFiles(f"{config.storage}/a", config)
     row = {"state": "complete", "values": plan.points[0], "error": None, "validation_accuracy": None}
-    with pytest.raises(RuntimeError, match="no trial has a finite validation_accuracy: all have diverged"):
+    with pytest.raises(RuntimeError, match="all trials have diverged, and none has a finite validation_accuracy"):
         conclude(plan, files, [row], None, [])
     assert finished_search(files, config) is None
 
@@ -128,7 +128,7 @@ print("states:", [row["state"] for row in tune(load_config(None, [*small, one, "
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 trials x 1 explorers x 1 CPU and 0 GPU = 2 places, and the cluster has 1" in done.stdout
+    assert "2 trials x 1 explorers x 1 CPU and 0 GPU = 2 explorers, and the cluster fits 1" in done.stdout
     assert done.stdout.count("refused:") == 2, done.stdout
     assert "states: ['complete']" in done.stdout
     assert not (tmp_path / "refused/pretraining").exists()

@@ -9,7 +9,7 @@ from suptickets_ray import load_config
 from suptickets_ray.distributed.tune.searcher import early_stopping, optuna_searcher, tune_space
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.plan import SearchPlan
-from suptickets_ray.search.space import settle
+from suptickets_ray.search.space import normalize_point
 from suptickets_ray.tickets.ticket import Ticket
 
 SMALL = ["train.epochs=40", "tickets.cycle_epochs=2"]
@@ -25,9 +25,9 @@ def search(tmp_path):
 
 
 def keep(files, suggested, accuracy=0.5):
-    point = settle(suggested, "cia")
+    point = normalize_point(suggested, "cia")
     row = {"point": point, "suggested": suggested, "finished": 1.0, "validation_accuracy": accuracy}
-    files.keep(point, 0, row, Ticket({}, {}, {}))
+    files.write_row(point, 0, row, Ticket({}, {}, {}))
 
 
 def told(searcher):

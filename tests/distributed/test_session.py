@@ -17,11 +17,11 @@ from suptickets_ray.distributed.cluster.local_ray import remove_old_sessions
 from suptickets_ray.distributed.cluster.session import (
     _local_cpus,
     _quick_start,
-    asks_for_token,
     check_address,
     cluster_address,
-    make_token,
+    ensure_token,
     ray_session,
+    requires_token,
 )
 
 
@@ -94,18 +94,18 @@ def test_a_superposer_that_is_left_on_a_cpu_by_a_recipe_for_gpus_is_warned_about
     events = []
     with pytest.raises(ValueError, match="must be a Ray cluster that answers"):
         train(load_config(None, [*nobody, *more]), events.append)
-    assert any("on one thread of a CPU" in event["text"] for event in events if event["kind"] == "warning") == warned
+    assert any("on one CPU thread" in event["text"] for event in events if event["kind"] == "warning") == warned
 
 
 def test_a_ray_without_a_token_is_recognised(monkeypatch, tmp_path):
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert not asks_for_token()
+    assert not requires_token()
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 40)
-    assert asks_for_token()
+    assert requires_token()
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert not asks_for_token()
+    assert not requires_token()
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def home(monkeypatch, tmp_path):
 def test_the_token_is_readable_for_its_owner_alone(home):
     old = os.umask(0)
     try:
-        make_token()
+        ensure_token()
     finally:
         os.umask(old)
     token = home / ".ray/auth_token"
@@ -135,7 +135,7 @@ def test_a_token_that_ray_left_open_is_closed_and_kept(home):
     token = home / ".ray/auth_token"
     token.write_text("a" * 64)
     token.chmod(0o644)
-    make_token()
+    ensure_token()
     assert token.read_text() == "a" * 64
     assert token.stat().st_mode & 0o777 == 0o600
 
@@ -145,7 +145,7 @@ def test_a_token_that_ray_left_open_is_closed_and_kept(home):
 )
 def test_no_token_is_made_where_none_or_another_is_meant(home, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    make_token()
+    ensure_token()
     assert not (home / ".ray").exists()
 
 
@@ -234,10 +234,10 @@ def test_a_cluster_that_asks_for_a_token_is_shown_it(head_of, tmp_path):
     address, home = head_of("token")
     assert join(address, home) == {"said": None, "warned": []}
     without = join(address, tmp_path)
-    assert "must be shown its token; this process has none" in without["said"]
-    assert "forbids to show" in join(address, home, RAY_AUTH_MODE="disabled")["said"]
+    assert "it requires a token, and this process has none" in without["said"]
+    assert "disables tokens" in join(address, home, RAY_AUTH_MODE="disabled")["said"]
     other = join(address, tmp_path, RAY_AUTH_TOKEN="b" * 40)
-    assert "its token is another one than ours" in other["said"]
+    assert "its token differs from this process's" in other["said"]
 
 
 @pytest.mark.ray
@@ -251,8 +251,8 @@ def test_an_open_cluster_is_joined_with_a_warning_whether_or_not_a_token_is_at_h
         joined = join(address, tmp_path)
         assert joined["said"] is None
         assert len(joined["warned"]) == 1
-        assert "asks for no token" in joined["warned"][0]
-    assert "it asks for none" in join(address, tmp_path, RAY_AUTH_MODE="token")["said"]
+        assert "is not authenticated" in joined["warned"][0]
+    assert "it requires no token" in join(address, tmp_path, RAY_AUTH_MODE="token")["said"]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_an_open_cluster_is_joined_with_a_warning_whether_or_not_a_token_is_at_h
         ({"memory_per_worker_gb": 90000.0}, "cluster.memory_per_worker_gb must fit this machine's"),
         ({"worker_resources": {"spot": 1.0}}, "cluster.worker_resources must name resources of a cluster"),
         ({"explorer_resources": {"spot": 1.0}}, "cluster.explorer_resources must name resources of a cluster"),
-        ({"exclude_head_node": True}, "cluster.exclude_head_node must be false on this machine alone"),
+        ({"exclude_head_node": True}, "cluster.exclude_head_node must be false for a local Ray"),
     ],
 )
 def test_what_this_machine_lacks_is_refused_before_a_local_ray_starts(monkeypatch, asked, message):

@@ -13,8 +13,8 @@ class FakeRay:
         monkeypatch.setattr(sharing.ray, "nodes", lambda: [self._node(name) for name in self.nodes])
         monkeypatch.setattr(sharing.ray, "get_runtime_context", lambda: self)
         monkeypatch.setattr(sharing.ray, "wait", self._wait)
-        monkeypatch.setattr(sharing, "_ask", self._ask)
-        monkeypatch.setattr(sharing, "_says_no", lambda node: self.answers[node] is False)
+        monkeypatch.setattr(sharing, "_probe", self._probe)
+        monkeypatch.setattr(sharing, "_is_blind", lambda node: self.answers[node] is False)
 
     def get_node_id(self):
         return "here"
@@ -22,8 +22,8 @@ class FakeRay:
     def _node(self, name):
         return {"NodeID": name, "Alive": True, "NodeManagerHostname": f"host-{name}"}
 
-    def _ask(self, probe, nodes):
-        assert probe.is_file()
+    def _probe(self, file, nodes):
+        assert file.is_file()
         self.asked.append(sorted(nodes))
         return dict(nodes)
 
@@ -40,7 +40,9 @@ def cluster(monkeypatch):
 def test_a_machine_that_does_not_see_the_folder_is_named_before_anything_starts(cluster, tmp_path):
     cluster.nodes += ["a", "b", "busy"]
     cluster.answers = {"a": True, "b": False}
-    with pytest.raises(ValueError, match=f"must be a folder that all machines share.*; host-b does not see {tmp_path}"):
+    with pytest.raises(
+        ValueError, match=f"folder that all machines share.*; got {tmp_path}, which host-b does not see"
+    ):
         sharing.check_shared(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
     cluster.answers = {"a": True, "b": True}
@@ -56,20 +58,20 @@ def test_a_uri_and_one_machine_alone_need_no_question(cluster, tmp_path):
 
 
 def test_machines_that_join_later_are_asked_once_each_and_without_waiting(cluster, tmp_path):
-    machines = sharing.JoiningMachines(str(tmp_path))
-    machines.look()
+    machines = sharing.StorageProbe(str(tmp_path))
+    machines.poll()
     cluster.nodes += ["a"]
-    machines.look()
-    machines.look()
+    machines.poll()
+    machines.poll()
     assert cluster.asked == [["a"]]
     assert len(list(tmp_path.iterdir())) == 1  # until it has answered
     cluster.answers["a"] = True
-    machines.look()
+    machines.poll()
     assert list(tmp_path.iterdir()) == []
     cluster.nodes += ["b"]
     cluster.answers["b"] = False
-    with pytest.raises(RuntimeError, match="host-b does not see"):
-        machines.look()
+    with pytest.raises(RuntimeError, match="which host-b does not see"):
+        machines.poll()
     assert cluster.asked == [["a"], ["b"]]
     assert list(tmp_path.iterdir()) == []
 
@@ -77,6 +79,6 @@ def test_machines_that_join_later_are_asked_once_each_and_without_waiting(cluste
 def test_a_folder_that_nothing_has_been_written_to_yet_is_made_to_ask_about_it(cluster, tmp_path):
     # An exploration of a search: its first ticket would make it, and machines are asked before.
     cluster.nodes += ["a"]
-    machines = sharing.JoiningMachines(str(tmp_path / "explorations" / "key"))
-    machines.look()
+    machines = sharing.StorageProbe(str(tmp_path / "explorations" / "key"))
+    machines.poll()
     assert cluster.asked == [["a"]]

@@ -9,7 +9,7 @@ from suptickets_ray.distributed.cluster.capacity import ResourceShortfall
 from suptickets_ray.distributed.cluster.event_queue import watched
 from suptickets_ray.distributed.cluster.watchdog import StallWatchdog
 
-LACK = ResourceShortfall("no explorer of 1 CPU", "an explorer must fit{waited}; none does.", "Ask for less")
+SHORTFALL = ResourceShortfall("no explorer of 1 CPU", "an explorer must fit{waited}; none does.", "Ask for less")
 
 
 class FakeMonitor:
@@ -32,45 +32,45 @@ def test_a_run_without_machines_says_so_once_and_gives_up_after_the_recipes_time
     monitor = FakeMonitor()
     watch = StallWatchdog(ClusterConfig(resource_timeout_minutes=20), monitor, "an explorer")
     for clock[0] in range(0, 1200, 100):
-        watch.look(True, LACK)
-    assert monitor.said == ["waiting up to 20 minutes for machines: there is room for no explorer of 1 CPU"]
+        watch.poll(True, SHORTFALL)
+    assert monitor.said == ["waiting up to 20 minutes for machines: the cluster has capacity for no explorer of 1 CPU"]
     clock[0] = 1200
     with pytest.raises(RuntimeError, match=r"must fit after 20 minutes; none does\. Ask for less, or give"):
-        watch.look(True, LACK)
+        watch.poll(True, SHORTFALL)
 
 
 def test_machines_that_come_back_within_ten_minutes_are_waited_for_by_every_recipe(clock):
     monitor = FakeMonitor()
     watch = StallWatchdog(ClusterConfig(), monitor, "an explorer")
     for clock[0] in range(0, 6000, 500):  # one comes and goes
-        watch.look(True, LACK)
-        watch.look(False, None)
+        watch.poll(True, SHORTFALL)
+        watch.poll(False, None)
     assert len(monitor.said) == 12
-    watch.look(True, LACK)
+    watch.poll(True, SHORTFALL)
     clock[0] += 600
     with pytest.raises(RuntimeError, match="after 10 minutes"):
-        watch.look(True, LACK)
+        watch.poll(True, SHORTFALL)
 
 
 def test_machines_that_others_hold_are_waited_for_without_limit_but_not_silently(clock):
     monitor = FakeMonitor()
     watch = StallWatchdog(ClusterConfig(), monitor, "an explorer")
     for clock[0] in range(0, 100_000, 59):
-        watch.look(True, None)
+        watch.poll(True, None)
     assert monitor.said == [
-        "waiting for an explorer to start: others may hold the machines for it, or it still loads data"
+        "waiting for an explorer to start: suitable machines may be in use, or it may still be loading data"
     ]
 
 
 def test_a_search_whose_machines_are_all_gone_gives_up_too(clock, monkeypatch):
-    monitor, looks = FakeMonitor(), []
-    monkeypatch.setattr(watchdog, "explorer_shortfall", lambda config: looks.append(clock[0]) or LACK)
-    look = watchdog.capacity_watch(ClusterConfig(), monitor, "a trial")
+    monitor, polls = FakeMonitor(), []
+    monkeypatch.setattr(watchdog, "explorer_shortfall", lambda config: polls.append(clock[0]) or SHORTFALL)
+    poll = watchdog.capacity_watch(ClusterConfig(), monitor, "a trial")
     with pytest.raises(RuntimeError, match="must fit after 10 minutes; none does"):
         for clock[0] in range(700):
-            look()
-    assert looks[:3] == [3, 6, 9]  # the cluster is not asked more often
-    assert looks[-1] == 603
+            poll()
+    assert polls[:3] == [3, 6, 9]  # the cluster is not asked more often
+    assert polls[-1] == 603
 
 
 def test_what_is_noticed_while_others_work_ends_the_wait_for_them(monkeypatch):

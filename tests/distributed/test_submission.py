@@ -14,7 +14,7 @@ import pytest
 
 from suptickets_ray import load_config
 from suptickets_ray.cli import main
-from suptickets_ray.distributed.cluster.submit import own_modules, watch_job
+from suptickets_ray.distributed.cluster.submit import user_modules, watch_job
 from suptickets_ray.recipes.load import to_dict, to_yaml
 
 pytestmark = pytest.mark.ray
@@ -108,7 +108,7 @@ def test_without_the_token_the_cluster_refuses_in_one_sentence(head, tmp_path):
         command, env={**environment, "HOME": str(tmp_path)}, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 2, done.stderr
-    assert "must be given its token" in " ".join(done.stderr.split())
+    assert "the cluster requires its token" in " ".join(done.stderr.split())
     assert not (tmp_path / "digits").exists()
 
 
@@ -132,7 +132,7 @@ def test_rays_own_command_submits_a_job_with_the_token_alone(head, shipped, tmp_
         timeout=240,
     )
     assert (done.returncode == 0) == has_token, done.stdout + done.stderr
-    assert ("This run is done already." in done.stdout) == has_token
+    assert ("This run is already complete." in done.stdout) == has_token
 
 
 class BreakingClient:
@@ -167,14 +167,14 @@ BROKEN = RuntimeError("the connection broke off")
 def test_a_stream_that_breaks_off_is_taken_up_again_and_the_jobs_own_end_counts(streams, statuses, code):
     shown = []
     client = BreakingClient(streams, statuses, code)
-    assert watch_job(client, "job", shown.append, pause=lambda seconds: None) == code
+    assert watch_job(client, "job", shown.append, sleep=lambda seconds: None) == code
     assert "".join(shown) == "abcdef"
 
 
 def test_a_cluster_that_never_answers_again_is_said_not_to_be_the_jobs_end():
     client = BreakingClient([[BROKEN]] * 10, [])
-    with pytest.raises(RuntimeError, match="job raysubmit_1 may go on, .* ray job logs --follow raysubmit_1"):
-        watch_job(client, "raysubmit_1", print, pause=lambda seconds: None)
+    with pytest.raises(RuntimeError, match="Cannot follow job raysubmit_1: .* ray job logs --follow raysubmit_1"):
+        watch_job(client, "raysubmit_1", print, sleep=lambda seconds: None)
 
 
 def test_what_cannot_be_submitted_is_one_sentence(tmp_path, capsys):
@@ -192,4 +192,4 @@ def test_modules_of_ones_own_are_found_in_a_recipe(tmp_path, monkeypatch):
     (tmp_path / "own_scores.py").write_text("def score(layer):\n    return layer.weight.abs()\n")
     monkeypatch.syspath_prepend(tmp_path)
     config = load_config(None, ["method.grow=own_scores:score", "storage=s3://bucket/x"])
-    assert set(own_modules(to_dict(config))) == {"own_scores"}
+    assert set(user_modules(to_dict(config))) == {"own_scores"}

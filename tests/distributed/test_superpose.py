@@ -12,7 +12,7 @@ from suptickets_ray.cli import main
 from suptickets_ray.offline import resuperpose as superpose_module
 from suptickets_ray.offline.resuperpose import (
     SWEPT_FACTORS,
-    judge_runs,
+    evaluate_runs,
     open_runs,
     superpose_runs,
     superposition_recipe,
@@ -36,7 +36,7 @@ def copied_run(finished_run, tmp_path):
 def test_the_runs_own_rule_gives_the_runs_own_result(finished_run):
     runs = open_runs([finished_run.path])
     merger, reports = superpose_runs(runs)
-    result = judge_runs(runs, merger, reports)
+    result = evaluate_runs(runs, merger, reports)
     recorded = json.loads((Path(finished_run.path) / "result.json").read_text())
     for key in ("superposed", "pretrained", "tickets", "unpruned_mean", "ensemble", "mean_ticket", "best_ticket"):
         assert result[key] == recorded[key], key
@@ -139,28 +139,28 @@ def test_what_cannot_be_merged_is_one_sentence_with_exit_code_2(
     assert "--output has no effect with --sweep" in refused(finished_run.path, "--sweep", "--output", "a")
     other = load_config(copied_run / "config.yaml", ["data.label_noise=0.3"])
     (copied_run / "config.yaml").write_text(to_yaml(other))
-    assert "--output must lie in a folder that is there" in refused(finished_run.path, "--output", "no/such/a.arrow")
+    assert "--output must be in an existing folder" in refused(finished_run.path, "--output", "no/such/a.arrow")
     assert "cima_factor=0.3 has no effect with --sweep" in refused(finished_run.path, "--sweep", "cima_factor=0.3")
-    assert "is named twice" in refused(finished_run.path, finished_run.path + "/")
+    assert "runs must be distinct" in refused(finished_run.path, finished_run.path + "/")
     own = load_config(f"{finished_run.path}/config.yaml")
     with monkeypatch.context() as as_if_made_on_it:
         for key in (pretraining_key, exploration_key):
             as_if_made_on_it.setattr(superpose_module, key.__name__, lambda _, key=key: key(own))
-        assert "has another cut of the data than" in refused(finished_run.path, str(copied_run))
+        assert "has another split of the data than" in refused(finished_run.path, str(copied_run))
     (copied_run / "config.yaml").write_text(to_yaml(own))
     (copied_run / "data.sha256").write_text("another")
     assert "the data must be those that the work in" in refused(str(copied_run))
     (copied_run / "data.sha256").unlink()
     shutil.rmtree(copied_run / "tickets")
-    assert "must hold tickets; it has none yet" in refused(str(copied_run))
+    assert "must contain tickets; it has none yet" in refused(str(copied_run))
 
 
 def test_runs_that_validate_on_different_examples_are_not_merged_together(tmp_path):
-    from suptickets_ray.offline.resuperpose import StoredRun, _what_must_agree
+    from suptickets_ray.offline.resuperpose import StoredRun, _shared_properties
 
     def agreed(*overrides):
         config = load_config(None, ["data.name=synthetic", "model.initialization=default", *overrides])
-        return _what_must_agree(StoredRun("", config, Ticket({}, {}, {}), None, "d", []))
+        return _shared_properties(StoredRun("", config, Ticket({}, {}, {}), None, "d", []))
 
     assert agreed("data.validation_share=0.5") != agreed("data.validation_share=0.1")
     assert agreed("tickets.num_chains=3") == agreed()
@@ -200,8 +200,8 @@ def test_files_of_another_run_are_refused_by_name(copied_run, tmp_path, capsys):
     Ticket.of_parts(ticket.parts, {**ticket.provenance, "exploration": "of another run"}).save(path)
     assert main(["superpose", str(copied_run)]) == 2
     said = "".join(capsys.readouterr().err.split())
-    assert "tickets/chain-001/cycle-001.arrowmustbeaticketoftherun" in said
+    assert "tickets/chain-001/cycle-001.arrowmustbeaticketofthefolder" in said
     other = to_yaml(load_config(copied_run / "config.yaml", ["train.lr=0.05"]))
     (copied_run / "config.yaml").write_text(other)
     assert main(["superpose", str(copied_run)]) == 2
-    assert "pretrained.pt must be that of the run in its folder" in " ".join(capsys.readouterr().err.split())
+    assert "pretrained.pt must match the folder's config.yaml" in " ".join(capsys.readouterr().err.split())

@@ -38,7 +38,7 @@ class FakeSuperposers:
 
 class FakeActor:
     def __init__(self, owner, life):
-        self.owner, self.life, self.merge, self.judge = owner, life, self, self
+        self.owner, self.life, self.merge, self.evaluate = owner, life, self, self
 
     def remote(self, *arguments):
         if not arguments:
@@ -70,7 +70,7 @@ def merged_by(monkeypatch):
         merge = SuperposerClient(settings, None, FakeExploration())
         for cycle in range(num_tickets):
             merge.merge(0, cycle)
-        merge.judge()
+        merge.evaluate()
         return superposers
 
     return run

@@ -9,9 +9,9 @@ import torch
 
 from suptickets_ray import load_config
 from suptickets_ray.offline.evaluate import (
-    assess,
-    assess_classes,
-    calibrate,
+    calibration,
+    evaluate_classes,
+    evaluate_logits,
     evaluate_stored,
 )
 from suptickets_ray.offline.export import export_stored
@@ -59,7 +59,7 @@ def logits_of(probabilities):
 def test_the_calibration_error_by_hand():
     # Two of four right at a confidence of 0.9, one of one at 0.6: 4/5 * |0.5 - 0.9| + 1/5 * |1 - 0.6|.
     logits = logits_of([[0.9, 0.1]] * 4 + [[0.4, 0.6]])
-    error, bins = calibrate(logits, torch.tensor([0, 0, 1, 1, 1]))
+    error, bins = calibration(logits, torch.tensor([0, 0, 1, 1, 1]))
     assert error == pytest.approx(0.4)
     filled = [row for row in bins if row["num_examples"]]
     assert [(row["num_examples"], row["accuracy"]) for row in filled] == [(1, 1.0), (4, 0.5)]
@@ -68,16 +68,16 @@ def test_the_calibration_error_by_hand():
 
 
 def test_a_confidence_on_the_end_of_a_bin_belongs_to_the_bin_below():
-    _, bins = calibrate(logits_of([[0.5, 0.5], [0.75, 0.25]]), torch.tensor([0, 0]), num_bins=4)
+    _, bins = calibration(logits_of([[0.5, 0.5], [0.75, 0.25]]), torch.tensor([0, 0]), num_bins=4)
     assert [row["num_examples"] for row in bins] == [0, 1, 1, 0]
 
 
 def test_a_network_that_is_sure_and_right_has_no_calibration_error():
-    assert calibrate(torch.eye(3) * 100, torch.arange(3))[0] == pytest.approx(0)
+    assert calibration(torch.eye(3) * 100, torch.arange(3))[0] == pytest.approx(0)
 
 
 def test_the_classes_by_hand():
-    rows = assess_classes(torch.tensor([0, 0, 1, 0]), torch.tensor([0, 0, 1, 1]), 3)
+    rows = evaluate_classes(torch.tensor([0, 0, 1, 0]), torch.tensor([0, 0, 1, 1]), 3)
     assert rows == [
         {"class": 0, "num_examples": 2, "accuracy": 1.0, "precision": 2 / 3},
         {"class": 1, "num_examples": 2, "accuracy": 0.5, "precision": 1.0},
@@ -87,17 +87,17 @@ def test_the_classes_by_hand():
 
 def test_top_5_counts_labels_among_the_five_likeliest():
     logits = -torch.arange(7.0).expand(7, 7)
-    assert assess(logits, torch.arange(7))["top5_accuracy"] == pytest.approx(5 / 7)
-    assert assess(logits, torch.arange(7))["accuracy"] == pytest.approx(1 / 7)
+    assert evaluate_logits(logits, torch.arange(7))["top5_accuracy"] == pytest.approx(5 / 7)
+    assert evaluate_logits(logits, torch.arange(7))["accuracy"] == pytest.approx(1 / 7)
 
 
 @pytest.mark.parametrize(("num_classes", "there"), [(5, False), (6, True)])
 def test_top_5_is_there_for_more_than_5_classes_alone(num_classes, there):
-    assert ("top5_accuracy" in assess(torch.eye(num_classes), torch.arange(num_classes))) is there
+    assert ("top5_accuracy" in evaluate_logits(torch.eye(num_classes), torch.arange(num_classes))) is there
 
 
 def test_a_network_that_has_diverged_gives_valid_json():
-    assessed = assess(torch.full((4, 3), math.nan), torch.tensor([0, 1, 2, 0]))
+    assessed = evaluate_logits(torch.full((4, 3), math.nan), torch.tensor([0, 1, 2, 0]))
     assert assessed["loss"] is assessed["calibration_error"] is None
     assert json.loads(json.dumps(assessed, allow_nan=False))["num_examples"] == 4
 
@@ -130,13 +130,13 @@ def test_a_named_recipe_stands_in_where_there_is_none(run, tmp_path, ticket):
     (tmp_path / "elsewhere").mkdir()
     lonely = tmp_path / "elsewhere/a.arrow"
     ticket.save(lonely)
-    with pytest.raises(ValueError, match=r"there is none above .*Name one with --recipe"):
+    with pytest.raises(ValueError, match=r"no folder above .*Pass the recipe with --recipe"):
         evaluate_stored(str(lonely))
     assert evaluate_stored(str(lonely), recipe=str(run / "config.yaml"))["num_examples"] == 1000
 
 
 def test_a_ticket_that_is_not_there_is_named_and_the_sup_ticket_suggested(run):
-    with pytest.raises(ValueError, match=r"must be an Arrow file that is there; got '.*none.arrow'"):
+    with pytest.raises(ValueError, match=r"must be an existing Arrow file; got '.*none.arrow'"):
         read_ticket(str(run / "none.arrow"))
     with pytest.raises(ValueError, match=r"Did you mean '.*/run/superposed.arrow'\?"):
         read_ticket(str(run))
@@ -172,7 +172,7 @@ def test_tickets_of_a_search_have_the_recipe_of_their_trial(tmp_path):
     assert recipe_of(str(explored)).model == trial.model
     own = tmp_path / "explorations" / exploration_key(base) / "tickets/chain-000/cycle-000.arrow"
     assert recipe_of(str(own)) == base
-    with pytest.raises(ValueError, match="no trial that is done has it"):
+    with pytest.raises(ValueError, match="no finished trial uses this ticket"):
         recipe_of(str(tmp_path / "explorations/other/tickets/chain-000/cycle-000.arrow"))
 
 

@@ -169,13 +169,13 @@ def test_what_somebody_planted_in_a_csr_export_does_not_run(tmp_path):
 
 def test_a_csr_export_of_another_network_is_refused(path, tmp_path):
     file = export_stored(path, "csr", str(tmp_path / "a.pt")).path
-    with pytest.raises(ValueError, match="must be an export of this network"):
+    with pytest.raises(ValueError, match="Cannot load .* into this network"):
         load_csr(file, nn.Linear(3, 2))
 
 
 def test_an_onnx_file_with_other_logits_is_refused(inputs):
     content = to_onnx_file(fresh(), inputs, {})
-    with pytest.raises(RuntimeError, match="must give the ticket's logits to 1e-05; they differ by"):
+    with pytest.raises(RuntimeError, match="logits differ from torch's by .*, more than 1e-05"):
         check_logits(content, fresh(), [inputs])
 
 
@@ -184,7 +184,7 @@ def test_a_network_that_only_takes_one_batch_size_is_refused():
         def forward(self, inputs):
             return inputs + torch.zeros(4, 3)
 
-    with pytest.raises(ValueError, match="for batches of any size; got: batches of 4 alone"):
+    with pytest.raises(ValueError, match="for any batch size: it takes only batches of 4"):
         to_onnx_file(Fixed().eval(), torch.randn(2, 3), {})
 
 
@@ -201,12 +201,12 @@ def test_a_missing_package_is_named_with_its_extra_before_anything_is_read(form,
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"form": "safetensor"}, "unknown export format 'safetensor'; did you mean 'safetensors'?"),
-        ({"form": "csr", "overrides": ["data.root=a"]}, "data.root=a has no effect with --format csr"),
-        ({"form": "arrow", "recipe": "digits"}, "--recipe has no effect with --format arrow"),
-        ({"form": "csr", "output": "no/such/folder/a.pt"}, "--output must lie in a folder that is there"),
-        ({"form": "csr", "output": "/"}, "--output must be a file; '/' is a folder"),
-        ({"form": "onnx", "overrides": ["model.name=mlp"]}, "must be a setting of the data"),
+        ({"export_format": "safetensor"}, "unknown export format 'safetensor'; did you mean 'safetensors'?"),
+        ({"export_format": "csr", "overrides": ["data.root=a"]}, "data.root=a has no effect with --format csr"),
+        ({"export_format": "arrow", "recipe": "digits"}, "--recipe has no effect with --format arrow"),
+        ({"export_format": "csr", "output": "no/such/folder/a.pt"}, "--output must be in an existing folder"),
+        ({"export_format": "csr", "output": "/"}, "--output must be a file; got the folder '/'"),
+        ({"export_format": "onnx", "overrides": ["model.name=mlp"]}, "must be a setting of the data"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(path, arguments, sentence):
@@ -226,7 +226,7 @@ def test_without_an_output_the_file_has_the_tickets_name_in_the_working_folder(p
     exported = export_stored(path, "state_dict")
     assert exported.path == str(tmp_path / "superposed.pt")
     assert exported.num_bytes == (tmp_path / "superposed.pt").stat().st_size
-    assert exported.to_load == "model.load_state_dict(torch.load('superposed.pt', weights_only=True))"
+    assert exported.load_code == "model.load_state_dict(torch.load('superposed.pt', weights_only=True))"
 
 
 def test_onnx_needs_no_files_of_the_data_where_made_up_data_stand_in(path, tmp_path):
@@ -241,4 +241,4 @@ def test_masked_weights_are_exported_with_zeros(path, tmp_path, ticket):
 
 
 def test_every_form_says_how_it_is_loaded():
-    assert all("{name!r}" in form.to_load for form in EXPORTS.values())
+    assert all("{name!r}" in row.load_code for row in EXPORTS.values())

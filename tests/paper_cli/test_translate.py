@@ -55,8 +55,8 @@ def test_an_imagenet_command_follows_its_flags_and_warns_that_they_are_the_other
     assert config.method.name == given
     assert config.method.initial_density == (0.1 if given == "granet" else None)
     swapped, unexplored, updating = translation.warnings
-    assert "two ImageNet commands carry each other's method flags, GraNet and RigL swapped" in swapped
-    assert f"the recipe imagenet/resnet50_{heading}, as the heading and the paper have it" in swapped
+    assert "the method flags of the two ImageNet commands (GraNet and RigL) are swapped" in swapped
+    assert f"as in the heading and the paper, use the recipe imagenet/resnet50_{heading}." in swapped
     assert "--re_explore is missing, as in both ImageNet commands" in unexplored
     assert "--no_maskupdates is missing, as in both ImageNet commands" in updating
 
@@ -169,7 +169,7 @@ def test_what_a_command_leaves_open_is_as_in_the_paper():
             "unknown flag '--final_density' of the public code; did you mean '--final-density'",
         ),
         ("--data imagenet --model ResNet50 --sparse --method GraNet", "--model must be left out with ImageNet"),
-        (SMALL + "--sparse-init GMP", "--sparse-init GMP, a dense start, must come with --method GMP or GraNet"),
+        (SMALL + "--sparse-init GMP", "unless --method is GMP or GraNet; got GMP, a dense start"),
         (SMALL + "-z 3", "unknown flag '-z' of the public code"),
         (SMALL + "--lr fast", "--lr must be a number; got 'fast'"),
         (SMALL + "--lr nan", "--lr must be a number; got 'nan'"),
@@ -178,7 +178,7 @@ def test_what_a_command_leaves_open_is_as_in_the_paper():
         (SMALL + "--epochs 2.5", "--epochs must be a whole number; got '2.5'"),
         (SMALL + "--epochs", "--epochs must be followed by a value; got 'nothing'"),
         (SMALL + "--epochs --lr 0.1", "--epochs must be followed by a value; got '--lr'"),
-        (SMALL + "--sparse=yes", "--sparse must stand alone, it is a switch; got '--sparse=yes'"),
+        (SMALL + "--sparse=yes", "--sparse must have no value, because it is a switch; got '--sparse=yes'"),
         (SMALL + "--sparse", "--method must be given; it is missing from the command"),
         (SMALL + "--sparse --method DST", "--growth must be given; it is missing from the command"),
         (SMALL + "--sparse --method RigL", "unknown value of --method 'RigL'"),
@@ -189,8 +189,8 @@ def test_what_a_command_leaves_open_is_as_in_the_paper():
             "--final-density and --density must be equal; got 0.1 and 0.2",
         ),
         (SMALL + "--multiplier 0", "--multiplier must be at least 1; got 0"),
-        (SMALL + "cifar", "the command must hold nothing but flags and their values; got 'cifar' without one"),
-        (SMALL + "'", "must be a command line; got one that cannot be split"),
+        (SMALL + "cifar", "the command must contain only flags and their values; got 'cifar' without a flag"),
+        (SMALL + "'", "Cannot split the command line of --from-flags: No closing quotation"),
         ("--data cifar100", "--model must be given"),
         ("--model ResNet50", "--data must be given"),
         ("--data cifar100 --model ResNet51", "unknown value of --model 'resnet51'; did you mean 'resnet"),
@@ -206,7 +206,7 @@ def test_a_command_that_cannot_be_had_is_one_sentence(command, message):
 
 def test_every_flag_decides_a_setting_that_exists_or_says_what_there_is_instead():
     for name, flag in FLAGS.items():
-        assert bool(flag.setting) != bool(flag.instead), name
+        assert bool(flag.setting) != bool(flag.reason), name
         assert not flag.setting or flag.setting in all_keys()
         assert not flag.setting or name in flags_of(flag.setting)
     assert set(ALIASES.values()) <= set(FLAGS)

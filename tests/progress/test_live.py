@@ -65,7 +65,7 @@ def test_the_closing_table_names_every_network_with_both_accuracies():
 
 def test_the_report_shows_the_result_and_escapes_what_it_is_given():
     page = render_report(RESULT, "name: <script>")
-    for words in ("sup-ticket", "85.00%", "1.0 (left out)", "did not pay &amp; more", "a&lt;b&gt;"):
+    for words in ("sup-ticket", "85.00%", "1.0 (rejected)", "did not pay &amp; more", "a&lt;b&gt;"):
         assert words in page
     assert "<script>" not in page
     assert "http" not in page  # opens from disk, without a network
@@ -87,8 +87,8 @@ def test_plain_lines_tell_phases_tenths_tickets_and_merges():
         view(event)
     assert sum("epoch" in line for line in lines) == 10
     assert any("ticket 1 of 2: chain 0, cycle 0, validation accuracy 80.00%" in line for line in lines)
-    assert any("chain 0, cycle 0 left out" in line for line in lines)
-    assert any("going on with 1 finished tickets" in line for line in lines)
+    assert any("chain 0, cycle 0 rejected" in line for line in lines)
+    assert any("resuming with 1 finished tickets" in line for line in lines)
 
 
 def test_progress_estimates_the_seconds_left():

@@ -11,12 +11,12 @@ from suptickets_ray import Ticket, load_config
 from suptickets_ray.report.analysis import (
     Curve,
     chance_overlap,
-    chosen_lines,
     curve,
-    evenly_chosen,
+    evenly_spaced,
     layer_densities,
+    line_pairs,
     overlap_matrix,
-    sampled,
+    sample_data,
 )
 from suptickets_ray.report.figures import _COLORS, Series, heat_map, line_figure
 from suptickets_ray.report.gantt import lanes_of
@@ -49,7 +49,7 @@ def test_the_overlap_counts_the_positions_of_all_layers_together_and_is_one_less
 
 
 def test_tickets_of_another_model_are_refused():
-    with pytest.raises(ValueError, match="tickets must be of one model"):
+    with pytest.raises(ValueError, match="their masked layers differ"):
         overlap_matrix([ticket_of([1, 0]), ticket_of([1, 0, 1])])
 
 
@@ -63,8 +63,8 @@ def test_layer_densities_are_shares_of_active_weights():
 
 
 def test_of_many_tickets_some_are_chosen_evenly_with_the_first_and_the_last():
-    assert evenly_chosen(range(5), 16) == [0, 1, 2, 3, 4]
-    assert evenly_chosen(range(31), 16) == list(range(0, 31, 2))
+    assert evenly_spaced(range(5), 16) == [0, 1, 2, 3, 4]
+    assert evenly_spaced(range(31), 16) == list(range(0, 31, 2))
 
 
 # Lines
@@ -72,16 +72,16 @@ def test_of_many_tickets_some_are_chosen_evenly_with_the_first_and_the_last():
 
 def test_lines_run_along_a_chain_and_from_chain_to_chain():
     keys = [(chain, cycle) for chain in range(3) for cycle in range(2)]
-    assert chosen_lines(keys) == [((0, 0), (0, 1)), ((0, 0), (1, 0)), ((0, 0), (2, 0))]
+    assert line_pairs(keys) == [((0, 0), (0, 1)), ((0, 0), (1, 0)), ((0, 0), (2, 0))]
 
 
 def test_one_chain_has_a_line_from_its_first_ticket_to_its_last():
-    assert chosen_lines([(0, 0), (0, 1), (0, 2)]) == [((0, 0), (0, 1)), ((0, 0), (0, 2))]
+    assert line_pairs([(0, 0), (0, 1), (0, 2)]) == [((0, 0), (0, 1)), ((0, 0), (0, 2))]
 
 
 def test_a_single_ticket_has_no_line():
-    assert chosen_lines([(0, 0)]) == []
-    assert chosen_lines([]) == []
+    assert line_pairs([(0, 0)]) == []
+    assert line_pairs([]) == []
 
 
 def test_the_barrier_is_measured_from_the_line_between_the_ends():
@@ -102,7 +102,7 @@ def test_a_diverged_network_has_a_barrier_that_is_no_number():
 @pytest.fixture
 def splits():
     config = load_config(None)
-    return sampled(load_data(config.data), config)
+    return sample_data(load_data(config.data), config)
 
 
 def test_the_ends_of_a_curve_are_what_the_tickets_are_worth(splits):
@@ -117,7 +117,7 @@ def test_the_ends_of_a_curve_are_what_the_tickets_are_worth(splits):
     config = load_config(None, ["superposition.batchnorm=average"])
     found = curve(model, ("a", tickets[0][0]), ("b", tickets[1][0]), config, splits)
     assert (found.losses[0], found.losses[-1]) == (tickets[0][1], tickets[1][1])
-    assert found.shares == [index / 6 for index in range(7)]
+    assert found.alphas == [index / 6 for index in range(7)]
 
 
 def test_batchnorm_statistics_are_recalibrated_on_the_way_if_the_recipe_says_so(splits):
@@ -139,7 +139,7 @@ def test_lines_see_a_limited_number_of_examples(monkeypatch):
     monkeypatch.setattr("suptickets_ray.report.analysis.MAX_EXAMPLES", 50)
     config = load_config(None)
     splits = load_data(config.data)
-    few = sampled(splits, config)
+    few = sample_data(splits, config)
     assert (len(few.train), len(few.validation)) == (50, 50)
     last = few.validation.batch(torch.tensor([0, 49]))[0]
     assert torch.equal(last, splits.validation.batch(torch.tensor([0, len(splits.validation) - 1]))[0])
@@ -170,7 +170,7 @@ def test_every_process_has_a_lane_and_cycles_at_once_are_counted():
         "pretraining", "explorer 1 (abcdef:7)", "explorer 2 (abcdef:8)", "superposer",
     ]  # fmt: skip
     assert [(bar.began, bar.seconds, bar.text) for bar in found.lanes[2].bars] == [(10, 5, "1.0"), (15, 5, "2.0")]
-    assert (found.num_cycles, found.most_at_once, found.mean_at_once, found.seconds) == (3, 2, 2.0, 22.0)
+    assert (found.num_cycles, found.max_concurrent, found.mean_concurrent, found.seconds) == (3, 2, 2.0, 22.0)
 
 
 def test_waiting_for_ray_and_for_the_explorers_has_its_own_lane():

@@ -36,7 +36,7 @@ def test_runs_that_differ_in_seed_name_and_place_alone_are_one_group():
 
 
 def test_the_same_result_does_not_count_twice():
-    with pytest.raises(ValueError, match="of the same recipe and have the same result"):
+    with pytest.raises(ValueError, match="the same recipe and the same result"):
         group_runs([run_of(0, 0.84), run_of(0, 0.84)])
 
 
@@ -58,7 +58,7 @@ def test_the_page_gives_mean_and_error_of_accuracies_and_of_gains_within_runs():
 @pytest.mark.parametrize(
     ("accuracies", "words"),
     [
-        ((0.84, 0.85), "over 2 seeds the sup-ticket gains +4.50 ± 0.50 points"),
+        ((0.84, 0.85), "over 2 seeds the sup-ticket gains +4.50 ± 0.50 percentage points"),
         # Two seeds leave it to 12.7 standard errors: Student's t with one degree of freedom.
         ((0.84, 0.85), "superposing changed nothing beyond chance;"),
         ((0.84, 0.85, 0.845), "superposing paid;"),
@@ -74,7 +74,7 @@ def test_the_verdict_on_a_group_weighs_the_gain_against_its_error(accuracies, wo
 
 def test_the_verdict_on_one_run_says_that_chance_is_not_known():
     page = render_comparison([run_of(0, 0.84), run_of(0, 0.84, "tickets.num_chains=3")])
-    assert page.count("in one run, which says little about chance,") == 2
+    assert page.count("in one run, whose variation over seeds is unknown,") == 2
 
 
 def test_the_verdict_on_one_run_weighs_the_choice_of_its_test_set():
@@ -89,7 +89,7 @@ def test_stored_runs_are_compared_on_one_page(stored_runs, tmp_path):
     output = tmp_path / "all.html"
     assert write_report([str(stored_runs / name) for name in "abc"], str(output)) == str(output)
     page = output.read_text()
-    for words in ("3 runs side by side", "chains=2: ", "chains=3: ", "Gain of the sup-ticket", "±"):
+    for words in ("Comparison of 3 runs", "chains=2: ", "chains=3: ", "Gain of the sup-ticket", "±"):
         assert words in page
     assert 'class="note"' not in page
 
@@ -104,13 +104,13 @@ def test_damaged_masks_cost_the_page_their_overlap_only(stored_runs, run, tmp_pa
     for path in run.rglob("cycle-*.arrow"):
         path.write_bytes(b"")
     write_report([str(run), str(stored_runs / "b")], str(tmp_path / "all.html"))
-    assert "2 runs side by side" in (tmp_path / "all.html").read_text()
+    assert "Comparison of 2 runs" in (tmp_path / "all.html").read_text()
 
 
 def test_runs_that_cannot_be_compared_are_refused_in_a_sentence(stored_runs, run, tmp_path):
-    with pytest.raises(ValueError, match="each run must be named once"):
+    with pytest.raises(ValueError, match="runs must be distinct; got .* twice"):
         write_report([str(run), f"{run}/"], str(tmp_path / "all.html"))
-    with pytest.raises(ValueError, match="have the same result"):
+    with pytest.raises(ValueError, match="the same recipe and the same result"):
         write_report([str(run), str(stored_runs / "a")], str(tmp_path / "all.html"))
     (run / "result.json").unlink()
     with pytest.raises(ValueError, match="runs must be finished to be compared"):

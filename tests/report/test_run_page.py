@@ -10,7 +10,7 @@ import pytest
 
 from suptickets_ray.report import load as report_runs
 from suptickets_ray.report.analysis import Curve, Findings
-from suptickets_ray.report.load import RunFolder, find_out, write_report, write_run_report
+from suptickets_ray.report.load import RunFolder, analyze_run, write_report, write_run_report
 from suptickets_ray.report.run_page import render_report
 from suptickets_ray.superposition.assessment import assess
 from suptickets_ray.training.data import load_data
@@ -75,7 +75,7 @@ def test_the_page_of_a_run_answers_every_question(run):
         "0.0 to 1.0",
         "Timeline of pretraining",
         "explorer 2 (2cab9f:101)",
-        "The run was started again once",
+        "The run was restarted once",
         f"suptickets train {run}/config.yaml name=again",
         result["superposed"]["digest"],
         result["config_digest"],
@@ -114,35 +114,35 @@ def test_data_that_is_out_of_reach_costs_the_page_its_lines_only(run, monkeypatc
     monkeypatch.setattr(report_runs, "load_recorded", fail)
     write_run_report(str(run))
     page = (run / "report.html").read_text()
-    assert "This could not be found out: data.root must hold the files &lt;here&gt;." in page
+    assert "This part could not be computed: data.root must hold the files &lt;here&gt;." in page
     assert "Overlap of the masks" in page
 
 
 def test_lines_that_would_keep_the_run_waiting_are_left_out_with_a_word(run):
-    findings = find_out(RunFolder(str(run)), None, lambda: True)
+    findings = analyze_run(RunFolder(str(run)), None, lambda: True)
     assert findings.curves == []
-    assert "0 of 3 lines are drawn, because more would have kept the run waiting" in findings.curve_notes[0]
+    assert "0 of 3 lines are drawn, because their time limit" in findings.curve_notes[0]
 
 
 def test_a_damaged_ticket_is_left_out_of_the_comparison_by_name(run):
     path = run / "tickets/chain-001/cycle-000.arrow"
     path.write_bytes(path.read_bytes()[:-9])
-    findings = find_out(RunFolder(str(run)), None)
+    findings = analyze_run(RunFolder(str(run)), None)
     assert findings.networks == ["pretraining", "0.0", "0.1", "1.1", "sup-ticket"]
-    assert findings.difference_notes[0].startswith("1.0 is left out: tickets/chain-001/cycle-000.arrow")
+    assert findings.difference_notes[0].startswith("1.0 is not compared: tickets/chain-001/cycle-000.arrow")
 
 
 def test_of_many_tickets_the_page_says_how_many_are_compared(run, monkeypatch):
     monkeypatch.setattr(report_runs, "MAX_TICKETS", 2)
     write_run_report(str(run))
-    assert "2 of 4 tickets are compared, evenly chosen" in (run / "report.html").read_text()
+    assert "2 evenly spaced tickets of 4 are compared" in (run / "report.html").read_text()
 
 
 def test_a_figure_that_fails_costs_the_page_its_section_only(run, monkeypatch):
     monkeypatch.setattr("suptickets_ray.report.run_page.heat_map", lambda *given: 1 / 0)
     write_run_report(str(run))
     page = (run / "report.html").read_text()
-    assert "This section could not be made: ZeroDivisionError" in page
+    assert "This section could not be rendered: ZeroDivisionError" in page
     assert "Timeline of pretraining" in page
 
 
@@ -244,13 +244,13 @@ def test_what_is_no_run_is_refused_in_a_sentence(run, tmp_path):
 
     refused("must be given the folder of a run", [])
     refused("it has no config.yaml", [str(tmp_path / "nowhere")])
-    refused("--output must be a file in a folder that is there", [str(run)], str(tmp_path / "no/such.html"))
+    refused("--output must be a file in an existing folder", [str(run)], str(tmp_path / "no/such.html"))
     refused("--output must be a file", [str(run)], str(tmp_path))
     (run / "result.json").write_text('{"trials": []}')
-    refused("it is a search's", [str(run)])
+    refused("it contains a search", [str(run)])
     (run / "result.json").write_text('{"state": "complete"}')
-    refused("result.json must be that of a run", [str(run)])
+    refused("result.json must be the result of a run", [str(run)])
     (run / "result.json").unlink()
     (run / "pretrained.pt").unlink()
     shutil.rmtree(run / "tickets")
-    refused("there is nothing to show yet", [str(run)])
+    refused("it has no network yet", [str(run)])

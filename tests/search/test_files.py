@@ -14,7 +14,7 @@ def files(path, *settings):
 
 
 def test_a_row_belongs_to_a_recipe_too(tmp_path):
-    files(tmp_path).keep(POINT, 0, {"point": POINT, "finished": 1.0, "validation_accuracy": 0.5}, TICKET)
+    files(tmp_path).write_row(POINT, 0, {"point": POINT, "finished": 1.0, "validation_accuracy": 0.5}, TICKET)
     assert files(tmp_path).row(POINT, 0)["validation_accuracy"] == 0.5
     assert files(tmp_path).row(POINT, 1) is None
     other = files(tmp_path, "train.lr=0.7")
@@ -26,7 +26,7 @@ def test_a_row_belongs_to_a_recipe_too(tmp_path):
 
 def test_a_score_that_json_does_not_know_is_no_number(tmp_path):
     kept = {"point": POINT, "finished": 1.0, "validation_loss": None, "validation_accuracy": 0.1}
-    files(tmp_path).keep(POINT, 0, kept, TICKET)
+    files(tmp_path).write_row(POINT, 0, kept, TICKET)
     assert math.isnan(files(tmp_path).row(POINT, 0)["validation_loss"])
     ((_, (row,)),) = files(tmp_path).points()
     assert math.isnan(row["validation_loss"])

@@ -7,11 +7,11 @@ from suptickets_ray.search.space import (
     config_of,
     default_space,
     draw_points,
-    grouped,
     listed_points,
+    new_keys_first,
+    normalize_point,
     parse_space,
     point_key,
-    settle,
 )
 from suptickets_ray.training.loop import budget_of
 
@@ -81,7 +81,7 @@ def test_a_grid_takes_choices_too_and_num_trials_cuts_it():
 @pytest.mark.parametrize(
     ("space", "settings", "message"),
     [
-        ({}, {}, "search.space must hold at least one key"),
+        ({}, {}, "search.space must contain at least one key"),
         ({"tickets.cycle_epoch": {"choice": [1]}}, {}, "did you mean 'tickets.cycle_epochs'"),
         ({"seed": {"choice": [1]}}, {}, "got 'seed'.*search.num_seeds"),
         ({"train.lr": {"unifrom": [1, 2]}}, {}, "unknown kind of search.space.train.lr 'unifrom'; did you mean 'unif"),
@@ -92,7 +92,7 @@ def test_a_grid_takes_choices_too_and_num_trials_cuts_it():
         ({"train.lr": {"loguniform": [0, 1]}}, {}, "must be above 0"),
         ({"train.lr": {"choice": []}}, {}, "must be a list of values or bounds"),
         ({"tickets.num_chains": {"randint": [1.5, 3]}}, {}, "must be whole numbers"),
-        ({"train.lr": {"uniform": [1, 2]}}, {"searcher": "grid"}, "must have values that can be listed"),
+        ({"train.lr": {"uniform": [1, 2]}}, {"searcher": "grid"}, "must have finite dimensions only"),
         ({"train.lr": {"uniform": [1, 2]}}, {}, "search.num_trials must be given"),
         ({"train.lr": {"choice": [0.1, 0.2]}}, {"searcher": "grid", "num_trials": 3}, "at most 2, the points of"),
         (
@@ -111,7 +111,7 @@ def test_what_is_no_space_is_refused(space, settings, message):
     "key", ["data.name", "data.options.noise", "data.split_seed", "data.root", "data.download", "data.validation_share"]
 )
 def test_all_points_are_judged_on_the_same_data(key):
-    with pytest.raises(ValueError, match=f"must leave the data as they are.*one validation set; got '{key}'"):
+    with pytest.raises(ValueError, match=f"must not change the data.*one validation set; got '{key}'"):
         drawn({key: {"choice": [1, 2]}}, num_trials=2)
 
 
@@ -122,7 +122,7 @@ def test_what_training_does_with_the_data_may_be_searched(key):
 
 @pytest.mark.parametrize("key", ["train.checkpoint_every_epochs", "data.reader_threads"])
 def test_what_changes_no_result_is_no_search(key):
-    with pytest.raises(ValueError, match=f"must hold settings that change results; got '{key}'"):
+    with pytest.raises(ValueError, match=f"must contain settings that change results; got '{key}'"):
         drawn({key: {"grid_search": [1, 2]}})
 
 
@@ -182,13 +182,13 @@ def test_what_the_recipe_chose_stays_in_each_point():
 
 
 def test_a_point_that_is_no_recipe_is_named():
-    with pytest.raises(ValueError, match="the point tickets.cycle_epochs=100 of search.space must be a recipe; "):
+    with pytest.raises(ValueError, match="Cannot use the point tickets.cycle_epochs=100 of search.space: "):
         config_of(load_config(None), {"tickets.cycle_epochs": 100})
 
 
 def test_points_that_explore_something_new_come_first():
     points = [{"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 1}, {"a": 2, "b": 2}]
-    assert grouped(points, lambda point: point["a"]) == [points[0], points[2], points[1], points[3]]
+    assert new_keys_first(points, lambda point: point["a"]) == [points[0], points[2], points[1], points[3]]
 
 
 def test_equal_points_have_equal_keys_whatever_the_order_of_their_values():
@@ -204,17 +204,17 @@ def test_listed_points_stand_for_every_choice():
         (1, 0.1),
         (2, 0.1),
     ]
-    assert settle({"tickets.num_chains": 1}, "cia") == {"tickets.num_chains": 1}
+    assert normalize_point({"tickets.num_chains": 1}, "cia") == {"tickets.num_chains": 1}
 
 
 @pytest.mark.parametrize(
     ("own", "method"), [("cia", "cima"), ("caa", "cima"), ("cima", "cima"), ("mine:average", "mine:average")]
 )
 def test_a_factor_means_cima_unless_the_recipes_own_average_reads_it(own, method):
-    assert settle({"superposition.cima_factor": 0.3}, own)["superposition.method"] == method
+    assert normalize_point({"superposition.cima_factor": 0.3}, own)["superposition.method"] == method
 
 
 def test_a_factor_stays_with_the_methods_that_read_it():
     for method, stays in (("cima", True), ("mine:average", True), ("cia", False), ("caa", False)):
         point = {"superposition.method": method, "superposition.cima_factor": 0.3}
-        assert ("superposition.cima_factor" in settle(point, "cia")) == stays
+        assert ("superposition.cima_factor" in normalize_point(point, "cia")) == stays

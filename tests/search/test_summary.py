@@ -36,16 +36,18 @@ def test_stopped_trials_never_win_and_of_equals_the_earlier_does():
 
 
 def test_a_lead_within_noise_is_said_and_a_clear_one_is_not():
-    assert "may be noise. search.num_seeds=5" in noise_warning([row(0, 0.9), row(1, 0.8)], "validation_accuracy")
+    assert "may be noise. To find out, set search.num_seeds=5" in noise_warning(
+        [row(0, 0.9), row(1, 0.8)], "validation_accuracy"
+    )
     close = noise_warning([row(0, 0.9, 0.8, 0.85), row(1, 0.85, 0.75, 0.83)], "validation_accuracy")
-    assert "leads the next by 0.0400 of validation_accuracy, which is within noise" in close
+    assert "leads the second by 0.0400 in validation_accuracy, which is within noise" in close
     assert noise_warning([row(0, 0.9, 0.91, 0.9), row(1, 0.7, 0.71, 0.7)], "validation_accuracy") is None
     assert noise_warning([row(0, 0.9)], "validation_accuracy") is None
 
 
 def test_lengths_that_get_other_budgets_are_said():
     assert budget_warning({2: 24, 4: 24, 8: 24, 12: 24}) is None
-    assert "the epochs of all cycles are 2: 14, 12: 12." in budget_warning({12: 12, 2: 14})
+    assert "the total epochs of the cycles are 2: 14, 12: 12." in budget_warning({12: 12, 2: 14})
 
 
 def test_trials_become_a_table_with_a_column_for_each_key():

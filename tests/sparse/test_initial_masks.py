@@ -103,7 +103,7 @@ def test_nonzeros_of_a_loaded_network_are_its_masks():
         [0, 1, 0, 0],
         [0, 0, 1, 0],
     ]
-    with pytest.raises(ValueError, match="at most the share of non-zero weights, 0.375; got 0.5"):
+    with pytest.raises(ValueError, match="at most the fraction of non-zero weights, 0.375; got 0.5"):
         initial_masks("from_nonzeros", start(0.5, weights=weights))
 
 

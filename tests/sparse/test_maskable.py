@@ -105,11 +105,11 @@ def test_wrappers_are_looked_through():
     [
         (parametrizations.weight_norm, "parametrized by _WeightNorm, which need not keep zeros"),
         (parametrizations.orthogonal, "parametrized by _Orthogonal"),
-        (torch.nn.utils.spectral_norm, "SpectralNorm computes it anew at every forward pass"),
-        (lambda layer: prune.random_unstructured(layer, "weight", 0.5), "RandomUnstructured computes it anew"),
+        (torch.nn.utils.spectral_norm, "SpectralNorm recomputes it in every forward pass"),
+        (lambda layer: prune.random_unstructured(layer, "weight", 0.5), "RandomUnstructured recomputes it"),
     ],
 )
-def test_a_weight_that_is_computed_anew_is_refused_but_may_be_kept_dense(spoil, message):
+def test_a_recomputed_weight_is_refused_but_may_be_kept_dense(spoil, message):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     spoil(model[0])
     with pytest.raises(ValueError, match=message):

@@ -47,7 +47,7 @@ def test_the_fraction_follows_its_schedule():
 
 
 def test_a_structured_start_that_is_pruned_later_is_refused():
-    with pytest.raises(ValueError, match="must not be a structured one with a method that prunes single weights later"):
+    with pytest.raises(ValueError, match="must not be structured with a method that prunes single weights later"):
         plan("granet", distribution="prune_structured")
 
 

@@ -13,49 +13,50 @@ CPU = torch.device("cpu")
 SMALL = ["model.options.widths=[16]", "data.num_train_examples=60"]
 
 
-def merger_of(overrides, looks):
-    """The merge of three nets with their own weights and masks, of which some merges are looked at."""
+def merger_of(overrides, validates):
+    """Returns a merger of nets with their own weights and masks, and the reports of the merges."""
     config = load_config(None, [*SMALL, *overrides])
     splits = load_data(config.data)
     nets = []
-    for seed in range(len(looks) + 1):
+    for seed in range(len(validates) + 1):
         own = load_config(None, [*SMALL, *overrides, f"seed={seed}"])
         nets.append(build_learner(own, splits, CPU).ticket({"seed": seed}))
     merger = Merger(config, splits, nets[0], CPU)
     rows = [
-        merger.merge(net, chain, 0, look=look) for chain, (net, look) in enumerate(zip(nets[1:], looks, strict=True))
+        merger.merge(net, chain, 0, validate=validate)
+        for chain, (net, validate) in enumerate(zip(nets[1:], validates, strict=True))
     ]
     return merger, rows
 
 
 @pytest.mark.parametrize("method", ["cia", "caa", "cima"])
 @pytest.mark.parametrize("prune", ["every_ticket", "end"])
-def test_merges_that_nobody_looks_at_change_no_bit(method, prune):
+def test_merges_without_validation_give_equal_bits(method, prune):
     rule = [f"superposition.method={method}", f"superposition.prune_at={prune}", "superposition.gate_tolerance=none"]
-    looked, rows = merger_of(rule, [True, True, True])
-    unseen, bare = merger_of(rule, [False, True, False])
-    assert unseen.superposed.digest == looked.superposed.digest
-    assert unseen.superposed.provenance == looked.superposed.provenance
+    validated, rows = merger_of(rule, [True, True, True])
+    partly, bare = merger_of(rule, [False, True, False])
+    assert partly.superposed.digest == validated.superposed.digest
+    assert partly.superposed.provenance == validated.superposed.provenance
     assert ["validation_accuracy" in row for row in bare] == [False, True, False]
     assert all(row["accepted"] for row in rows + bare)
-    assert unseen.judge([])["superposed"] == looked.judge([])["superposed"]
+    assert partly.evaluate([])["superposed"] == validated.evaluate([])["superposed"]
 
 
 @pytest.mark.parametrize("prune", ["every_ticket", "end"])
-def test_a_merge_on_which_the_next_depends_is_looked_at_whoever_asks(prune):
+def test_the_gate_validates_every_merge(prune):
     rule = [f"superposition.prune_at={prune}", "superposition.gate_tolerance=0.5"]
     merger, rows = merger_of(rule, [False, False, False])
-    assert merger.needs_every_look
+    assert merger.validates_every_merge
     assert all("validation_accuracy" in row for row in rows)
 
 
-def test_a_look_reads_validation_and_what_the_recalibration_reads():
+def test_validation_counts_the_examples_of_the_recalibration():
     digits = load_config(None)
-    assert [merger_of(rule, [])[0].look_examples - 297 for rule in ([], ["superposition.batchnorm=average"])] == [
+    assert [merger_of(rule, [])[0].validation_examples - 297 for rule in ([], ["superposition.batchnorm=average"])] == [
         60,
         0,
     ]
-    assert merger_of(["superposition.recalibration_examples=20"], [])[0].look_examples == 297 + 20
+    assert merger_of(["superposition.recalibration_examples=20"], [])[0].validation_examples == 297 + 20
     assert digits.superposition.recalibration_examples is None
 
 
@@ -65,7 +66,7 @@ def test_a_gain_comes_with_its_error_over_the_examples_of_the_test_set():
     splits = load_data(config.data)
     tickets = [build_learner(load_config(None, [*SMALL, f"seed={s}"]), splits, CPU).ticket({}) for s in (1, 2)]
     rows = [merger.merge(ticket, chain, 0) for chain, ticket in enumerate(tickets)]
-    found, final = merger.judge(zip(rows, tickets, strict=True)), merger.superposed
+    found, final = merger.evaluate(zip(rows, tickets, strict=True)), merger.superposed
 
     def logits(ticket):
         model = build_model(config.model, splits.sample_shape, splits.num_classes)
@@ -95,7 +96,7 @@ def test_the_sup_ticket_says_what_it_is_made_of():
     assert provenance["accepted"] == [[0, 0], [1, 0], [2, 0]]
     assert (provenance["num_tickets"], provenance["seed"]) == (4, 5)
     assert provenance["superposition"]["method"] == "cia"
-    assert provenance["parent"] == merger.judge([])["pretrained"]["digest"]
+    assert provenance["parent"] == merger.evaluate([])["pretrained"]["digest"]
     gated, rows = merger_of(["superposition.gate_tolerance=0"], [True, True, True])
     accepted = [[row["chain"], row["cycle"]] for row in rows if row["accepted"]]
     assert gated.superposed.provenance.get("accepted", []) == accepted

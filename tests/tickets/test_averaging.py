@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suptickets_ray import Ticket, superpose
-from suptickets_ray.tickets.accumulator import FilledTensor, joined, shares
+from suptickets_ray.tickets.accumulator import FilledValues, join_shards, split_into_shards
 from suptickets_ray.tickets.averaging import AVERAGES, PRUNE_TIMES, Rule, finish, finish_unpruned, merge
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -83,7 +83,7 @@ def test_an_average_of_ones_own_that_cannot_be_one_is_refused(own, function, mes
 
 
 def test_an_unknown_average_is_told_how_ones_own_is_named():
-    with pytest.raises(ValueError, match="did you mean 'cima'.* Your own is named 'package.module:function'"):
+    with pytest.raises(ValueError, match="did you mean 'cima'.* A user-defined one is named 'package.module:function'"):
         Rule("cimo", 0.5)
 
 
@@ -270,20 +270,20 @@ def test_layers_merged_apart_are_the_bits_of_one_merge(method, count):
         whole = merge(whole, ticket, rule)
     sizes = {name: tensor.numel() for name, tensor in tickets[0].state_dict().items()}
     apart = []
-    for names in shares(sizes, count):
+    for names in split_into_shards(sizes, count):
         some = None
         for ticket in tickets:
             some = merge(some, Ticket.some_of(ticket.to_arrow(), names), rule)
         apart.append(some)
     assert len(apart) == min(count, len(sizes))
-    again = finish(joined(apart, sizes), rule, {})
+    again = finish(join_shards(apart, sizes), rule, {})
     assert list(again.parts) == list(tickets[0].parts)
     assert again.digest == finish(whole, rule, {}).digest
 
 
 def test_shares_are_about_equal_and_hold_every_tensor_once():
     sizes = {"a": 100, "b": 60, "c": 40, "d": 5, "e": 0}
-    groups = shares(sizes, 2)
+    groups = split_into_shards(sizes, 2)
     assert sorted(name for group in groups for name in group) == sorted(sizes)
     assert [sum(sizes[name] for name in group) for group in groups] == [105, 100]
 
@@ -308,11 +308,11 @@ def test_averages_that_hold_all_entries_give_the_same_bits(method, scope, monkey
         for one in tickets:
             accumulator = merge(accumulator, one, rule)
         ends = [finish(accumulator, rule, {}).digest, finish_unpruned(accumulator, {}).digest, accumulator.num_unpruned]
-        found.append([isinstance(accumulator.mean["a"], FilledTensor), *ends])
+        found.append([isinstance(accumulator.mean["a"], FilledValues), *ends])
     assert [filled for filled, *_ in found] == [True, True, False]
     assert found[0][1:] == found[1][1:] == found[2][1:]
 
 
 def test_averages_pruned_each_time_stay_sparse():
     rule = Rule("cia", 1.0)
-    assert not isinstance(merge(merge(None, ticket(A), rule), ticket(B), rule).mean["w"], FilledTensor)
+    assert not isinstance(merge(merge(None, ticket(A), rule), ticket(B), rule).mean["w"], FilledValues)

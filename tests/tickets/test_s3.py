@@ -64,7 +64,7 @@ def test_a_recipe_that_lies_there_is_read_by_its_uri(store, s3_server):
     with pytest.raises(ValueError, match=r"the recipe 's3://bucket/none\.yaml.*must be readable"):
         load_config(f"s3://{BUCKET}/none.yaml?{query}")
     store.write("built.yaml", b"base: digits")
-    with pytest.raises(ValueError, match="must stand alone; it builds on 'digits'"):
+    with pytest.raises(ValueError, match="must have no base; got base: 'digits'"):
         load_config(f"s3://{BUCKET}/runs/digits/built.yaml?{query}")
 
 

@@ -187,7 +187,7 @@ def test_batches_hold_every_example_once():
         (loaded(), {"num_train_examples": 11}, "data.num_train_examples must be at most 10"),
         (loaded(), {"batch_size": 11}, "data.batch_size must be at most the 10 training examples; got 11"),
         ({"train": pairs(3), "validation": pairs(3)}, {}, "must return a 'test' set"),
-        (loaded(validaton=pairs(3)), {}, "returned 'validaton', which nobody reads; did you mean 'validation'"),
+        (loaded(validaton=pairs(3)), {}, "must return known keys; got 'validaton'; did you mean 'validation'"),
         (loaded(), {"validation_share": 0.2}, "validation_share has no effect with data set"),
         (loaded(), {"flip": True}, "data.crop_padding and data.flip must have images"),
         (loaded(), {"crop_padding_mode": "zero"}, "crop_padding_mode has no effect without data.crop_padding"),

@@ -174,7 +174,7 @@ def test_the_larger_alexnet_has_the_published_count():
         ("resnet18", (7,), {}, "must be images"),
         ("resnet18", CIFAR, {"weights": "DEFAULT"}, "model.options.weights has no effect with torchvision's resnet18"),
         ("googlenet", CIFAR, {"aux_logits": True}, "model.options.aux_logits must be false; got True."),
-        ("resnet18", CIFAR, {"depth": 3}, "model.name must work with these options; it failed: TypeError: .*'depth'"),
+        ("resnet18", CIFAR, {"depth": 3}, "Cannot call the function of model.name .*: TypeError: .*'depth'"),
     ],
 )
 def test_what_cannot_work_is_refused(name, sample_shape, options, message):
@@ -229,7 +229,7 @@ def test_an_unknown_model_is_named_with_the_nearest_of_both_lists(name, near):
     text = str(caught.value)
     assert text.startswith(f"unknown model {name!r}; did you mean {near!r}? Known: mlp, ")
     assert text.endswith(
-        "wrn_28_10, or any classification model of torchvision. Your own is named 'package.module:function'."
+        "wrn_28_10, or any classification model of torchvision. A user-defined one is named 'package.module:function'."
     )
 
 

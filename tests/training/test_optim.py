@@ -46,11 +46,14 @@ def test_a_cosine_starts_after_the_warm_up_and_milestones_count_from_the_start()
     [
         (["train.lr_milestone_epochs=[3]"], "lr_milestone_epochs has no effect with train.lr_schedule 'cosine'"),
         (["train.lr_decay_factor=0.2"], "lr_decay_factor has no effect with train.lr_schedule 'cosine'"),
-        (["train.lr_schedule=multistep", "train.lr_milestone_epochs=[50, 135]"], "must be below 135, the epochs of"),
+        (
+            ["train.lr_schedule=multistep", "train.lr_milestone_epochs=[50, 135]"],
+            "must be below the 135 epochs of pretraining",
+        ),
         (["train.lr_schedule=multistep", "train.lr_milestone_epochs=[50, 20]"], "must be ascending epochs"),
-        (["train.warmup_epochs=135"], "warmup_epochs must be below 135"),
+        (["train.warmup_epochs=135"], "warmup_epochs must be below the 135 epochs"),
         (["superposition.batchnorm=average", "superposition.recalibration_examples=10"], "has no effect with"),
-        (["train.accumulation_steps=13"], "at least two examples for each of the 2 workers' 13 parts"),
+        (["train.accumulation_steps=13"], "at least 52, two examples per rank"),
         (["train.precision=half"], "train.precision must be float32 or bfloat16 or float16; got 'half'"),
     ],
 )

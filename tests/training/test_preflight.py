@@ -28,11 +28,11 @@ def test_what_cannot_be_built_is_found_before_anything_starts(tmp_path, monkeypa
     )
     monkeypatch.syspath_prepend(tmp_path)
     for name, message in [
-        ("shape", r"must build a network for test inputs of shape \(2, 1, 8, 8\)"),
+        ("shape", r"Cannot run the network of model.name on test inputs of shape \(2, 1, 8, 8\)"),
         ("logits", r"must give logits of shape \(2, 10\); got \(2, 3\)"),
         ("unused", "must use every weight it has; 'idle.weight' gets no gradient"),
         ("pair", "must return a tensor of logits; got tuple"),
-        ("complex_buffer", "that a ticket can hold; it failed: ValueError: the type of 'frequencies' must be one of"),
+        ("complex_buffer", "of model.name as a ticket: ValueError: the type of 'frequencies' must be one of"),
         ("infinite", "must give finite logits for test inputs"),
         ("vectors", "must build a network with a weight of 2 or more dimensions"),
     ]:
@@ -81,15 +81,15 @@ def load(kind="good"):
         (["model.name=faulty:tied"], "without shared weights; 'a.weight' and 'b.weight' are one tensor"),
         (
             ["model.name=faulty:breaks"],
-            "model.name must work with these options; it failed: FileNotFoundError: weights.pt",
+            "Cannot call the function of model.name with these options: FileNotFoundError: weights.pt",
         ),
-        (["model.name=faulty:plain", "model.options.width=x"], "model.name must work with these options; .* TypeError"),
+        (["model.name=faulty:plain", "model.options.width=x"], "Cannot call the function of model.name .* TypeError"),
         (["method.grow=faulty:score"], "method.grow must give scores of each weight's shape, .*AttributeError"),
-        (["data.name=faulty:load", "data.options.kind=shape"], r"a network for test inputs of shape \(2, 63\)"),
+        (["data.name=faulty:load", "data.options.kind=shape"], r"on test inputs of shape \(2, 63\)"),
         (["data.name=faulty:load", "data.options.kind=labels"], "the validation labels must be classes 0 to 2"),
         (
             ["data.batch_size=1", "cluster.num_workers=1"],
-            "must build a network for train inputs of shape .*more than 1 value",
+            "the network of model.name on train inputs of shape .*more than 1 value",
         ),
         (
             ["model.name=lenet_300_100", "superposition.batchnorm=average", "model.initialization=default"],

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partialmethod
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from suptickets_ray import load_config
 from suptickets_ray.training.cycle import run_cycle
 from suptickets_ray.training.data import load_data
-from suptickets_ray.training.determinism import arithmetic_of
+from suptickets_ray.training.determinism import worker_determinism
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import backward, build_learner, order_seed, steps_per_epoch, train_epoch
 from suptickets_ray.training.preflight import preflight
@@ -185,7 +186,7 @@ def test_deterministic_mode_allows_no_other_algorithms_and_is_put_back():
     config = load_config(
         None, ["train.deterministic=true", "cluster.threads_per_worker=2", "cluster.cpus_per_worker=2"]
     )
-    with arithmetic_of(config):
+    with worker_determinism(config):
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.get_num_threads() == 2
     assert not torch.are_deterministic_algorithms_enabled()
@@ -216,10 +217,32 @@ def test_a_compiled_network_computes_the_same_and_keeps_its_names(tmp_path, monk
         "train.compile=true", "train.limit_batches=2", "method.update_interval_steps=2"
     )
     plain, _, _, plain_losses = trained("train.limit_batches=2", *OFTEN)
-    assert compiled.forward is not compiled.model
     assert losses == pytest.approx(plain_losses, rel=1e-4)
     assert list(compiled.ticket({}).parts) == list(plain.ticket({}).parts)
     assert math.isfinite(evaluate(compiled.model, splits.validation)["loss"])
+
+
+@pytest.mark.parametrize("model", [[], IMAGES])
+def test_a_compiled_network_is_one_graph_under_ddp(model, monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    config = load_config(None, [*SMALL, *model, "train.compile=true"])
+    splits = load_data(config.data)
+    learner = build_learner(config, splits, torch.device("cpu"))
+    names = [name for name, _ in learner.model.named_parameters()]
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    try:
+        ddp = nn.parallel.DistributedDataParallel(learner.forward, find_unused_parameters=True)
+        inputs, _ = next(iter(splits.train.epoch(0, [4], torch.device("cpu"))))
+        for _ in range(2):
+            ddp(inputs).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert [name for name, _ in learner.model.named_parameters()] == names
+    assert not any("_orig_mod" in name for name in names)
 
 
 def test_the_preflight_passes_with_every_option_at_once():
@@ -284,7 +307,7 @@ def test_a_compiler_that_is_missing_is_said_before_anything_starts(monkeypatch):
         return fails
 
     monkeypatch.setattr(torch, "compile", compiled)
-    words = "train.compile must find a C++ compiler; torch.compile failed: RuntimeError: no compiler. Install one"
+    words = "torch.compile failed: RuntimeError: no compiler. Install a C++ compiler"
     with pytest.raises(ValueError, match=re.escape(words)):
         preflight(load_config(None, [*SMALL, "train.compile=true"]))
 

@@ -1,1 +1,1 @@
-"""The Ray cluster: joining it, its capacity, its failures, and the storage that all its machines see."""
+"""The Ray cluster: session, capacity, failures, and shared storage."""

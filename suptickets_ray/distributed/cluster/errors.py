@@ -1,4 +1,4 @@
-"""What really went wrong, under the wrappers that Ray puts around it."""
+"""Finds the root causes of failures, which Ray wraps in other errors."""
 
 from __future__ import annotations
 
@@ -20,56 +20,57 @@ DEATHS = (
     ActorUnschedulableError,
     ObjectLostError,
 )
-"""What a lost process or machine raises in whoever waits for it: the work is done again elsewhere."""
+"""Errors that a lost process or machine raises in its callers; the work is repeated elsewhere."""
 
 
-_HUNG_UP = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
-"""What gloo's errors say, which have no type of their own."""
+_PEER_LOSS_TEXTS = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
+"""Parts of gloo's error messages. gloo has no error type for a lost peer."""
 
 
-def lost_elsewhere(error: BaseException | None, *, in_object_store: bool) -> bool:
-    """Returns whether a Ray Train job failed for what may have passed: a lost machine or process, or a silent storage.
+def is_transient_failure(error: BaseException | None, *, in_object_store: bool) -> bool:
+    """Returns whether a Ray Train job failed for a transient reason: a lost node or process, or a storage timeout.
 
     Args:
-        error: What `fit` raised. Of several ranks one is enough: those that are left fail for want of it.
-        in_object_store: Whether the run's storage is one; a folder's errors do not pass.
+        error: The error that `fit` raised. One transient failure among the ranks suffices, because the other ranks
+            fail as a consequence.
+        in_object_store: Whether the run's storage is an object store. Errors of a folder are not transient.
     """
     causes = _causes(error)
-    # Of an object store pyarrow raises OSError itself; those below it, such as FileNotFoundError, are the data's.
+    # pyarrow raises OSError itself for an object store. Subclasses such as FileNotFoundError come from reading data.
     if any(isinstance(cause, DEATHS) or (in_object_store and type(cause) is OSError) for cause in causes):
         return True
-    return all(_misses_another(cause) for cause in causes)
+    return all(_is_peer_loss(cause) for cause in causes)
 
 
-def lacks_capacity(error: BaseException | None) -> bool:
+def is_placement_timeout(error: BaseException | None) -> bool:
     """Returns whether a Ray Train job ended because its ranks could not be placed for a minute."""
-    return any(_is_of(cause, {"WorkerGroupStartupTimeoutError"}) for cause in _causes(error))
+    return any(_has_type_name(cause, {"WorkerGroupStartupTimeoutError"}) for cause in _causes(error))
 
 
 def has_diverged(error: BaseException | None) -> bool:
     """Returns whether a Ray Train job ended because its loss or weights were not finite."""
-    return any(_is_of(cause, {"DivergedError"}) for cause in _causes(error))
+    return any(_has_type_name(cause, {"DivergedError"}) for cause in _causes(error))
 
 
-def _is_of(cause: BaseException | None, names: set[str]) -> bool:
-    """By name: torch's and Ray Train's kinds take seconds to import."""
+def _has_type_name(cause: BaseException | None, names: set[str]) -> bool:
+    """Compares names because the types of torch and Ray Train take seconds to import."""
     return not names.isdisjoint(kind.__name__ for kind in type(cause).__mro__)
 
 
-def _misses_another(cause: BaseException | None) -> bool:
-    """Whether a rank only failed because another one hung up, which was lost, and Ray has not noticed that yet."""
-    is_hung_up = _is_of(cause, {"DistError", "WorkerHealthCheckTimeoutError", "WorkerGroupStartupFailedError"})
-    return is_hung_up or any(text in str(cause) for text in _HUNG_UP)
+def _is_peer_loss(cause: BaseException | None) -> bool:
+    """Whether a rank failed only because another rank was lost, which Ray has not detected yet."""
+    is_lost = _has_type_name(cause, {"DistError", "WorkerHealthCheckTimeoutError", "WorkerGroupStartupFailedError"})
+    return is_lost or any(text in str(cause) for text in _PEER_LOSS_TEXTS)
 
 
 def _causes(error: BaseException | None) -> list[BaseException | None]:
-    """What really went wrong: of a failed Ray Train job in each rank that failed."""
+    """Returns the unwrapped errors: one for each failed rank of a Ray Train job, otherwise one."""
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", None) or error}
     return [_unwrapped(failure) for failure in failures.values()]
 
 
 def _unwrapped(error: BaseException | None) -> BaseException | None:
-    """What Ray 2.60 wraps: a rank that no longer answers, and what a rank's or a task's own code raised."""
+    """Returns the error inside Ray 2.60's wrappers for unresponsive ranks and for errors of user code."""
     for name in ("health_check_failure", "_base_exc", "cause"):
         inner = getattr(error, name, None)
         if isinstance(inner, BaseException):
@@ -81,14 +82,15 @@ def root_cause(error: BaseException) -> str:
     """Returns the type and the message of the error that a worker raised, in one line.
 
     Args:
-        error: What Ray raised: a failed task, a dead actor, or a failed Ray Train job with one error per rank.
+        error: The error that Ray raised: a failed task, a dead actor, or a failed Ray Train job with one error per
+            rank.
     """
     causes = [cause for cause in _causes(error) if cause is not None]
-    cause = min(causes, key=lambda cause: (not isinstance(cause, DEATHS), _misses_another(cause)))
+    cause = min(causes, key=lambda cause: (not isinstance(cause, DEATHS), _is_peer_loss(cause)))
     cause = (error.__cause__ or cause) if cause is error else cause
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    # Ray's own errors end in what happened; others begin with it, and torch's end in a trace of C++.
+    # Ray's errors state the reason in the last line. Others state it first, and torch's end in a C++ trace.
     chosen = lines[-1 if isinstance(cause, RayError) else 0] if lines else ""
-    if _is_of(cause, {"DivergedError"}):
+    if _has_type_name(cause, {"DivergedError"}):
         return chosen
     return f"{type(cause).__name__}: {chosen}" if chosen else type(cause).__name__

@@ -1,4 +1,4 @@
-"""Progress on its way from workers to the person who watches."""
+"""Progress events on their way from the workers to the driver."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from suptickets_ray.distributed.cluster.errors import root_cause
 
 _POLL_SECONDS = 0.2
 Event = dict[str, Any]
-"""What happened, as plain values; `kind` says what."""
+"""A progress event as plain values; the key `kind` holds its type."""
 OnEvent = Callable[[Event], None]
 
 
 @ray.remote(num_cpus=0)
 class Monitor:
-    """Holds events until the driver asks for them. Losing it costs what is shown, never a result."""
+    """Holds events until the driver fetches them. Its loss affects the display, never a result."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
 
     def report(self, event: Event) -> None:
-        """Adds an event; workers do not wait for it."""
+        """Adds an event; workers do not wait for the call."""
         self._events.append(event)
 
     def drain(self) -> list[Event]:
@@ -36,25 +36,28 @@ class Monitor:
         return events
 
 
-def start_here(actor: Any) -> Any:
-    """Returns the handle of a new actor of a class, on this process's own machine: others may be taken away."""
+def start_local_actor(actor: Any) -> Any:
+    """Returns the handle of a new actor of the class `actor`, on this process's machine.
+
+    Other machines may be preempted.
+    """
     strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return actor.options(scheduling_strategy=strategy).remote()
 
 
 @contextmanager
 def monitoring() -> Iterator[Any]:
-    """Yields the handle of a Monitor, which ends with the job and not with the Ray that it ran on."""
-    monitor = start_here(Monitor)
+    """Yields the handle of a Monitor, which ends with the run even if Ray keeps running."""
+    monitor = start_local_actor(Monitor)
     try:
         yield monitor
     finally:
-        with suppress(Exception):  # its Ray may have ended before it
+        with suppress(Exception):  # Ray may have ended first
             ray.kill(monitor)
 
 
 def show_events(monitor: Any, on_event: OnEvent) -> None:
-    """Passes on what has arrived; a monitor that died is passed over in silence, because it holds nothing of value."""
+    """Forwards the events that have arrived. A dead monitor is ignored, because it holds no results."""
     try:
         events = ray.get(monitor.drain.remote())
     except ray.exceptions.RayActorError:
@@ -66,19 +69,20 @@ def show_events(monitor: Any, on_event: OnEvent) -> None:
 def watched(
     work: Callable[[], Any], monitor: Any, on_event: OnEvent, what: str, on_poll: Callable[[], None] = lambda: None
 ) -> Any:
-    """Returns what `work` returns, and passes events on while it runs.
+    """Returns the result of `work`, and forwards events while it runs.
 
-    It runs in a thread of its own: in the main one Ray Train and Ray Tune take Ctrl-C over and leave with exit code 0.
+    `work` runs in a separate thread. In the main thread Ray Train and Ray Tune would handle Ctrl-C themselves, and exit
+    with code 0.
 
     Args:
-        work: What to do.
+        work: The function to run.
         monitor: Handle of the `Monitor`.
-        on_event: Is told what workers report to it.
-        what: The work, in words.
-        on_poll: Called a few times a second; what it raises ends the watch, though not the work.
+        on_event: Called with the events that workers report to the monitor.
+        what: Name of the work, for the error text.
+        on_poll: Called a few times a second. Its exceptions end this call, but not the work.
 
     Raises:
-        RuntimeError: If it raises; the sentence begins with `what` and ends in the cause.
+        RuntimeError: If `work` raises. The text contains `what` and the root cause.
     """
     outcome: dict[str, Any] = {}
 
@@ -95,12 +99,12 @@ def watched(
         show_events(monitor, on_event)
         on_poll()
     if "error" in outcome:
-        raise RuntimeError(f"{what} failed: {root_cause(outcome['error'])}") from outcome["error"]
+        raise RuntimeError(f"Cannot finish {what}: {root_cause(outcome['error'])}") from outcome["error"]
     return outcome["result"]
 
 
 def collecting_warnings(texts: list[str], on_event: OnEvent) -> OnEvent:
-    """Returns an `on_event` that adds the text of every warning to `texts`, and passes each one on only once."""
+    """Returns an `on_event` that appends every new warning's text to `texts`, and forwards each warning only once."""
 
     def watch(event: Event) -> None:
         if event["kind"] == "warning":
@@ -114,7 +118,7 @@ def collecting_warnings(texts: list[str], on_event: OnEvent) -> OnEvent:
 
 @contextmanager
 def reported_warnings(on_event: OnEvent) -> Iterator[None]:
-    """Turns warnings of the sparse core into events: what a worker prints is not shown to anybody."""
+    """Turns warnings of the sparse core into events, because a worker's output is not shown to the user."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield

@@ -1,4 +1,4 @@
-"""What a local Ray imports first in each of its worker processes, before Ray's libraries and torch."""
+"""Imported first by every worker process of a local Ray, before Ray's libraries and torch."""
 
 from suptickets_ray.process_start import collect_rarely
 

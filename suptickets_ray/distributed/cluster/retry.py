@@ -1,61 +1,64 @@
-"""When to give up on what fails or waits: pure decisions, tested without a cluster."""
+"""Retry and stall policies: pure decisions, tested without a cluster."""
 
 from __future__ import annotations
 
 MAX_ATTEMPTS = 5
-"""How often in a row a thing is tried before its failure counts as the recipe's, not a machine's."""
+"""Consecutive attempts after which a failure is attributed to the recipe, not to a machine."""
 MIN_STALL_SECONDS = 600.0
-"""How long a run that has begun waits for machines at the least: those that were taken away may come back."""
+"""Shortest time that a started run waits for machines, because preempted machines may be replaced."""
 
 
 def should_retry(attempts: int) -> bool:
-    """Returns whether a cycle whose explorer died is tried again after `attempts` tries."""
+    """Returns whether a cycle whose explorer died is retried after `attempts` attempts."""
     return attempts < MAX_ATTEMPTS
 
 
 class RetryBudget:
-    """Deaths in a row. Only getting further than ever before ends the row: what always dies at one point does not."""
+    """Counts consecutive failures.
 
-    def __init__(self, most: int = MAX_ATTEMPTS) -> None:
-        """Starts with none.
+    The counter resets only on new progress. A failure that repeats at the same point therefore exhausts the budget.
+    """
+
+    def __init__(self, max_failures: int = MAX_ATTEMPTS) -> None:
+        """Starts without failures.
 
         Args:
-            most: So many without progress between them are too many.
+            max_failures: Consecutive failures without progress that exhaust the budget.
         """
-        self._most, self.count = most, 0
-        self.furthest = 0.0
-        """How far it ever came."""
+        self._max_failures, self.count = max_failures, 0
+        self.max_progress = 0.0
+        """The highest progress reported so far."""
 
-    def reached(self, progress: float) -> None:
-        """Takes note of how far it came, in any unit that only grows."""
-        if progress > self.furthest:
-            self.furthest, self.count = progress, 0
+    def record_progress(self, progress: float) -> None:
+        """Resets the counter if `progress`, in any increasing unit, is a new maximum."""
+        if progress > self.max_progress:
+            self.max_progress, self.count = progress, 0
 
-    def died(self) -> bool:
-        """Counts a death, and returns whether it is worth another try."""
+    def record_failure(self) -> bool:
+        """Counts a failure. Returns whether a retry is allowed."""
         self.count += 1
-        return self.count < self._most
+        return self.count < self._max_failures
 
 
 def stall_limit_seconds(resource_timeout_minutes: float) -> float:
-    """Returns how long a run that has begun waits while no machine is there that it could run on."""
+    """Returns how many seconds a started run may wait without a machine that fits it."""
     return max(60 * resource_timeout_minutes, MIN_STALL_SECONDS)
 
 
 class StallTimer:
-    """How long nothing could run for want of machines. No clock of its own: the time is an argument, in seconds."""
+    """Measures how long a stall lasts. The current time is an argument, in seconds."""
 
     def __init__(self, limit_seconds: float) -> None:
-        """Starts without one; `limit_seconds` are too long."""
+        """Starts without a stall; a stall of `limit_seconds` or more is over the limit."""
         self.limit_seconds = limit_seconds
         self._since: float | None = None
 
-    def begins(self, is_dry: bool, now: float) -> bool:
-        """Takes note of whether there are no machines now; returns whether that has just begun."""
-        began = is_dry and self._since is None
-        self._since = (self._since if self._since is not None else now) if is_dry else None
-        return began
+    def update(self, is_stalled: bool, now: float) -> bool:
+        """Records whether the run is stalled at `now`. Returns whether a stall has just begun."""
+        has_begun = is_stalled and self._since is None
+        self._since = (self._since if self._since is not None else now) if is_stalled else None
+        return has_begun
 
     def is_over_limit(self, now: float) -> bool:
-        """Returns whether it has lasted too long."""
+        """Returns whether the current stall has reached the limit."""
         return self._since is not None and now - self._since >= self.limit_seconds

@@ -1,4 +1,4 @@
-"""One process at a time works on a run: by the system's lock in a folder, by a sign of life in an object store."""
+"""Keeps a run to one process at a time: by a file lock in a folder, by heartbeats in an object store."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from suptickets_ray.tickets.run_folder import LOCK_FILE
 from suptickets_ray.tickets.store import RunStore
 
-LOCK_FILE = ".lock"
-BEAT_SECONDS = 10.0
-"""How often a holder gives a sign of life."""
-LOOK_SECONDS = 1.0
-"""How often somebody who waits for the run looks for one."""
-SILENT_LOOKS = 105
-"""A holder that gave none in so many looks is dead: longer than a run waits for a storage that is out of reach."""
+HEARTBEAT_SECONDS = 10.0
+"""Time between two heartbeats of a holder."""
+POLL_SECONDS = 1.0
+"""Time between two polls of a process that waits for the run."""
+MAX_SILENT_POLLS = 105
+"""Polls without a heartbeat after which a holder counts as dead. Longer than a run waits for an unreachable storage."""
 
-Sign = dict[str, Any]
-"""Who holds a run, as its lock's file says."""
-Pause = Callable[[float], None]
+Heartbeat = dict[str, Any]
+"""The content of a run's lock file: who holds the run, and a counter."""
+Sleep = Callable[[float], None]
 
 
 @contextmanager
 def only_process(path: str, on_wait: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-    """Keeps a second process out of a run's folder; the lock goes with its holder, however that ends.
+    """Keeps other processes out of a run's folder. The lock is released when its holder ends, also when it is killed.
 
     Args:
         path: The run's folder, or a URI.
-        on_wait: Is told, in a sentence, if it must be waited for.
+        on_wait: Called with a message if the previous holder must be waited for.
 
     Raises:
-        ValueError: If another process works there, or the folder cannot be written.
+        ValueError: If another process works on the run, or the folder cannot be written.
         RuntimeError: In an object store, if another process has taken the run over in the meantime.
     """
     with _in_object_store(path, on_wait) if "://" in path else _in_folder(path):
@@ -50,10 +50,11 @@ def only_process(path: str, on_wait: Callable[[str], None] = lambda text: None) 
 
 
 def check_free(path: str) -> None:
-    """Finds out early, and without taking it, whether another process works on a run in a local folder.
+    """Checks early, without taking the lock, whether another process works on a run in a local folder.
 
     Raises:
-        ValueError: If it does. A run in an object store is only known to be busy after some silence: `only_process`.
+        ValueError: If another process works on it. A run in an object store is checked later, by `only_process`,
+            because it is only known to be free after some silence.
     """
     file = Path(path) / LOCK_FILE
     if "://" in path or not file.is_file():
@@ -76,14 +77,14 @@ def _in_folder(path: str) -> Iterator[None]:
             raise _busy(path, {}) from error
         except OSError as error:
             raise ValueError(
-                f"storage must be on a file system that knows locks, which keep a second process out of {path}; it "
-                f"failed: {error}. Mount it with locks (e.g. -o flock), or choose another storage=."
+                f"storage must be on a file system that supports file locks; got {path}: {error}. Mount it with locks "
+                "(e.g. -o flock), or choose another storage=."
             ) from error
         yield
 
 
 def _opened_lock(folder: Path) -> IO[bytes]:
-    """Returns the lock's file, open; no link is followed, nothing is emptied, and no pipe is waited for.
+    """Returns the open lock file. Follows no link, truncates nothing, and does not block on a pipe.
 
     Raises:
         OSError: If it cannot be written.
@@ -104,13 +105,13 @@ def _opened_lock(folder: Path) -> IO[bytes]:
 
 
 def _foreign_lock(file: Path) -> str:
-    return f"{file} must be a regular file of this user; it is something else. Remove it, or choose another name=."
+    return f"{file} must be a regular file of this user; got something else. Remove it, or choose another name=."
 
 
 @contextmanager
 def _in_object_store(path: str, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """A file that its holder writes anew all the time."""
-    store, own = RunStore(path), own_sign()
+    """Holds the run by a lock file that a thread rewrites at every heartbeat."""
+    store, own = RunStore(path), new_heartbeat()
     wait_until_free(store, path, on_wait=on_wait)
     try:
         claim(store, path, own)
@@ -120,14 +121,14 @@ def _in_object_store(path: str, on_wait: Callable[[str], None]) -> Iterator[None
 
     def beat() -> None:
         for count in itertools.count(1):
-            if stop.wait(BEAT_SECONDS):
+            if stop.wait(HEARTBEAT_SECONDS):
                 return
-            with suppress(OSError):  # out of reach for a while; it is tried again
-                if not keep(store, own, count):
+            with suppress(OSError):  # unreachable for now; the next heartbeat retries
+                if not renew(store, own, count):
                     _raise_in(holder, _TakenOverError)
                     return
 
-    thread = threading.Thread(target=beat, name="sign-of-life", daemon=True)
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     try:
         try:
@@ -136,52 +137,52 @@ def _in_object_store(path: str, on_wait: Callable[[str], None]) -> Iterator[None
             stop.set()
             thread.join()
             with suppress(OSError):
-                if _is_own(_read(store), own):
+                if _is_held(_read(store), own):
                     store.delete(LOCK_FILE)
     except _TakenOverError:
-        raise RuntimeError(_lost(store, path)) from None
+        raise RuntimeError(_taken_over(store, path)) from None
 
 
 class _TakenOverError(BaseException):
-    """Stops whoever held a run, whatever it was at; nothing on the way catches it."""
+    """Interrupts the former holder of a run. A BaseException, so that no handler for Exception catches it."""
 
 
 def _raise_in(thread: int, error: type[BaseException]) -> None:
-    """Raises an error in another thread, at the next of Python's own steps that it takes.
+    """Raises an error in another thread, at its next Python instruction.
 
-    Not by a signal: what was started in the background may take no notice of an interrupt.
+    A signal would not do: a process that was started in the background may ignore interrupts.
     """
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
 
 
-def own_sign() -> Sign:
-    """Returns what tells this holder from all others, and its process from those of other machines and containers."""
+def new_heartbeat() -> Heartbeat:
+    """Returns a unique identity for this holder, with its process id, host name, boot and pid namespace."""
     return {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
 
 
 def _machine() -> str:
-    """This boot of the machine, and within it the space that process numbers belong to; empty if nobody knows."""
+    """Returns the machine's boot id and this process's pid namespace; empty if unknown."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 
 
-def keep(store: RunStore, own: Sign, count: int) -> bool:
-    """Gives the next sign of life, unless another process has taken the run over; returns whether it is still held."""
-    if not _is_own(_read(store), own):
+def renew(store: RunStore, own: Heartbeat, count: int) -> bool:
+    """Writes the next heartbeat, unless another process took the run over. Returns whether the run is still held."""
+    if not _is_held(_read(store), own):
         return False
-    give_sign(store, own, count)
+    write_heartbeat(store, own, count)
     return True
 
 
-def _is_own(found: Sign | None, own: Sign) -> bool:
-    """Whether nobody else's sign lies there. None at all does not: somebody has removed the file by hand."""
+def _is_held(found: Heartbeat | None, own: Heartbeat) -> bool:
+    """Whether this process still holds the run. A missing lock file was removed by hand, and counts as held."""
     return found is None or found.get("holder") == own["holder"]
 
 
-def give_sign(store: RunStore, own: Sign, count: int) -> None:
-    """Writes a holder's next sign of life, which differs from the one before."""
+def write_heartbeat(store: RunStore, own: Heartbeat, count: int) -> None:
+    """Writes a holder's heartbeat; `count` makes it differ from the previous one."""
     store.write(LOCK_FILE, json.dumps({**own, "beat": count}).encode())
 
 
@@ -189,31 +190,31 @@ def wait_until_free(
     store: RunStore,
     path: str,
     *,
-    looks: int = SILENT_LOOKS,
-    pause: Pause = time.sleep,
+    polls: int = MAX_SILENT_POLLS,
+    sleep: Sleep = time.sleep,
     on_wait: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Returns once nobody holds the run; a holder that gives no sign in so many looks is dead.
+    """Waits until no process holds the run. A holder without a heartbeat in `polls` polls counts as dead.
 
-    Its clock is not looked at, and looks are counted, not seconds: the time in which this process itself stood still
-    says nothing about the other one.
+    The holder's clock is not read. Polls are counted instead of seconds: time in which this process was suspended says
+    nothing about the holder.
 
     Args:
         store: The run's files.
-        path: The run's folder, for the sentence.
-        looks: How often to look.
-        pause: Waits so many seconds.
-        on_wait: Is told that the holder is waited for.
+        path: The run's folder, for the error text.
+        polls: Number of polls.
+        sleep: Called with the seconds to sleep.
+        on_wait: Called with a message if there is a holder to wait for.
 
     Raises:
-        ValueError: If the holder gives a sign.
+        ValueError: If the holder writes a heartbeat.
     """
     first = _read(store)
     if first is None or _is_dead_here(first):
         return
-    on_wait(f"waiting up to {looks * LOOK_SECONDS:.0f} s for a sign of life: {_who(first)} held this run")
-    for _ in range(looks):
-        pause(LOOK_SECONDS)
+    on_wait(f"waiting up to {polls * POLL_SECONDS:.0f} s for a heartbeat: {_describe_holder(first)} held this run")
+    for _ in range(polls):
+        sleep(POLL_SECONDS)
         now = _read(store)
         if now is None:
             return
@@ -221,30 +222,30 @@ def wait_until_free(
             raise _busy(path, now)
 
 
-def claim(store: RunStore, path: str, own: Sign, *, pause: Pause = time.sleep) -> None:
-    """Takes a free run; of several that do so at once the last to write has it.
+def claim(store: RunStore, path: str, own: Heartbeat, *, sleep: Sleep = time.sleep) -> None:
+    """Takes a free run. Last writer wins.
 
-    An object store has no lock that pyarrow knows of, so one whose writing takes longer than a look may still be
-    overlooked: until the next sign of life, when all but the last to write find that out and stop.
+    pyarrow offers no lock for object stores. A write that takes longer than a poll may therefore be missed here. The
+    losing processes then find out at their next heartbeat, and stop.
 
     Args:
         store: The run's files.
-        path: The run's folder, for the sentence.
-        own: What `own_sign` gave.
-        pause: Waits so many seconds.
+        path: The run's folder, for the error text.
+        own: The result of `new_heartbeat`.
+        sleep: Called with the seconds to sleep.
 
     Raises:
-        ValueError: If another process has it.
+        ValueError: If another process has claimed it.
     """
-    give_sign(store, own, 0)
-    pause(LOOK_SECONDS)
+    write_heartbeat(store, own, 0)
+    sleep(POLL_SECONDS)
     found = _read(store)
     if found is not None and found.get("holder") != own["holder"]:
         raise _busy(path, found)
 
 
-def _read(store: RunStore) -> Sign | None:
-    """The sign that lies there; what cannot be read as one is somebody's, and holds nothing but its own bytes."""
+def _read(store: RunStore) -> Heartbeat | None:
+    """Returns the stored heartbeat, or None without one. Unreadable content counts as another holder's heartbeat."""
     if not store.exists(LOCK_FILE):
         return None
     try:
@@ -258,8 +259,8 @@ def _read(store: RunStore) -> Sign | None:
     return found if isinstance(found, dict) else {"unreadable": content.hex()}
 
 
-def _is_dead_here(holder: Sign) -> bool:
-    """Whether the holder ran on this machine and has ended: then nobody needs to wait for it."""
+def _is_dead_here(holder: Heartbeat) -> bool:
+    """Whether the holder ran on this machine and has ended, so that there is no need to wait for it."""
     if holder.get("host") != socket.gethostname() or not _machine() or holder.get("machine") != _machine():
         return False
     try:
@@ -271,22 +272,22 @@ def _is_dead_here(holder: Sign) -> bool:
     return False
 
 
-def _who(holder: Sign) -> str:
+def _describe_holder(holder: Heartbeat) -> str:
     known = {"pid", "host"} <= set(holder)
     return f"process {holder['pid']} on {holder['host']}" if known else "another process"
 
 
-def _busy(path: str, holder: Sign) -> ValueError:
+def _busy(path: str, holder: Heartbeat) -> ValueError:
     return ValueError(
-        f"the run in {path} must be free; {_who(holder)} works on it. Wait for it, or choose another name=."
+        f"Cannot lock the run in {path}: {_describe_holder(holder)} works on it. Wait for it, or choose another name=."
     )
 
 
-def _lost(store: RunStore, path: str) -> str:
-    found: Sign | None = None
+def _taken_over(store: RunStore, path: str) -> str:
+    found: Heartbeat | None = None
     with suppress(OSError):
         found = _read(store)
     return (
-        f"{_who(found or {})} has taken the run in {path} over, since this one gave no sign of life for longer than "
-        f"{SILENT_LOOKS * LOOK_SECONDS:.0f} s. This one stops; what is finished stays."
+        f"Cannot continue the run in {path}: {_describe_holder(found or {})} has taken it over, because this process "
+        f"wrote no heartbeat for more than {MAX_SILENT_POLLS * POLL_SECONDS:.0f} s. Finished results are kept."
     )

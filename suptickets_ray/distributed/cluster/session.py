@@ -1,4 +1,4 @@
-"""Joining a running Ray, or starting a local one and ending just that one."""
+"""Connects to a running Ray cluster, or starts a local Ray and ends it afterwards."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from suptickets_ray.distributed.cluster.event_queue import OnEvent
 from suptickets_ray.distributed.cluster.local_ray import check_local, loopback_only, mark_session, remove_old_sessions
 from suptickets_ray.supervisor import report_local_ray, report_lost_ray
 
-TOKEN_PATH = "~/.ray/auth_token"  # noqa: S105 - where Ray keeps it, not the token
+TOKEN_PATH = "~/.ray/auth_token"  # noqa: S105 - the path of the token, not the token
 _OPEN = (
-    "this Ray asks for no token: whoever reaches its ports can run code on its machines. Start every part of it with "
-    "RAY_AUTH_MODE=token, and make a token with ray get-auth-token --generate."
+    "this Ray is not authenticated: anyone who can reach its ports can run code on its machines. Start every node of "
+    "it with RAY_AUTH_MODE=token, and create a token with ray get-auth-token --generate."
 )
 _NO_TOKEN = (
-    "the Ray cluster at {address} must be shown its token; this process has none. Put it into "
+    "Cannot join the Ray cluster at {address}: it requires a token, and this process has none. Put the token into "
     + TOKEN_PATH
     + " (mode 0600), or into RAY_AUTH_TOKEN."
 )
-_OTHER_TOKEN = "its token is another one than ours"  # noqa: S105 - a sentence
+_WRONG_TOKEN = "its token differs from this process's"  # noqa: S105 - an error text
 _CONNECT_SECONDS = 10
 _JOIN_SECONDS = 60
 
@@ -42,18 +42,19 @@ def ray_session(
 ) -> Iterator[None]:
     """Keeps this process connected to Ray.
 
-    A Ray that this process has already initialised is used, and left as it is. Otherwise `cluster.address` or
-    RAY_ADDRESS is joined and left again; without either a local Ray is started and ended.
+    If this process has already initialized Ray, that connection is used and kept. Otherwise the process joins the
+    cluster at `cluster.address` or RAY_ADDRESS, and disconnects at the end. Without an address it starts a local Ray,
+    and ends it.
 
     Args:
-        config: Address, and what the run will ask for.
-        on_event: Is told when it waits for machines, and when anybody can get into the cluster.
-        verbose: Whether Ray's own messages and the workers' output are shown.
+        config: The address, and the resource requests of the run.
+        on_event: Called with "waiting" events, and with a warning if the cluster is not authenticated.
+        verbose: Whether Ray's messages and the workers' output are shown.
 
     Raises:
-        ValueError: If the cluster cannot be reached or wants another token, is not the one this process is connected
-            to, or has no room for pretraining, or then for an explorer beside the superposer, within the time that the
-            recipe gives.
+        ValueError: If the cluster is unreachable, requires another token, or is not the one this process is connected
+            to. Also if pretraining, or afterwards an explorer beside the superposer, does not fit the cluster within
+            `resource_timeout_minutes`.
     """
     if ray.is_initialized():
         connected = ray.get_runtime_context().gcs_address
@@ -70,15 +71,15 @@ def ray_session(
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
         if address:
-            close_token_file()
+            restrict_token_file()
             is_open = _join(address, verbose)
         else:
-            make_token()
+            ensure_token()
             stack.enter_context(_quick_start())
             stack.enter_context(loopback_only())
             _start_local(config, verbose)
-            stack.enter_context(_losses_reported())
-            is_open = not asks_for_token()
+            stack.enter_context(_report_losses())
+            is_open = not requires_token()
         if is_open:
             on_event({"kind": "warning", "text": _OPEN})
         wait_for_capacity(config, lambda text: on_event({"kind": "waiting", "text": text}))
@@ -87,9 +88,9 @@ def ray_session(
 
 @contextmanager
 def _interrupts_deferred() -> Iterator[None]:
-    """Lets Ray start to the end before an interrupt counts: broken off half-way, it leaves processes behind.
+    """Defers SIGINT and SIGTERM until Ray has started. An interrupted start would leave processes behind.
 
-    Ray also puts a handler of its own on SIGTERM, so those that stood before are set again afterwards.
+    Ray also replaces the SIGTERM handler, so the earlier handlers are restored afterwards.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -108,13 +109,13 @@ def _interrupts_deferred() -> Iterator[None]:
 
 
 @contextmanager
-def _losses_reported() -> Iterator[None]:
-    """Tells the supervisor of a local Ray, and of a failure because one of its processes has died."""
+def _report_losses() -> Iterator[None]:
+    """Reports a local Ray to the supervisor, and a failure if one of Ray's processes has died."""
     report_local_ray()
     try:
         yield
     except Exception:
-        # Ray has no public way to ask.
+        # Ray has no public API for it.
         node = ray._private.worker._global_node
         if node is None or node.dead_processes():
             report_lost_ray()
@@ -127,14 +128,14 @@ def _logging_level(verbose: bool) -> int:
 
 @contextmanager
 def _quick_start() -> Iterator[None]:
-    """Makes a local Ray start workers, and begin and end pretraining, seconds earlier; the environment overrides it."""
+    """Sets variables with which a local Ray starts workers and pretraining faster. Variables set by the user remain."""
     quick = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        # An actor that waits for the notice that a machine is about to be taken away.
+        # The watcher is one more actor to start; it waits for preemption notices.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-        # A gcs on this machine that has not answered for so long is dead, and so is this Ray.
+        # A local gcs that has not answered for 30 s is dead, and the local Ray with it.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "30",
-        # Read when Ray starts: each of its workers imports this module first.
+        # Ray reads it at its start; each worker imports this module first.
         "RAY_preload_python_modules": "suptickets_ray.distributed.cluster.preload",
     }
     added = {name: value for name, value in quick.items() if name not in os.environ}
@@ -142,7 +143,7 @@ def _quick_start() -> Iterator[None]:
     try:
         yield
     finally:
-        for name in added:  # the next Ray may be a cluster
+        for name in added:  # the next session may join a cluster
             os.environ.pop(name, None)
 
 
@@ -160,30 +161,30 @@ def _start_local(config: ClusterConfig, verbose: bool) -> None:
 
 
 def _join(address: str, verbose: bool) -> bool:
-    """Joins in a thread: where something other than Ray listens, Ray tries for minutes and hears no Ctrl-C.
+    """Joins a cluster in a thread, because Ray may retry for minutes and ignores Ctrl-C meanwhile.
 
     Returns:
-        Whether the cluster lets in anybody.
+        Whether the cluster accepts connections without a token.
     """
-    place = _host_and_port(address)
-    is_open = lets_in(place) if place else None
+    host_port = _host_and_port(address)
+    is_open = accepts(host_port) if host_port else None
     if is_open is False:
-        _show_token(address)
-        # Ray itself tries for 20 seconds before it says so.
-        if place and lets_in(place, _shown_token()) is False:
-            raise ValueError(_no_cluster(address, _OTHER_TOKEN))
+        _enable_token(address)
+        # Ray itself would retry for 20 seconds before it reports a wrong token.
+        if host_port and accepts(host_port, _token_headers()) is False:
+            raise ValueError(_no_cluster(address, _WRONG_TOKEN))
     elif is_open and os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
         raise ValueError(
-            f"the Ray cluster at {address} must ask for a token where RAY_AUTH_MODE=token is set; it asks for none. "
-            "Start every part of it with RAY_AUTH_MODE=token, or unset that here."
+            f"Cannot join the Ray cluster at {address}: it requires no token, but RAY_AUTH_MODE=token is set. Start "
+            "every node of it with RAY_AUTH_MODE=token, or unset RAY_AUTH_MODE here."
         )
     errors: list[Exception] = []
 
     def join() -> None:
         try:
-            # The place itself, where it is known: for "auto" Ray shows any token, and an open cluster refuses that.
-            ray.init(address=place or address, log_to_driver=verbose, logging_level=_logging_level(verbose))
-        except Exception as error:  # noqa: BLE001 - said in the main thread, in our words
+            # Not "auto": with it Ray sends any token that it finds, and an unauthenticated cluster refuses a token.
+            ray.init(address=host_port or address, log_to_driver=verbose, logging_level=_logging_level(verbose))
+        except Exception as error:  # noqa: BLE001 - raised again below, in the main thread
             errors.append(error)
 
     thread = threading.Thread(target=join, name="join-ray", daemon=True)
@@ -194,37 +195,37 @@ def _join(address: str, verbose: bool) -> bool:
         if time.monotonic() > deadline:
             raise ValueError(_no_cluster(address, f"no answer within {_JOIN_SECONDS} s"))
     if errors:
-        wrong = _OTHER_TOKEN if is_open is False else errors[0]
-        raise ValueError(_no_cluster(address, wrong)) from errors[0]
+        reason = _WRONG_TOKEN if is_open is False else errors[0]
+        raise ValueError(_no_cluster(address, reason)) from errors[0]
     return bool(is_open)
 
 
 def _host_and_port(address: str) -> str | None:
-    """HOST:PORT of an address that may be "auto"; None where only Ray knows what it means."""
+    """Returns HOST:PORT of an address that may be "auto", or None if only Ray can resolve it."""
     if "://" in address:
         return None
-    with suppress(Exception):  # Ray itself says below what is wrong with it
-        # As ray.init() does; Ray has no public way.
-        place: str | None = ray._private.services.canonicalize_bootstrap_address(address)
-        return place
+    with suppress(Exception):  # ray.init() reports a wrong address later
+        # ray.init() makes the same call; Ray has no public API for it.
+        host_port: str | None = ray._private.services.canonicalize_bootstrap_address(address)
+        return host_port
     return None
 
 
-def lets_in(place: str, shown: Sequence[tuple[str, str]] = ()) -> bool | None:
-    """Asks a cluster for its id: whether it answers; None where no Ray can be heard.
+def accepts(host_port: str, token_headers: Sequence[tuple[str, str]] = ()) -> bool | None:
+    """Returns whether a cluster accepts a request for its id, or None if no Ray answers.
 
     Args:
-        place: HOST:PORT of its head.
-        shown: The token, as the headers of the question; none to find out whether anybody is let in.
+        host_port: HOST:PORT of the cluster's head.
+        token_headers: The token as request headers. Empty to check whether a token is required.
     """
     import grpc  # type: ignore[import-untyped]  # ray[default] needs it
     from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
-    with grpc.insecure_channel(place) as channel:
+    with grpc.insecure_channel(host_port) as channel:
         try:
             NodeInfoGcsServiceStub(channel).GetClusterId(
-                GetClusterIdRequest(), timeout=_CONNECT_SECONDS, metadata=shown
+                GetClusterIdRequest(), timeout=_CONNECT_SECONDS, metadata=token_headers
             )
         except grpc.RpcError as error:
             refused = error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
@@ -232,61 +233,61 @@ def lets_in(place: str, shown: Sequence[tuple[str, str]] = ()) -> bool | None:
     return True
 
 
-def _show_token(address: str) -> None:
-    """Lets this process show its token: joining an address that is named, Ray does not do so by itself.
+def _enable_token(address: str) -> None:
+    """Makes this process send its token, which Ray does not do by default for an explicit address.
 
     Raises:
-        ValueError: If there is none, or the environment forbids to show it.
+        ValueError: If there is no token, or RAY_AUTH_MODE disables it.
     """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         raise ValueError(
-            f"the Ray cluster at {address} asks for a token, which RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']} forbids "
-            "to show. Unset it, or set it to token."
+            f"Cannot join the Ray cluster at {address}: it requires a token, and RAY_AUTH_MODE="
+            f"{os.environ['RAY_AUTH_MODE']} disables tokens. Unset RAY_AUTH_MODE, or set it to token."
         )
-    if not asks_for_token():
+    if not requires_token():
         raise ValueError(_NO_TOKEN.format(address=address))
     os.environ["RAY_AUTH_MODE"] = "token"
-    # The mode was read when Ray was imported. As Ray does where it turns it on itself; there is no public way.
+    # Ray read the mode when it was imported. This is its own call to read it again; there is no public API.
     ray._raylet.Config.initialize("")
 
 
-def _shown_token() -> list[tuple[str, str]]:
-    """The headers in which Ray shows this process's token; there is no public way."""
+def _token_headers() -> list[tuple[str, str]]:
+    """Returns the headers with which Ray sends this process's token; there is no public API."""
     return list(ray._raylet.AuthenticationTokenLoader.instance().get_token_for_http_header().items())
 
 
 def has_token() -> bool:
-    """Returns whether no token needs to be made for a local Ray: there is one, or none is wanted."""
+    """Returns whether a local Ray needs no new token, because one exists or the environment disables tokens."""
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     wanted = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
     return bool(named) or not wanted or Path(TOKEN_PATH).expanduser().exists()
 
 
-def make_token() -> None:
-    """Makes the token that a new local Ray asks for, if there is none: Ray would let everybody here read its file."""
+def ensure_token() -> None:
+    """Creates the token of a local Ray if it is missing. Ray itself would create a file that all users can read."""
     path = Path(TOKEN_PATH).expanduser()
     if has_token():
-        close_token_file()
+        restrict_token_file()
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    whole = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))  # as Ray makes it
-    with suppress(FileExistsError):  # another process was quicker, and its token counts
-        path.hardlink_to(whole)
-    whole.unlink()
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))  # the format of Ray's own tokens
+    with suppress(FileExistsError):  # another process created one first, which is kept
+        path.hardlink_to(temporary)
+    temporary.unlink()
 
 
-def close_token_file() -> None:
-    """Lets nobody but its owner read the token's file: Ray wrote one that everybody here can read."""
+def restrict_token_file() -> None:
+    """Makes the token file readable by its owner only, because Ray creates it readable by all users."""
     path = Path(TOKEN_PATH).expanduser()
-    with suppress(OSError):  # there is none, or it is another user's, who answers for it
+    with suppress(OSError):  # missing, or owned by another user
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
 
 
-def asks_for_token() -> bool:
-    """Returns whether this process has a token to show; a Ray that it starts then asks everybody for it."""
+def requires_token() -> bool:
+    """Returns whether this process has a token. A Ray that it starts then requires the token from every client."""
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
         return False
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -299,17 +300,17 @@ def cluster_address(config: ClusterConfig) -> str | None:
 
 
 def check_address(config: ClusterConfig) -> None:
-    """Finds out whether anybody listens where the cluster should be, or whether this machine can be one.
+    """Checks that a process listens at the cluster's address, or that this machine can run a local Ray.
 
     Raises:
-        ValueError: If no cluster answers there, or none is named and this machine cannot run the recipe.
+        ValueError: If nothing answers there, or there is no address and this machine cannot run the recipe.
     """
     address = cluster_address(config)
     if address is None and not ray.is_initialized():
         check_local(config, makes_token=not has_token())
     host, colon, port = (address or "").rpartition(":")
     if not colon or "://" in host or not port.isdigit():
-        return  # "auto", a file or a scheme of Ray's: only Ray knows what it means
+        return  # only Ray can resolve "auto", a file or one of its schemes
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
@@ -324,6 +325,6 @@ def _no_cluster(address: str | None, error: Exception | str) -> str:
 
 
 def _local_cpus(config: ClusterConfig) -> int:
-    """CPUs are logical to Ray: a local one is given as many as were asked for, so that nothing waits for ever."""
+    """Returns the number of CPUs of a local Ray. Ray's CPUs are logical, so every request can be satisfied."""
     wanted = max(config.max_workers, config.num_explorers or 1) * config.cpus_per_worker
     return max(os.cpu_count() or 1, wanted)

@@ -1,4 +1,4 @@
-"""When nothing can run for want of machines: a person is told, and after a while the run gives up."""
+"""Reports a stalled run, and ends it once it has had no suitable machine for too long."""
 
 from __future__ import annotations
 
@@ -10,68 +10,72 @@ from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed.cluster.capacity import ResourceShortfall, explorer_shortfall
 from suptickets_ray.distributed.cluster.retry import StallTimer, stall_limit_seconds
 
-_LOOK_SECONDS = 3.0
-_SLOW_SECONDS = 60.0
-"""Longer than an actor takes to start: then a person is told that none does."""
+_POLL_SECONDS = 3.0
+_SLOW_START_SECONDS = 60.0
+"""Longer than an actor takes to start; a slower start is reported to the user."""
 
 
 class StallWatchdog:
-    """Watches a part of a run that can only work on machines that may come and go."""
+    """Watches a stage of a run whose machines may join and leave."""
 
-    def __init__(self, config: ClusterConfig, monitor: Any, who: str) -> None:
-        """Starts with all well.
+    def __init__(self, config: ClusterConfig, monitor: Any, what: str) -> None:
+        """Starts without a stall.
 
         Args:
-            config: Says how long to wait.
-            monitor: Handle of the `Monitor`, which is told.
-            who: What cannot start, e.g. "an explorer".
+            config: Sets how long to wait for machines.
+            monitor: Handle of the `Monitor` that receives the messages.
+            what: What may be unable to start, e.g. "an explorer".
         """
-        self._monitor, self._who = monitor, who
+        self._monitor, self._what = monitor, what
         self._shortage = StallTimer(stall_limit_seconds(config.resource_timeout_minutes))
-        self._slowness = StallTimer(_SLOW_SECONDS)
-        self._is_said = False
+        self._slow_start = StallTimer(_SLOW_START_SECONDS)
+        self._is_slow_start_reported = False
 
-    def look(self, stands_still: bool, lack: ResourceShortfall | None) -> None:
-        """Takes note of how it stands now.
+    def poll(self, is_stalled: bool, shortfall: ResourceShortfall | None) -> None:
+        """Records the current state, and reports a new stall.
 
         Args:
-            stands_still: Whether nothing works that should.
-            lack: What there is no room for on the machines that are there; None if only others hold them.
+            is_stalled: Whether nothing runs although work is left.
+            shortfall: The resources that the present machines cannot provide. None if they fit but may be in use.
 
         Raises:
-            RuntimeError: If there has been no room for longer than the recipe says, or than machines take to come back.
+            RuntimeError: If a shortfall has lasted for `resource_timeout_minutes`, or for ten minutes if that is less.
         """
         now, minutes = time.monotonic(), self._shortage.limit_seconds / 60
         waited = f" after {minutes:g} minutes"
-        lack = lack if stands_still else None
-        if self._shortage.begins(lack is not None, now) and lack:
-            self._say(f"waiting up to {minutes:g} minutes for machines: there is room for {lack.short}")
-        if lack and self._shortage.is_over_limit(now):
-            raise RuntimeError(
-                f"{lack.refusal.format(waited=waited)} {lack.remedy}, or give an autoscaler more time with "
-                "cluster.resource_timeout_minutes. The same command goes on from here."
+        shortfall = shortfall if is_stalled else None
+        if self._shortage.update(shortfall is not None, now) and shortfall:
+            self._report(
+                f"waiting up to {minutes:g} minutes for machines: the cluster has capacity for {shortfall.summary}"
             )
-        if self._slowness.begins(stands_still and lack is None, now):
-            self._is_said = False
-        if self._slowness.is_over_limit(now) and not self._is_said:
-            self._is_said = True
-            self._say(f"waiting for {self._who} to start: others may hold the machines for it, or it still loads data")
+        if shortfall and self._shortage.is_over_limit(now):
+            raise RuntimeError(
+                f"{shortfall.error.format(waited=waited)} {shortfall.remedy}, or give an autoscaler more time with "
+                "cluster.resource_timeout_minutes. The same command continues from here."
+            )
+        if self._slow_start.update(is_stalled and shortfall is None, now):
+            self._is_slow_start_reported = False
+        if self._slow_start.is_over_limit(now) and not self._is_slow_start_reported:
+            self._is_slow_start_reported = True
+            self._report(
+                f"waiting for {self._what} to start: suitable machines may be in use, or it may still be loading data"
+            )
 
-    def _say(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         self._monitor.report.remote({"kind": "waiting", "text": text})
 
 
-def capacity_watch(config: ClusterConfig, monitor: Any, who: str) -> Callable[[], None]:
-    """Returns what to call again and again while somebody else waits for machines: Ray Tune would do so for ever.
+def capacity_watch(config: ClusterConfig, monitor: Any, what: str) -> Callable[[], None]:
+    """Returns a callback to call repeatedly while Ray Tune runs, because Tune itself waits for machines without limit.
 
-    It raises RuntimeError once nothing has fitted any machine for too long; see `StallWatchdog`.
+    The callback raises RuntimeError once an explorer has fitted no machine for too long; see `StallWatchdog`.
     """
-    watchdog, looked = StallWatchdog(config, monitor, who), time.monotonic()
+    watchdog, polled = StallWatchdog(config, monitor, what), time.monotonic()
 
-    def look() -> None:
-        nonlocal looked
-        if time.monotonic() - looked >= _LOOK_SECONDS:
-            looked, lack = time.monotonic(), explorer_shortfall(config)
-            watchdog.look(lack is not None, lack)
+    def poll() -> None:
+        nonlocal polled
+        if time.monotonic() - polled >= _POLL_SECONDS:
+            polled, shortfall = time.monotonic(), explorer_shortfall(config)
+            watchdog.poll(shortfall is not None, shortfall)
 
-    return look
+    return poll

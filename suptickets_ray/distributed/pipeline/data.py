@@ -1,4 +1,4 @@
-"""Data across processes: what fits in memory lies once per node in the object store, the rest is streamed."""
+"""Data across processes: in-memory data is held once per node in the object store, other data is streamed."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from suptickets_ray.training.data.streaming import BlockSource, Job, StreamedExa
 
 
 @dataclass(frozen=True)
-class LoadedAnew:
-    """What is known of data that every process must load itself."""
+class UnsharedData:
+    """Description of data that every process must load itself."""
 
     fingerprint: str
     labels: dict[str, NDArray[np.int64]]
-    """All labels (n,) of the splits that are map-style Datasets; the driver has read them."""
+    """All labels (n,) of the splits that are map-style Datasets, as the driver has read them."""
 
 
 def put_data(loaded: Mapping[str, Any]) -> Any:
-    """Returns an object reference of what a data function gave, or of what is known of it.
+    """Returns an object reference of a data function's result, or of its description.
 
-    Tensors become arrays, which workers map instead of copying them. A user-defined Dataset is loaded again by each
-    process, because only its author knows whether it can be sent; its labels are sent, so that they are read once.
+    Tensors become arrays, which workers map instead of copying. Each process loads a user-defined Dataset itself,
+    because the Dataset may not be serializable. Its labels are sent, so that they are read only once.
     """
     parts = _parts(loaded)
     shared = {name: _as_arrays(part) for name, part in parts.items()}
     if any(part is None for part in shared.values()):
         labels = {name: part.labels.numpy() for name, part in parts.items() if isinstance(part, LabelledDataset)}
-        return ray.put(LoadedAnew(fingerprint(loaded), labels))
+        return ray.put(UnsharedData(fingerprint(loaded), labels))
     return ray.put({**loaded, **shared})
 
 
 def worker_splits(config: Config, shared: Any) -> Splits:
-    """Returns the recipe's splits over what `put_data` put into the object store.
+    """Returns the recipe's splits of the data that `put_data` put into the object store.
 
     Raises:
-        ValueError: If data that this process loads itself are not those of the driver.
+        ValueError: If this process loads other data than the driver.
     """
     found = ray.get(shared)
-    if isinstance(found, LoadedAnew):
+    if isinstance(found, UnsharedData):
         loaded = load_source(config.data)
         if fingerprint(loaded) != found.fingerprint:
             raise ValueError(UNEQUAL_DATA)
@@ -71,14 +71,14 @@ def _parts(loaded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_arrays(part: Any) -> Any:
-    """A pair of tensors as arrays; None for a Dataset, and where NumPy lacks their type."""
+    """Returns a pair of tensors as arrays; None for a Dataset, and for types that NumPy does not have."""
     if isinstance(part, BlockSource):
         return part
     if isinstance(part, LabelledDataset):
         return None
     try:
         return tuple(tensor.detach().cpu().contiguous().numpy() for tensor in part)
-    except TypeError:  # bfloat16, for one
+    except TypeError:  # e.g. bfloat16
         return None
 
 
@@ -86,22 +86,22 @@ def _as_tensors(part: Any) -> Any:
     if isinstance(part, BlockSource):
         return part
     with warnings.catch_warnings():
-        # The store's memory is read-only, and torch has no word for that. Examples are only ever read.
+        # The object store's memory is read-only, which torch cannot represent. Examples are never written.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return tuple(torch.from_numpy(array) for array in part)
 
 
 def fetch(source: BlockSource, jobs: Iterable[Job], num_readers: int) -> Iterator[Tensor]:
-    """Reads the jobs' images in order: Parquet through Ray Data anywhere in the cluster, files by threads here."""
+    """Yields the jobs' images in order. Ray Data reads Parquet on the whole cluster; local threads read files."""
     jobs = list(jobs)
-    # Ray Data takes seconds to start.
+    # Ray Data takes seconds to start, which does not pay for a few jobs.
     if isinstance(source, (EncodedParquet, TensorParquet)) and len(jobs) > num_readers:
         return fetch_by_ray_data(source, jobs, num_readers)
     return fetch_by_threads(source, jobs, num_readers)
 
 
 class _Reader:
-    """An actor of Ray Data that reads one job at a time."""
+    """A Ray Data actor that reads one job at a time."""
 
     def __init__(self, source: Any) -> None:
         self._source = ray.get(source)
@@ -111,12 +111,12 @@ class _Reader:
         seed = int(batch["seed"][0])
         indices = np.frombuffer(batch["indices"][0], dtype=np.int64).tolist()
         images = self._source.read(indices, None if seed < 0 else seed)
-        # One row holds the whole block, so that what arrives is what was asked for.
+        # One row holds the whole block, so that each result belongs to one job.
         return {"images": images.numpy()[None]}
 
 
 def fetch_by_ray_data(source: BlockSource, jobs: Iterable[Job], num_readers: int) -> Iterator[Tensor]:
-    """Reads by actors of Ray Data. They ask for no CPU: workers may hold them all, and decoding must go on."""
+    """Yields the jobs' images from Ray Data actors. They request no CPUs, because waiting workers may hold all CPUs."""
     import ray.data
 
     rows = [

@@ -1,4 +1,4 @@
-"""Chains of cycles spread over explorers; tickets come back through the object store."""
+"""Distributes chains of cycles over explorers. Tickets are returned through the object store."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ray.exceptions import ObjectLostError, RayTaskError
 from suptickets_ray.config import Config
 from suptickets_ray.distributed.cluster.capacity import (
     actor_options,
+    cancel_machine_request,
     draining_nodes,
     explorer_bundle,
     explorer_shortfall,
     num_explorers_that_fit,
     request_machines,
-    withdraw_request,
     worker_labels,
 )
 from suptickets_ray.distributed.cluster.errors import DEATHS, root_cause
 from suptickets_ray.distributed.cluster.retry import RetryBudget, should_retry
-from suptickets_ray.distributed.cluster.shared_storage import JoiningMachines
+from suptickets_ray.distributed.cluster.shared_storage import StorageProbe
 from suptickets_ray.distributed.cluster.watchdog import StallWatchdog
 from suptickets_ray.distributed.pipeline.chains import Chains
 from suptickets_ray.distributed.pipeline.cycle_order import next_cycle
@@ -32,17 +32,17 @@ from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.tickets.store import Origin, RunStore, TicketStore
 
 _POLL_SECONDS = 0.2
-_LOOK_SECONDS = 3.0
-"""How often the cluster is looked at: machines may come, or be about to go."""
+_CLUSTER_POLL_SECONDS = 3.0
+"""Time between two polls of the cluster for new and draining machines."""
 _TICKETS_IN_FLIGHT = 2
-"""Finished tickets that wait in the object store for the superposer, per explorer; later ones wait in the storage."""
+"""Finished tickets per explorer that wait in the object store for the superposer. Others wait in the storage."""
 
 
 class Exploration:
-    """Hands cycles to explorers and tickets to whoever asks, in any order.
+    """Assigns cycles to explorers, and returns tickets in any order.
 
-    Explorers return their tickets: the driver owns them, so they outlive the process that made them. What a lost
-    machine held is in the storage, too.
+    The driver owns the tickets that explorers return, so they outlive the explorer's process. The storage has a copy of
+    everything that is lost with a machine.
     """
 
     def __init__(
@@ -55,76 +55,81 @@ class Exploration:
         *,
         pretrained_digest: str,
     ) -> None:
-        """Finds out what an earlier start of the run has finished. No explorer is started yet.
+        """Reads what earlier starts of the run have finished. Starts no explorer.
 
         Args:
             config: The recipe.
-            settings: What `worker_settings` gave.
-            pretrained: Object reference of the state that pretraining ended in.
-            cycles: Cycles of every chain.
+            settings: Result of `worker_settings`.
+            pretrained: Object reference of the final state of pretraining.
+            cycles: Cycles per chain.
             on_poll: Called a few times a second while waiting.
-            pretrained_digest: The `state_digest` of that state.
+            pretrained_digest: The `state_digest` of the state in `pretrained`.
         """
         self._config, self._settings, self._cycles, self._on_poll = config, settings, cycles, on_poll
         self._store = RunStore(settings["run_path"])
         self._tickets: dict[tuple[int, int], Any] = {}
         self._tried: set[tuple[int, int]] = set()
         self._losses: dict[tuple[int, int], int] = {}
-        """How often a cycle was lost, not counting machines that were taken away with notice."""
+        """Number of losses by (chain, cycle). Losses after a preemption notice do not count."""
         self._starting: dict[Any, Any] = {}
-        self._asked: dict[Any, Any] = {}
+        self._pinged: dict[Any, Any] = {}
         self._num_explorers = self._num_started = 0
         self._failed_starts = RetryBudget()
         self._watchdog = StallWatchdog(config.cluster, settings["monitor"], "an explorer")
-        self._joining = JoiningMachines(settings["run_path"])
+        self._storage_probe = StorageProbe(settings["run_path"])
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, Any, Any, int, int]] = {}
         self._nodes: dict[Any, str] = {}
         self._draining: frozenset[str] = frozenset()
-        self._looked = time.monotonic()
+        self._last_poll = time.monotonic()
         self._origin = Origin(exploration_key(config), pretrained_digest)
         self._chains = Chains(self._store, config.tickets.num_chains, cycles, pretrained, self._origin)
         self.num_stored = sum(self._chains.done.values())
-        """Tickets that an earlier start has finished."""
-        self.remade = self._chains.remade
-        """Chains that are run anew because what is stored of them is damaged."""
+        """Number of tickets that earlier starts have finished."""
+        self.restarted = self._chains.restarted
+        """Chains that start again because their files are damaged or belong to another run."""
         self._first_cycles = dict(self._chains.done)
-        # Points of an earlier start may lie in the TensorBoard folders.
-        self._continues = any(path.startswith("chain-") for path in RunStore(settings["tensorboard"]).list(""))
+        # An earlier start may have written points to the TensorBoard folders.
+        self._has_earlier_scalars = any(
+            path.startswith("chain-") for path in RunStore(settings["tensorboard"]).list("")
+        )
 
     def __enter__(self) -> Exploration:
-        """Starts the explorers that have something to do."""
+        """Starts as many explorers as there is work for."""
         cluster, chains = self._config.cluster, self._config.tickets.num_chains
         try:
-            if self._asks_for_machines and not self.is_done:
+            if self._requests_machines and not self.is_done:
                 request_machines([explorer_bundle(cluster)] * min(cluster.num_explorers or chains, chains))
-            self._grow()
+            self._start_missing_explorers()
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the explorers; their CPUs are free for others at once."""
-        self._joining.close()
+        """Kills the explorers, which frees their CPUs at once."""
+        self._storage_probe.close()
         for explorer in self._explorers():
             with contextlib.suppress(*DEATHS):
                 ray.kill(explorer)
-        if self._asks_for_machines:
-            withdraw_request()
+        if self._requests_machines:
+            cancel_machine_request()
 
     @property
-    def _asks_for_machines(self) -> bool:
-        """Not in a trial of Tune, whose bundles ask: a cluster keeps one request, and its end would take all back."""
+    def _requests_machines(self) -> bool:
+        """Whether to request machines from the autoscaler. False in a Tune trial, whose placement group requests them.
+
+        A cluster keeps one request: the end of one trial would cancel the requests of all.
+        """
         return bool(self._config.cluster.resource_timeout_minutes) and ray.util.get_current_placement_group() is None
 
     def ticket(self, chain: int, cycle: int) -> Any:
-        """Returns the object reference of a ticket's Arrow table, waiting until its cycle is done.
+        """Returns the object reference of a ticket's Arrow table. Waits until its cycle is finished.
 
-        The reference is handed over, not kept, so that memory does not grow with the number of tickets.
+        The reference is not kept, so that memory does not grow with the number of tickets.
 
         Raises:
-            RuntimeError: If a cycle fails for good.
+            RuntimeError: If a cycle fails permanently.
         """
         while self._chains.done[chain] <= cycle:
             self._dispatch()
@@ -140,24 +145,24 @@ class Exploration:
 
     @property
     def num_trained(self) -> int:
-        """Cycles that were run to their end by this start."""
+        """Number of cycles that this start has finished."""
         return self._chains.num_trained
 
     @property
     def num_states(self) -> int:
-        """States of chains in memory; those that have ended need none."""
+        """Number of chain states in memory. Finished chains need none."""
         return self._chains.num_states
 
     @property
     def num_in_memory(self) -> int:
-        """Finished tickets that wait in the object store until somebody asks for them."""
+        """Number of finished tickets in the object store that have not been requested yet."""
         return len(self._tickets)
 
     def advance(self) -> None:
-        """Collects what is finished and hands out what is next, without waiting: call it while waiting for others.
+        """Collects finished cycles and assigns new ones, without waiting. Call it while waiting for other work.
 
         Raises:
-            RuntimeError: If a cycle fails for good.
+            RuntimeError: If a cycle fails permanently.
         """
         if self.is_done:
             self._on_poll()
@@ -166,10 +171,10 @@ class Exploration:
         self._dispatch()
 
     def _start_explorer(self) -> None:
-        """Asks for an explorer. It is idle once it runs: on a cluster that shrank it may wait for room for ever."""
+        """Requests an explorer. It becomes idle once it runs; on a cluster that has shrunk, it may never start."""
         cluster = self._config.cluster
         options = actor_options(explorer_bundle(cluster))
-        if ray.util.get_current_placement_group() is None:  # in a trial of Tune they go into its bundles
+        if ray.util.get_current_placement_group() is None:  # a Tune trial places explorers in its own bundles
             options["scheduling_strategy"] = "SPREAD"
         sized = Explorer.options(**options, label_selector=worker_labels(cluster) or None)  # type: ignore[attr-defined]
         explorer = sized.remote(self._settings)
@@ -177,35 +182,35 @@ class Exploration:
 
     def _explorers(self) -> list[Any]:
         running = (job[0] for job in self._running.values())
-        return [*self._starting.values(), *self._asked.values(), *self._idle, *running]
+        return [*self._starting.values(), *self._pinged.values(), *self._idle, *running]
 
-    def _grow(self) -> None:
-        """Asks for as many explorers as there is room and work for: machines may have come since the last look."""
-        slots = num_explorers_that_fit(self._config.cluster, self._config.tickets.num_chains)
-        slots = min(slots, self._chains.num_unfinished)
-        self._num_explorers = max(self._num_explorers, slots)
-        for _ in range(slots - len(self._explorers())):
+    def _start_missing_explorers(self) -> None:
+        """Requests explorers up to the cluster's capacity and the unfinished chains, as machines may have joined."""
+        capacity = num_explorers_that_fit(self._config.cluster, self._config.tickets.num_chains)
+        num_wanted = min(capacity, self._chains.num_unfinished)
+        self._num_explorers = max(self._num_explorers, num_wanted)
+        for _ in range(num_wanted - len(self._explorers())):
             self._start_explorer()
 
-    def _look(self) -> None:
-        """From time to time: which machines have come, and which are about to be taken away."""
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
+    def _poll_cluster(self) -> None:
+        """Detects new and draining machines, at most once per `_CLUSTER_POLL_SECONDS`."""
+        if time.monotonic() - self._last_poll < _CLUSTER_POLL_SECONDS:
             return
-        self._looked = time.monotonic()
+        self._last_poll = time.monotonic()
         self._draining = draining_nodes()
-        self._joining.look()
+        self._storage_probe.poll()
         for explorer in [idle for idle in self._idle if self._nodes.get(idle) in self._draining]:
             self._idle.remove(explorer)
-            self._rest(explorer)
-        self._grow()
-        stands_still = not (self._running or self._idle or self._asked or self.is_done)
-        lack = explorer_shortfall(self._config.cluster, draining=self._draining) if stands_still else None
-        self._watchdog.look(stands_still, lack)
+            self._set_idle_or_retire(explorer)
+        self._start_missing_explorers()
+        is_stalled = not (self._running or self._idle or self._pinged or self.is_done)
+        shortfall = explorer_shortfall(self._config.cluster, draining=self._draining) if is_stalled else None
+        self._watchdog.poll(is_stalled, shortfall)
 
-    def _rest(self, explorer: Any) -> None:
-        """An explorer that has nothing to do is idle, or leaves a machine that is about to be taken away.
+    def _set_idle_or_retire(self, explorer: Any) -> None:
+        """Marks an explorer as idle, or kills it if its machine is draining.
 
-        What it did is stored; a cycle that it would start there would be lost with the machine.
+        Its finished cycles are stored. A cycle that starts on a draining machine would be lost.
         """
         if self._nodes.get(explorer) in self._draining:
             with contextlib.suppress(*DEATHS):
@@ -220,69 +225,70 @@ class Exploration:
                 return
             chain, cycle = job
             explorer = self._idle.pop()
-            again = job in self._tried or (self._continues and cycle == self._first_cycles[chain])
+            again = job in self._tried or (self._has_earlier_scalars and cycle == self._first_cycles[chain])
             self._tried.add(job)
             run_cycle = explorer.run_cycle.options(num_returns=3)
             table, state, done = run_cycle.remote(self._chains.state_of(chain), chain, cycle, again)
             self._running[done] = (explorer, table, state, chain, cycle)
 
     def _collect(self, seconds: float) -> None:
-        """Waits up to so long for anything to finish."""
-        waiting = [*self._running, *self._starting, *self._asked]
+        """Waits up to `seconds` until an explorer has finished or started, and handles its result."""
+        waiting = [*self._running, *self._starting, *self._pinged]
         if not waiting:
             time.sleep(seconds)
         finished, _ = ray.wait(waiting, num_returns=1, timeout=seconds, fetch_local=False) if waiting else ([], [])
         self._on_poll()
-        self._look()
+        self._poll_cluster()
         for done in finished:
             if done in self._starting:
-                self._welcome(done)
+                self._handle_started(done)
                 continue
-            if done in self._asked:
-                self._welcome_back(done)
+            if done in self._pinged:
+                self._handle_answer(done)
                 continue
             explorer, table, state, chain, cycle = self._running.pop(done)
             try:
-                # Ticket and state stay where they are: the driver's memory does not depend on the network's size.
+                # Ticket and state are not fetched, so that the driver's memory does not depend on the network's size.
                 ray.get(done)
             except DEATHS as error:
-                losses = self._losses.get((chain, cycle), 0) + (not self._was_taken_away(explorer, error))
+                losses = self._losses.get((chain, cycle), 0) + (not self._was_preempted(explorer, error))
                 self._losses[chain, cycle] = losses
                 if not should_retry(losses):
                     raise RuntimeError(
-                        f"cycle {cycle} of chain {chain} lost {losses} explorers, the last one "
-                        f"to: {root_cause(error)}. Memory is the usual want; the same command goes on from here."
+                        f"Cannot finish cycle {cycle} of chain {chain}: it lost {losses} explorers, the last one "
+                        f"with: {root_cause(error)}. The usual cause is too little memory. The same command continues "
+                        "from here."
                     ) from error
                 if isinstance(error, ObjectLostError):
-                    self._idle.append(explorer)  # it lives; the state that it was given does not
+                    self._idle.append(explorer)  # the explorer lives; only its input state was lost
                 else:
                     self._start_explorer()
-                self._doubt(chain)
+                self._recover_after_loss(chain)
                 continue
             except RayTaskError as error:
-                raise RuntimeError(f"cycle {cycle} of chain {chain} failed: {root_cause(error)}") from error
-            self._rest(explorer)
+                raise RuntimeError(f"Cannot finish cycle {cycle} of chain {chain}: {root_cause(error)}") from error
+            self._set_idle_or_retire(explorer)
             if len(self._tickets) < _TICKETS_IN_FLIGHT * self._num_explorers:
                 self._tickets[chain, cycle] = table
             self._chains.finish(chain, cycle + 1, state)
 
-    def _was_taken_away(self, explorer: Any, error: Exception) -> bool:
-        """Whether its machine went with notice: that says nothing about the cycle."""
+    def _was_preempted(self, explorer: Any, error: Exception) -> bool:
+        """Whether the machine was preempted with notice, in which case the cycle is not the cause."""
         return bool(getattr(error, "preempted", False)) or self._nodes.get(explorer) in self._draining
 
-    def _doubt(self, chain: int) -> None:
-        """After a death: what a lost machine held is read from the storage, and idle explorers are asked to answer."""
-        self._chains.doubt(chain)
+    def _recover_after_loss(self, chain: int) -> None:
+        """Reads a chain's state from the storage after a loss, and checks that idle explorers still answer."""
+        self._chains.reload_after_loss(chain)
         for explorer in self._idle:
-            self._asked[explorer.node.remote()] = explorer
+            self._pinged[explorer.node.remote()] = explorer
         self._idle = []
 
     def forget_tickets(self) -> None:
-        """Lets go of all tickets in memory, because some were lost; they are read from the storage when asked for."""
+        """Drops all tickets in memory, because some were lost. They are read from the storage when requested."""
         self._tickets.clear()
 
-    def _welcome_back(self, answer: Any) -> None:
-        explorer = self._asked.pop(answer)
+    def _handle_answer(self, answer: Any) -> None:
+        explorer = self._pinged.pop(answer)
         try:
             ray.get(answer)
         except DEATHS:
@@ -290,18 +296,18 @@ class Exploration:
             return
         self._idle.append(explorer)
 
-    def _welcome(self, ready: Any) -> None:
+    def _handle_started(self, ready: Any) -> None:
         explorer = self._starting.pop(ready)
         try:
             self._nodes[explorer] = ray.get(ready)
         except DEATHS as error:
-            if not self._failed_starts.died():
+            if not self._failed_starts.record_failure():
                 raise RuntimeError(
-                    f"{self._failed_starts.count} explorers died while they started, the last one of: "
-                    f"{root_cause(error)}. Memory is the usual want; the same command goes on from here."
+                    f"Cannot start explorers: {self._failed_starts.count} died during their start, the last one with: "
+                    f"{root_cause(error)}. The usual cause is too little memory. The same command continues from here."
                 ) from error
             self._start_explorer()
             return
         self._num_started += 1
-        self._failed_starts.reached(self._num_started)
-        self._rest(explorer)
+        self._failed_starts.record_progress(self._num_started)
+        self._set_idle_or_retire(explorer)

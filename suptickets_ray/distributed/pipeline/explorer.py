@@ -16,6 +16,7 @@ from suptickets_ray.distributed.pipeline.result import versions
 from suptickets_ray.process_start import collect_normally
 from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.search.keys import exploration_key
+from suptickets_ray.tickets.run_folder import chain_state_path, partial_state_path
 from suptickets_ray.tickets.store import TicketStore
 from suptickets_ray.training.checkpoint import read_progress, state_digest
 from suptickets_ray.training.cycle import cycle_lr, run_cycle
@@ -23,28 +24,17 @@ from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import budget_of, build_learner, steps_per_epoch
 from suptickets_ray.training.tensorboard import Scalars
 
-
-def chain_state_path(chain: int) -> str:
-    """Returns where, under the run's folder, the state lies that a chain's last finished cycle ended in."""
-    return f"chains/chain-{chain:03d}.pt"
-
-
-def part_path(chain: int) -> str:
-    """Returns where a chain's state lies that was stored within a cycle: a long one, or one whose machine goes."""
-    return f"chains/chain-{chain:03d}.part.pt"
-
-
-_LOOK_SECONDS = 3.0
-"""How often an explorer asks whether its machine is about to be taken away."""
-_PART_SECONDS = 300.0
-"""A cycle that takes longer has its state stored at the end of an epoch, this often."""
+_CLUSTER_POLL_SECONDS = 3.0
+"""Time between two polls whether the explorer's machine is draining."""
+_CHECKPOINT_SECONDS = 300.0
+"""Time between two checkpoints within a cycle. A checkpoint is written at the end of an epoch."""
 
 
 @ray.remote
 class Explorer:
-    """Runs any cycle of any chain: it keeps nothing from one to the next, so losing it costs the cycle it was in.
+    """Runs any cycle of any chain. It keeps no state between cycles, so its loss costs only the running cycle.
 
-    Of a long cycle less: its state is stored in between, and at once where the machine is about to be taken away.
+    A long cycle loses less: it is checkpointed in between. On a draining machine, that is at the end of the epoch.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -55,20 +45,21 @@ class Explorer:
         collect_normally()
 
     def node(self) -> str:
-        """Returns the id of the machine that it runs on; whoever answers is ready."""
+        """Returns the id of the explorer's machine. An answer also shows that the explorer is ready."""
         return str(ray.get_runtime_context().get_node_id())
 
     def run_cycle(self, state: bytes, chain: int, cycle: int, again: bool) -> tuple[pa.Table, bytes, bool]:
         """Returns the cycle's ticket as an Arrow table, the state that the chain's next cycle starts from, and True.
 
-        The last says that the cycle is done, to whom neither of the large ones is of use. Both also go to the run's
-        storage, the ticket first: a state that is there means that its ticket is, too.
+        The driver waits for the last value without fetching the two large ones. Ticket and state are also stored, the
+        ticket first: if a state exists, its ticket exists, too.
 
         Args:
-            state: What pretraining, or the cycle before, ended in.
+            state: Final state of pretraining or of the previous cycle.
             chain: Chain, from 0.
             cycle: Cycle within the chain, from 0.
-            again: Whether an earlier, interrupted try may have left points for TensorBoard, which are then hidden.
+            again: Whether an interrupted attempt may precede this one. The cycle then continues from its checkpoint, if
+                there is one, and TensorBoard hides the points of that attempt.
         """
         began = time.time()
         worker, config = self._worker, self._worker.config
@@ -77,24 +68,24 @@ class Explorer:
         progress = self._learner.load_bytes(state)
         pretrained = f"{progress['pretrained']:064x}" if cycle else state_digest(state)
         parent = self._learner.ticket({}).digest
-        first_epoch = self._take_up(chain, cycle, parent) if again else 0
+        first_epoch = self._load_checkpoint(chain, cycle, parent) if again else 0
         redone = first_step + first_epoch * epoch_steps + 1
-        part = _Part(self._node, bool(first_epoch))
+        checkpoints = _CheckpointTimer(self._node, bool(first_epoch))
         with Scalars(worker.tensorboard, f"chain-{chain:03d}", redone if again else None) as scalars:
 
-            def watch(epoch: int, loss: float) -> None:
+            def on_epoch(epoch: int, loss: float) -> None:
                 step = first_step + (epoch + 1) * epoch_steps
                 lr = cycle_lr(tickets, epoch + 1)
                 scalars.write(step, train__loss=loss, train__lr=lr, train__density=self._learner.sparsifier.density)
                 worker.report("cycle_epoch", chain=chain, cycle=cycle, epoch=epoch + 1, loss=loss)
-                if epoch + 1 < tickets.cycle_epochs and part.is_due():
-                    with suppress(OSError):  # without it a lost machine costs more; nothing else depends on it
-                        worker.store.write(part_path(chain), self._part(cycle, epoch + 1, parent))
+                if epoch + 1 < tickets.cycle_epochs and checkpoints.is_due():
+                    with suppress(OSError):  # optional: without a checkpoint, only a lost machine costs more
+                        worker.store.write(partial_state_path(chain), self._partial_state(cycle, epoch + 1, parent))
 
-            def updated(step: int) -> None:
+            def on_update(step: int) -> None:
                 scalars.write_layer_densities(first_step + step, self._learner.sparsifier.masks)
 
-            run_cycle(self._learner, config, worker.splits, chain, cycle, watch, updated, first_epoch)
+            run_cycle(self._learner, config, worker.splits, chain, cycle, on_epoch, on_update, first_epoch)
             validation = evaluate(self._learner.model, worker.splits.validation)
             scalars.write(
                 first_step + tickets.cycle_epochs * epoch_steps,
@@ -121,8 +112,8 @@ class Explorer:
         state = self._learner.to_bytes(cycle=cycle, ticket=int(ticket.digest, 16), pretrained=int(pretrained, 16))
         TicketStore(worker.store).put(ticket, chain, cycle)
         worker.store.write(chain_state_path(chain), state)
-        if part.is_stored:
-            worker.store.delete(part_path(chain))
+        if checkpoints.is_stored:
+            worker.store.delete(partial_state_path(chain))
         worker.report(
             "ticket",
             chain=chain,
@@ -135,40 +126,45 @@ class Explorer:
         )
         return ticket.to_arrow(), state, True
 
-    def _part(self, cycle: int, epochs: int, parent: str) -> bytes:
-        """The state after some epochs of a cycle. What it comes from is a number too: states hold no texts."""
+    def _partial_state(self, cycle: int, epochs: int, parent: str) -> bytes:
+        """Returns the state after some epochs of a cycle. `parent` is stored as a number: states contain no text."""
         return self._learner.to_bytes(cycle=cycle, epochs=epochs, parent=int(parent, 16))
 
-    def _take_up(self, chain: int, cycle: int, parent: str) -> int:
-        """Loads what an interrupted try of a cycle has stored, and returns how many epochs that had; 0 for nothing."""
+    def _load_checkpoint(self, chain: int, cycle: int, parent: str) -> int:
+        """Loads the checkpoint of an interrupted cycle. Returns its number of finished epochs, 0 without one."""
         store = self._worker.store
-        if not store.exists(part_path(chain)):
+        if not store.exists(partial_state_path(chain)):
             return 0
         try:
-            content = store.read(part_path(chain))
+            content = store.read(partial_state_path(chain))
             progress = read_progress(content)
-        except (FileNotFoundError, ValueError):  # damaged: the cycle is run whole
+        except (FileNotFoundError, ValueError):  # damaged: the whole cycle runs again
             return 0
         if (progress.get("cycle"), progress.get("parent")) != (cycle, int(parent, 16)):
             return 0
         return self._learner.load_bytes(content)["epochs"]
 
 
-class _Part:
-    """When a cycle's state is worth being stored before its end."""
+class _CheckpointTimer:
+    """Decides when a cycle is checkpointed before its end."""
 
     def __init__(self, node: str, is_stored: bool) -> None:
-        """Starts with the cycle, on a machine; one may be stored already."""
+        """Starts with the cycle.
+
+        Args:
+            node: Id of the explorer's machine.
+            is_stored: Whether the storage has a checkpoint of the cycle.
+        """
         self._node, self.is_stored = node, is_stored
-        self._stored = self._looked = time.monotonic()
+        self._last_checkpoint = self._last_poll = time.monotonic()
 
     def is_due(self) -> bool:
-        """Whether it is now: whoever asks stores it then."""
+        """Returns whether a checkpoint is due. The caller then writes it."""
         now = time.monotonic()
-        is_due = now - self._stored > _PART_SECONDS
-        if not is_due and now - self._looked > _LOOK_SECONDS:
-            self._looked = now
+        is_due = now - self._last_checkpoint > _CHECKPOINT_SECONDS
+        if not is_due and now - self._last_poll > _CLUSTER_POLL_SECONDS:
+            self._last_poll = now
             is_due = self._node in draining_nodes()
         if is_due:
-            self._stored, self.is_stored = now, True
+            self._last_checkpoint, self.is_stored = now, True
         return is_due

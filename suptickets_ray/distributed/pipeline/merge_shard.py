@@ -1,4 +1,4 @@
-"""The actor that merges some of the layers of every ticket."""
+"""The actor that merges one shard of every ticket: a fixed subset of its tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from suptickets_ray.distributed.pipeline.context import follow
+from suptickets_ray.distributed.pipeline.context import use_driver_paths
 from suptickets_ray.tickets.accumulator import Accumulator
 from suptickets_ray.tickets.averaging import Rule, merge
 from suptickets_ray.tickets.ticket import Ticket
@@ -16,23 +16,23 @@ from suptickets_ray.tickets.ticket import Ticket
 
 @ray.remote(num_cpus=0)
 class MergeShard:
-    """Merges the tensors of its names, ticket by ticket in the order given; keys it has seen are not merged twice."""
+    """Merges the named tensors of every ticket, in the order of the calls. Each (chain, cycle) is merged only once."""
 
-    def __init__(self, settings: dict[str, Any], names: Sequence[str], rule: Rule, first: Accumulator | None) -> None:
-        """Starts from the pretrained network, or from nothing.
+    def __init__(self, settings: dict[str, Any], names: Sequence[str], rule: Rule, initial: Accumulator | None) -> None:
+        """Starts from the pretrained network, or without a network.
 
         Args:
-            settings: What `worker_settings` gave.
-            names: Its tensors.
-            rule: How tickets are superposed; prune last.
-            first: The merge before any ticket.
+            settings: Result of `worker_settings`.
+            names: Names of the shard's tensors.
+            rule: How tickets are superposed; `prune_at` must be "end".
+            initial: The merge before the first ticket; None to start without a network.
         """
-        follow(settings)
+        use_driver_paths(settings)
         self._names, self._rule, self._seen = frozenset(names), rule, set[tuple[int, int]]()
-        self._accumulator = first and first.only(self._names)
+        self._accumulator = initial and initial.only(self._names)
 
     def merge(self, table: pa.Table, chain: int, cycle: int) -> None:
-        """Merges its tensors of one ticket, given in its Arrow form: from an explorer, or read and checked before."""
+        """Merges the shard of one ticket. The Arrow table comes from an explorer, or was read and verified."""
         if (chain, cycle) not in self._seen:
             self._seen.add((chain, cycle))
             if Ticket.provenance_of(table).get("diverged"):

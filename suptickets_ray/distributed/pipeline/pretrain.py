@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
@@ -19,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from suptickets_ray.config import Config
 from suptickets_ray.distributed.cluster.capacity import resource_shortfall, worker_bundle, worker_labels
-from suptickets_ray.distributed.cluster.errors import has_diverged, lacks_capacity, lost_elsewhere
+from suptickets_ray.distributed.cluster.errors import has_diverged, is_placement_timeout, is_transient_failure
 from suptickets_ray.distributed.cluster.event_queue import Event, OnEvent, reported_warnings, watched
 from suptickets_ray.distributed.cluster.retry import RetryBudget
 from suptickets_ray.distributed.cluster.watchdog import StallWatchdog
@@ -45,82 +44,84 @@ from suptickets_ray.training.optim import pretrain_lr
 from suptickets_ray.training.tensorboard import Scalars
 
 STATE_FILE = "state.pt"
-_MAX_JOBS = 10
-"""Jobs in a row that were lost and came no further than those before."""
+_MAX_FAILED_JOBS = 10
+"""Consecutive failed jobs without new progress after which pretraining fails."""
 
 
 def pretrain(
     config: Config, settings: dict[str, Any], folder: str, on_event: OnEvent, *, verbose: bool = False
 ) -> bytes:
-    """Returns the state that pretraining ends in. A killed pretraining goes on from its last checkpoint.
+    """Returns the final state of pretraining. A killed pretraining continues from its last checkpoint.
 
-    So does a failed one: if a machine, a process or the storage was lost, or if it has come further since its start. A
-    fault in the code itself strikes again at the same point, and is not waited for. Machines are: as long as the recipe
-    says, and where others hold them for as long as that takes.
+    A failed job is retried if a machine, a process or the storage was lost, or if the job made new progress. A bug in
+    the code fails again at the same point, and is not retried. If the cluster has too few machines, pretraining waits
+    as long as the recipe says. If other jobs hold the machines, it waits without a limit.
 
     Args:
         config: The recipe.
-        settings: What `worker_settings` gave.
-        folder: Where Ray Train keeps its checkpoints, under the run's folder.
-        on_event: Is told of the progress.
-        verbose: Whether Ray Train's own messages are shown.
+        settings: Result of `worker_settings`.
+        folder: Folder of Ray Train's checkpoints, relative to the run's folder.
+        on_event: Called with progress events.
+        verbose: Whether Ray Train's messages are shown.
 
     Raises:
-        DivergedError: If a loss or weight is not finite.
-        RuntimeError: If training fails for good; the message is the worker's. Or if there is no room for it any more.
+        DivergedError: If a loss or a weight is not finite.
+        RuntimeError: If training fails permanently, with the worker's message. Or if the cluster no longer has
+            capacity for it.
     """
     cluster = config.cluster
-    least, most = cluster.min_workers, cluster.max_workers
     store = RunStore(settings["run_path"])
     filesystem, location = store.location
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=settings,
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers if isinstance(cluster.num_workers, int) else (least, most),
+            num_workers=cluster.num_workers
+            if isinstance(cluster.num_workers, int)
+            else (cluster.min_workers, cluster.max_workers),
             use_gpu=cluster.gpus_per_worker > 0,
             resources_per_worker=worker_bundle(cluster),
             label_selector=worker_labels(cluster) or None,
         ),
         run_config=RunConfig(
-            # Ray Train goes on with whatever has the same name, so the name holds what the state depends on.
+            # Ray Train continues the job of the same name, so the name contains a digest of the recipe.
             name=f"pretraining-{config_digest(config)[:16]}",
             storage_path=f"{location}/{folder}",
             storage_filesystem=filesystem,
-            # Whether to try again is decided below: Ray Train would repeat a fault of the code as well, and wait for
-            # machines without a word or an end.
+            # Retries are decided below. Ray Train would also retry bugs, and would wait for machines silently and
+            # without a limit.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose else "CRITICAL"),
         ),
     )
-    retries, watchdog = RetryBudget(_MAX_JOBS), StallWatchdog(cluster, settings["monitor"], "pretraining")
+    retries, watchdog = RetryBudget(_MAX_FAILED_JOBS), StallWatchdog(cluster, settings["monitor"], "pretraining")
 
-    def noted(event: Event) -> None:
+    def handle_event(event: Event) -> None:
         if event["kind"] == "epoch":
-            retries.reached(event["epoch"])
-            watchdog.look(False, None)
+            retries.record_progress(event["epoch"])
+            watchdog.poll(False, None)
         on_event(event)
 
     while True:
-        furthest = retries.furthest
+        earlier_progress = retries.max_progress
         try:
-            result = watched(trainer.fit, settings["monitor"], noted, "pretraining")
+            result = watched(trainer.fit, settings["monitor"], handle_event, "pretraining")
             break
         except RuntimeError as error:
-            if lacks_capacity(error.__cause__):
-                watchdog.look(True, resource_shortfall(cluster))
+            if is_placement_timeout(error.__cause__):
+                watchdog.poll(True, resource_shortfall(cluster))
                 continue
             if has_diverged(error.__cause__):
                 raise DivergedError(str(error)) from error
-            lost = lost_elsewhere(error.__cause__, in_object_store="://" in settings["run_path"])
-            if not retries.died() or not (lost or retries.furthest > furthest):
+            is_transient = is_transient_failure(error.__cause__, in_object_store="://" in settings["run_path"])
+            if not retries.record_failure() or not (is_transient or retries.max_progress > earlier_progress):
                 raise
-            on_event({"kind": "waiting", "text": f"{error}. It goes on from its last checkpoint."})
-            store.exists(STATE_FILE)  # whatever the answer: it waits for one
+            on_event({"kind": "waiting", "text": f"{error}. Pretraining continues from its last checkpoint."})
+            store.exists(STATE_FILE)  # waits until the storage answers; the result is not needed
     if result.checkpoint is None:
         raise RuntimeError(
-            "pretraining ended without a checkpoint. Start the command again; it goes on from the last one."
+            "Cannot finish pretraining: Ray Train returned no checkpoint. The same command continues from the last one."
         )
     return patiently(lambda: _state_in(result.checkpoint))
 
@@ -131,7 +132,7 @@ def _state_in(checkpoint: Checkpoint) -> bytes:
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Trains pretraining on one rank; rank 0 checkpoints, validates and writes TensorBoard's scalars."""
+    """Runs pretraining on one rank. Rank 0 writes checkpoints, validates, and writes TensorBoard scalars."""
     worker = start_worker(settings, get_device())
     config, splits = worker.config, worker.splits
     context = ray.train.get_context()
@@ -139,21 +140,19 @@ def train_worker(settings: dict[str, Any]) -> None:
     epochs, epoch_steps = budget_of(config).pretrain_epochs, steps_per_epoch(config, splits)
     learner = build_learner(config, splits, worker.device)
     collect_normally()
-    first_epoch = _last_checkpoint(learner)
+    first_epoch = _load_checkpoint(learner)
     forward = prepare_model(
         learner.model,
         parallel_strategy_kwargs={
-            # Running statistics are averaged once an epoch instead of being sent from rank 0 at every step.
+            # Running statistics are averaged once per epoch, instead of being sent from rank 0 at every step.
             "broadcast_buffers": False,
-            # Otherwise DDP sorts its gradient buckets anew after the first step, and with them the order in which 3 or
-            # more ranks are summed: the step after a resume would differ in its last bits from the undisturbed one.
+            # Otherwise DDP re-sorts its gradient buckets after the first step, which changes the order of sums over 3
+            # or more ranks. The first step after a resume would then differ in its last bits from an undisturbed run.
             "find_unused_parameters": True,
         },
     )
     if isinstance(forward, DistributedDataParallel):
         learner.sparsifier.attach_ddp(forward)
-    if config.train.compile:
-        forward = torch.compile(forward)
     with (
         Scalars(worker.tensorboard, "pretraining", first_epoch * epoch_steps + 1)
         if rank == 0
@@ -165,10 +164,10 @@ def train_worker(settings: dict[str, Any]) -> None:
             began = time.monotonic()
             seed_torch(config.seed, "pretrain", epoch, rank)
 
-            def rate(step: int, epoch: int = epoch) -> float:
+            def lr_of(step: int, epoch: int = epoch) -> float:
                 return pretrain_lr(config.train, epoch * epoch_steps + step, epoch_steps, epochs)
 
-            def updated(step: int, epoch: int = epoch) -> None:
+            def on_update(step: int, epoch: int = epoch) -> None:
                 if scalars is not None:
                     scalars.write_layer_densities(epoch * epoch_steps + step, learner.sparsifier.masks)
 
@@ -180,10 +179,10 @@ def train_worker(settings: dict[str, Any]) -> None:
                     config,
                     splits,
                     order_seed(config.seed, epoch),
-                    rate,
+                    lr_of,
                     rank=rank,
                     world_size=world_size,
-                    on_update=updated,
+                    on_update=on_update,
                     on_diverged=bad_steps.append,
                 )
             check_finite(learner, config.train, epoch + 1, bad_steps[0] if bad_steps else None)
@@ -192,13 +191,15 @@ def train_worker(settings: dict[str, Any]) -> None:
             if world_size > 1:
                 average_buffers(learner.model, world_size)
             if scalars is not None:
-                _watch(worker, learner, scalars, epoch + 1, loss, time.monotonic() - began)
+                _validate_and_report(worker, learner, scalars, epoch + 1, loss, time.monotonic() - began)
             if (epoch + 1) % config.train.checkpoint_every_epochs == 0 or epoch + 1 == epochs:
-                _checkpoint(learner, rank, epoch + 1, int(pretraining_key(config), 16))
+                _save_checkpoint(learner, rank, epoch + 1, int(pretraining_key(config), 16))
 
 
-def _watch(worker: Worker, learner: Learner, scalars: Scalars, epoch: int, loss: float, seconds: float) -> None:
-    """Validates after `epoch` epochs; TensorBoard and the person who watches are told."""
+def _validate_and_report(
+    worker: Worker, learner: Learner, scalars: Scalars, epoch: int, loss: float, seconds: float
+) -> None:
+    """Validates after `epoch` epochs, and sends the scores to TensorBoard and the driver."""
     validation = evaluate(learner.model, worker.splits.validation)
     epoch_steps, fraction = steps_per_epoch(worker.config, worker.splits), learner.sparsifier.drop_fraction
     extra = {} if fraction is None else {"train__drop_fraction": fraction}
@@ -217,8 +218,8 @@ def _watch(worker: Worker, learner: Learner, scalars: Scalars, epoch: int, loss:
     worker.report("epoch", epoch=epoch, epochs=epochs, loss=loss, validation_accuracy=validation["accuracy"])
 
 
-def _last_checkpoint(learner: Learner) -> int:
-    """Loads the last checkpoint, if there is one, and returns the epoch to go on with."""
+def _load_checkpoint(learner: Learner) -> int:
+    """Loads the last checkpoint, if there is one. Returns the number of finished epochs."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0
@@ -226,8 +227,8 @@ def _last_checkpoint(learner: Learner) -> int:
         return learner.load_bytes((Path(folder) / STATE_FILE).read_bytes())["epoch"]
 
 
-def _checkpoint(learner: Learner, rank: int, epoch: int, recipe: int) -> None:
-    """Reports the state to Ray Train, with the digest of its recipe; every rank takes part, rank 0 brings the file."""
+def _save_checkpoint(learner: Learner, rank: int, epoch: int, recipe: int) -> None:
+    """Reports the state to Ray Train, with the digest of its recipe. All ranks must call it; rank 0 writes the file."""
     if rank != 0:
         ray.train.report({"epoch": epoch})
         return
@@ -237,7 +238,7 @@ def _checkpoint(learner: Learner, rank: int, epoch: int, recipe: int) -> None:
 
 
 def average_buffers(model: Module, world_size: int) -> None:
-    """Makes every floating buffer the mean over ranks, so that all ranks hold the same network."""
+    """Replaces every floating-point buffer by its mean over ranks, so that all ranks hold the same network."""
     for buffer in model.buffers():
         if buffer.is_floating_point():
             dist.all_reduce(buffer)

@@ -1,4 +1,4 @@
-"""What a run leaves as `result.json`."""
+"""Builds and reads `result.json`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from suptickets_ray import __version__
 from suptickets_ray.config import Config
 from suptickets_ray.recipes.load import config_digest, differing_keys, from_yaml, to_dict
 from suptickets_ray.superposition.assessment import summarize_tickets
+from suptickets_ray.tickets.run_folder import CONFIG_FILE, DATA_FILE, RESULT_FILE
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.training.data import load_source
-from suptickets_ray.training.data.fingerprint import DATA_FILE, check_data, fingerprint
+from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 
 
 @dataclass(frozen=True)
@@ -25,69 +26,71 @@ class RunResult:
     """A finished run or search."""
 
     path: str
-    """Absolute path of its folder."""
+    """Absolute path or URI of its folder."""
     result: dict[str, Any]
-    """What `result.json` holds."""
+    """The content of `result.json`."""
     resumed: bool
-    """Whether nothing was left to do."""
+    """Whether the work was already done."""
 
 
 class Clock:
-    """Seconds of each phase of this start of the run, the first of which is "start": until Ray runs."""
+    """Measures the seconds of each phase of this start. The first phase, "start", ends when Ray runs."""
 
     def __init__(self) -> None:
         self.began = time.time()
-        """When this start began, in seconds since 1970."""
+        """Time of this start, in seconds since 1970."""
         self._start = self._last = time.monotonic()
         self._seconds: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
-        """Ends a phase."""
+        """Ends the phase `name`. The next phase begins."""
         now = time.monotonic()
         self._seconds[name] = round(now - self._last, 3)
         self._last = now
 
     def seconds(self) -> dict[str, float]:
-        """Returns the seconds of every phase, and `total`."""
+        """Returns the seconds of every phase, and `total` since the start."""
         return self._seconds | {"total": round(time.monotonic() - self._start, 3)}
 
 
 def stored_result(
-    path: str, config: Config, what: str, also: Callable[[Config], list[str]] = lambda old: []
+    path: str, config: Config, what: str, find_other_keys: Callable[[Config], list[str]] = lambda old: []
 ) -> dict[str, Any] | None:
-    """Returns what `result.json` holds if the work in a folder is done, None if it was interrupted or never started.
+    """Returns the content of `result.json` if the work in a folder is done, None if it is unfinished or not started.
 
     Args:
         path: The folder.
-        config: The recipe that it must be of.
-        what: "run" or "search", for the sentence.
-        also: Gives what else differs, from the folder's recipe.
+        config: The recipe of the work.
+        what: "run" or "search", for the error text.
+        find_other_keys: Called with the folder's recipe. Returns further keys that differ.
 
     Raises:
-        ValueError: If the folder holds something else; the sentence names the keys that differ. Also if the work is
-            done, and was done on other data than those at another `data.root`.
+        ValueError: If the folder holds the work of another recipe; the text names the keys that differ. Also if the
+            work is done, `data.root` has changed, and the data there differ from those of the work.
     """
     store = RunStore(path)
-    if not store.exists("config.yaml"):
+    if not store.exists(CONFIG_FILE):
         return None
     try:
-        old = from_yaml(store.read("config.yaml").decode())
+        old = from_yaml(store.read(CONFIG_FILE).decode())
     except ValueError as error:
-        raise ValueError(f"{path}/config.yaml must be the recipe of a {what}; {error} Choose another name=.") from error
-    if keys := [*differing_keys(old, config), *also(old)]:
         raise ValueError(
-            f"the configuration must be that of the {what} in {path}; these keys differ: {', '.join(keys)}. "
-            f"Choose another name=, or set them back to go on with that {what}."
+            f"Cannot read {path}/config.yaml as the recipe of a {what}: {error} Choose another name=."
+        ) from error
+    if keys := [*differing_keys(old, config), *find_other_keys(old)]:
+        raise ValueError(
+            f"Cannot continue the {what} in {path}: these keys differ: {', '.join(keys)}. "
+            f"Choose another name=, or restore their values to continue that {what}."
         )
-    if not store.exists("result.json"):
+    if not store.exists(RESULT_FILE):
         return None
     result = _read_result(store)
     if result is None:
-        return None  # cut off or damaged: it is made again from what is stored
+        return None  # truncated or damaged: it is rebuilt from the stored files
     if result.get("config_digest") not in (config_digest(old), config_digest(config)):
         raise ValueError(
-            f"{path}/result.json must be that of the {what} in its folder; it belongs to another recipe. Remove it, "
-            "and the same command makes it again."
+            f"Cannot use {path}/result.json: it belongs to another recipe than the {what} in its folder. Remove it; "
+            "the same command writes it again."
         )
     if old.data.root != config.data.root and store.exists(DATA_FILE):
         check_data(store, fingerprint(load_source(config.data)))
@@ -96,7 +99,7 @@ def stored_result(
 
 def _read_result(store: RunStore) -> dict[str, Any] | None:
     try:
-        result = json.loads(store.read("result.json"))
+        result = json.loads(store.read(RESULT_FILE))
     except (ValueError, RecursionError):
         return None
     return result if isinstance(result, dict) else None
@@ -105,23 +108,23 @@ def _read_result(store: RunStore) -> dict[str, Any] | None:
 def assemble_result(
     config: Config, report: dict[str, Any], seconds: dict[str, float], warnings: list[str]
 ) -> dict[str, Any]:
-    """Returns the content of `result.json`, with mean and best ticket, and warnings that nobody should overlook.
+    """Returns the content of `result.json`, with the mean ticket, the best ticket, and important warnings.
 
-    The best ticket is chosen on validation. A phase that an earlier start of the run had finished counts no seconds.
+    The best ticket is chosen on validation. Phases that an earlier start has finished do not count in `seconds`.
 
     Args:
         config: The recipe.
-        report: What the superposer found.
-        seconds: Of each phase.
-        warnings: What was noticed on the way.
+        report: Report of the superposer.
+        seconds: Seconds of each phase.
+        warnings: Warnings of this start.
     """
-    judged = summarize_tickets(report)
+    summary = summarize_tickets(report)
     return {
         "state": "complete",
         "name": config.name,
         **report,
-        **judged,
-        "warnings": [*warnings, *judged["warnings"]],
+        **summary,
+        "warnings": [*warnings, *summary["warnings"]],
         "seconds": seconds,
         "versions": versions(),
         "config": to_dict(config),
@@ -130,7 +133,7 @@ def assemble_result(
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what results depend on."""
+    """Returns the versions of Python and of the packages that results depend on."""
     return {
         "suptickets_ray": __version__,
         "python": platform.python_version(),
@@ -139,7 +142,7 @@ def versions() -> dict[str, str]:
 
 
 def without_nan(value: Any) -> Any:
-    """Returns the value with every number that JSON does not know, such as a diverged ticket's loss, as None."""
+    """Returns the value with NaN and infinity as None, e.g. a diverged ticket's loss. JSON cannot represent them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The main job: pretraining, fork, superpose, judge."""
+"""The main job: pretraining, exploration, superposition, evaluation."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ from suptickets_ray.progress.timeline import Timeline
 from suptickets_ray.recipes.load import changes_results, config_digest, flatten, to_dict, to_yaml
 from suptickets_ray.recipes.resolve import resolve
 from suptickets_ray.search.files import holds_search
+from suptickets_ray.tickets.run_folder import REPORT_FILE, RESULT_FILE, SUPERPOSED_FILE, TENSORBOARD_FOLDER
 from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.tickets.store import RunStore, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
@@ -48,25 +49,25 @@ from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.preflight import preflight
 from suptickets_ray.training.tensorboard import write_summary
 
-RAY_TRAIN_FOLDER = "ray_train"
 _SLOW_SUPERPOSER = (
-    "the superposer recalibrates and judges every network on one thread of a CPU, which may take longer than all "
-    "cycles. cluster.superposer_gpus=0.1 gives it a share of a GPU, beside e.g. cluster.gpus_per_worker=0.9."
+    "the superposer recalibrates and evaluates every network on one CPU thread, which may take longer than all cycles. "
+    "cluster.superposer_gpus=0.1 gives it a fraction of a GPU, beside e.g. cluster.gpus_per_worker=0.9."
 )
 
 
 def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bool = False) -> RunResult:
-    """Runs the whole job of a recipe, goes on with an interrupted one, or returns at once when it is done.
+    """Runs a recipe, continues an interrupted run, or returns at once if the run is done.
 
     Args:
-        config: The recipe, from `load_config` or made by hand.
-        on_event: Is told of the progress, in this process: dicts whose `kind` is phase, resumed, epoch, cycle_epoch,
-            ticket, merge, waiting or warning; accuracies are fractions, epochs count from 1, chains and cycles from 0.
-        verbose: Whether Ray's own messages are shown.
+        config: The recipe, from `load_config` or created directly.
+        on_event: Called with progress events, in this process: dicts whose `kind` is phase, resumed, epoch,
+            cycle_epoch, ticket, merge, waiting or warning. Accuracies are fractions; epochs count from 1, chains and
+            cycles from 0.
+        verbose: Whether Ray's messages are shown.
 
     Raises:
-        ValueError: If the recipe cannot be run, or the folder holds a run of another one. Nothing was started.
-        RuntimeError: If the run fails; what is finished stays, and the same call goes on from there.
+        ValueError: If the recipe cannot be run, or the folder holds a run of another recipe. Nothing was started.
+        RuntimeError: If the run fails. Finished work is kept, and the same call continues from there.
 
     Source: Sup-tickets, 2205.15322, algorithm 1.
     """
@@ -83,17 +84,17 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     timeline: Timeline | None = None
     log = EventLog(config.name)
 
-    def noted(event: Event) -> None:
+    def handle_event(event: Event) -> None:
         if timeline is not None:
-            timeline.note(event)
+            timeline.record(event)
         log(event)
         on_event(event)
 
-    watch = collecting_warnings(warnings, noted)
-    loaded, data = _prepare(config, store, watch)
+    emit = collecting_warnings(warnings, handle_event)
+    loaded, data = _prepare(config, store, emit)
     with (
-        _alone(config, watch),
-        ray_session(config.cluster, watch, verbose=verbose),
+        _locked_folder(config, emit),
+        ray_session(config.cluster, emit, verbose=verbose),
         monitoring() as monitor,
         checked_storage(path),
         as_run_failure(),
@@ -102,35 +103,35 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         begin_folder(store, config, data)
         timeline = stack.enter_context(closing(Timeline(store, config_digest(config), clock.began)))
         settings = worker_settings(config, path, monitor, loaded)
-        del loaded  # from here on it lies in the object store
+        del loaded  # it is in the object store now
         budget = budget_of(config)
         clock.lap("start")
 
-        watch({"kind": "phase", "name": "pretrain", "epochs": budget.pretrain_epochs})
-        state = pretrained_state(config, settings, store, watch, verbose)
+        emit({"kind": "phase", "name": "pretrain", "epochs": budget.pretrain_epochs})
+        state = pretrained_state(config, settings, store, emit, verbose)
         clock.lap("pretrain")
 
-        watch({"kind": "phase", "name": "explore", "chains": config.tickets.num_chains, "cycles": budget.cycles})
+        emit({"kind": "phase", "name": "explore", "chains": config.tickets.num_chains, "cycles": budget.cycles})
         pretrained = ray.put(state)
         exploration = Exploration(
             config,
             settings,
             pretrained,
             budget.cycles,
-            lambda: show_events(monitor, watch),
+            lambda: show_events(monitor, emit),
             pretrained_digest=state_digest(state),
         )
-        # Before the explorers: a GPU of its own must not be taken by them.
+        # Created before the explorers, which could otherwise take its GPU.
         superposer = stack.enter_context(closing(SuperposerClient(settings, pretrained, exploration)))
         with exploration:
             if exploration.num_stored:
                 what = f"{exploration.num_stored} finished tickets"
-                watch({"kind": "resumed", "what": what, "tickets": exploration.num_stored})
-            for chain in exploration.remade:
-                watch(
+                emit({"kind": "resumed", "what": what, "tickets": exploration.num_stored})
+            for chain in exploration.restarted:
+                emit(
                     {
                         "kind": "warning",
-                        "text": f"the files of chain {chain} are damaged or belong to another run; it runs again.",
+                        "text": f"the files of chain {chain} are damaged or belong to another run; the chain restarts.",
                     }
                 )
             order = list(canonical_order(config.tickets.num_chains, budget.cycles))
@@ -138,28 +139,28 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
                 superposer.merge(chain, cycle)
         clock.lap("explore")
 
-        watch({"kind": "phase", "name": "superpose"})
-        table, report = superposer.judge()
-        superposed = Ticket.from_arrow(table)  # now: the table's memory is Ray's
-        show_events(monitor, watch)
+        emit({"kind": "phase", "name": "superpose"})
+        table, report = superposer.evaluate()
+        superposed = Ticket.from_arrow(table)  # before Ray ends, which owns the table's memory
+        show_events(monitor, emit)
         clock.lap("superpose")
-    store.write("superposed.arrow", superposed.to_bytes())
+    store.write(SUPERPOSED_FILE, superposed.to_bytes())
     result = without_nan(assemble_result(config, report, clock.seconds(), warnings))
-    _picture(config, path, result)
-    store.write("result.json", json.dumps(result, indent=2).encode())
+    _write_report(config, path, result)
+    store.write(RESULT_FILE, json.dumps(result, indent=2).encode())
     return RunResult(path, result, resumed=False)
 
 
 @contextlib.contextmanager
-def _alone(config: Config, on_event: OnEvent) -> Iterator[None]:
-    """Keeps others out of the run's folder, in which another recipe's may have been begun and ended since the start."""
+def _locked_folder(config: Config, on_event: OnEvent) -> Iterator[None]:
+    """Keeps other processes out of the run's folder. Checks again whether another recipe was run in it meanwhile."""
     with only_process(run_path(config), lambda text: on_event({"kind": "waiting", "text": text})):
         finished_result(config)
         yield
 
 
 def _prepare(config: Config, store: RunStore, on_event: OnEvent) -> tuple[Mapping[str, Any], str]:
-    """Finds what cannot work before anything is started; returns what the data function gave, and its fingerprint."""
+    """Checks the recipe before anything is started. Returns the data function's result, and its fingerprint."""
     if config.cluster.gpus_per_worker and not config.cluster.superposer_gpus:
         on_event({"kind": "warning", "text": _SLOW_SUPERPOSER})
     check_address(config.cluster)
@@ -170,11 +171,11 @@ def _prepare(config: Config, store: RunStore, on_event: OnEvent) -> tuple[Mappin
     return loaded, data
 
 
-def _picture(config: Config, path: str, result: dict[str, Any]) -> None:
-    """Writes the report and TensorBoard's closing page. Of what they show nothing else depends."""
-    # matplotlib takes a second to import, and an answer that all is done does not need it.
+def _write_report(config: Config, path: str, result: dict[str, Any]) -> None:
+    """Writes the report and TensorBoard's summary. Nothing else depends on them."""
+    # Imported here: matplotlib takes a second to import, and a finished run does not need it.
     from suptickets_ray.report.load import write_run_report
-    from suptickets_ray.report.tensorboard_images import pictures_of
+    from suptickets_ray.report.tensorboard_images import images_of
 
     findings = write_run_report(path, result=result)
     versions = "\n".join(f"    {name} {version}" for name, version in result["versions"].items())
@@ -182,34 +183,34 @@ def _picture(config: Config, path: str, result: dict[str, Any]) -> None:
     networks = {name: result[name] for name in ROWS if isinstance(result.get(name), dict)}
     metrics = {f"test/{name}": network["accuracy"] for name, network in networks.items()}
     write_summary(
-        child(path, "tensorboard"),
+        child(path, TENSORBOARD_FOLDER),
         {key: value for key, value in flatten(to_dict(config)) if value is not None and changes_results(key)},
         {tag: value for tag, value in metrics.items() if value is not None},
         {"assessment": result["assessment"]["sentence"], "recipe": recipe, "versions": versions},
-        pictures_of(findings),
+        images_of(findings),
     )
 
 
 def finished_result(config: Config) -> dict[str, Any] | None:
-    """Returns the result of this very recipe if its run is done, None if it was interrupted or never started.
+    """Returns the result if the run of exactly this recipe is done, None if it is unfinished or not started.
 
     Raises:
-        ValueError: If the folder holds a search, finished or not, or the run of another recipe or on other data; the
-            sentence names the keys that differ.
+        ValueError: If the folder holds a search, finished or not, or a run of another recipe or on other data. The text
+            names the keys that differ.
     """
     path = run_path(config)
     if holds_search(RunStore(path)):
-        raise ValueError(f"the folder of a run must hold no search; {path} does. Give the run a name= of its own.")
+        raise ValueError(f"Cannot run in {path}: the folder holds a search. Choose another name=.")
     result = stored_result(path, config, "run")
-    return result if result is not None and _is_whole(RunStore(path), result) else None
+    return result if result is not None and _is_intact(RunStore(path), result) else None
 
 
-def _is_whole(store: RunStore, result: dict[str, Any]) -> bool:
-    """Whether the files that a result speaks of are there and are its own; what is not is made again."""
+def _is_intact(store: RunStore, result: dict[str, Any]) -> bool:
+    """Whether the files of a result exist and belong to it. Otherwise the run writes them again."""
     try:
-        superposed = Ticket.from_bytes(store.read("superposed.arrow"))
+        superposed = Ticket.from_bytes(store.read(SUPERPOSED_FILE))
         tickets = {(row["chain"], row["cycle"]) for row in result["tickets"]}
         own = superposed.digest == result["superposed"]["digest"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
-    return own and tickets <= set(TicketStore(store).list()) and store.exists("report.html")
+    return own and tickets <= set(TicketStore(store).list()) and store.exists(REPORT_FILE)

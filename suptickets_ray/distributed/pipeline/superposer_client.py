@@ -1,4 +1,4 @@
-"""Handing tickets to the superposer, and starting it anew when it dies."""
+"""Submits tickets to the superposer, and restarts it if it dies."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from suptickets_ray.distributed.cluster.watchdog import StallWatchdog
 from suptickets_ray.distributed.pipeline.exploration import Exploration
 from suptickets_ray.distributed.pipeline.merge_shard import MergeShard
 from suptickets_ray.distributed.pipeline.superposer import Superposer
-from suptickets_ray.tickets.accumulator import shares
+from suptickets_ray.tickets.accumulator import split_into_shards
 
 _POLL_SECONDS = 0.2
-_LOOK_SECONDS = 3.0
-"""How often it is looked whether there is a machine for the superposer."""
+_CLUSTER_POLL_SECONDS = 3.0
+"""Time between two checks whether a machine fits the superposer."""
 _MAX_PENDING = 8
-"""Tickets handed over and not yet merged; each is held in the object store until it is."""
-_MAX_UNLOOKED = 4
-"""With so many waiting, merged networks on which nothing depends are not evaluated."""
+"""Tickets that are submitted but not merged yet. The object store holds each of them until it is merged."""
+_MAX_PENDING_FOR_VALIDATION = 4
+"""With this many pending tickets, a merged network is validated only if a decision depends on it."""
 
 
 class SuperposerClient:
-    """The superposer, and what is needed to start it anew when it dies: the order of the tickets so far."""
+    """Controls the superposer. Keeps the order of the tickets so far, so that it can restart a dead superposer."""
 
     def __init__(self, settings: dict[str, Any], pretrained: Any, exploration: Exploration) -> None:
         """Starts the superposer.
 
         Args:
-            settings: What `worker_settings` gave.
-            pretrained: Object reference of the state that pretraining ended in.
-            exploration: Gives the tickets.
+            settings: Result of `worker_settings`.
+            pretrained: Object reference of the final state of pretraining.
+            exploration: Source of the tickets.
         """
         self._settings, self._pretrained, self._exploration = settings, pretrained, exploration
         self._order: list[tuple[int, int]] = []
@@ -48,12 +48,12 @@ class SuperposerClient:
         self._deaths = RetryBudget()
         self._cluster = ClusterConfig(**settings["config"]["cluster"])
         self._watchdog = StallWatchdog(self._cluster, settings["monitor"], "the superposer")
-        self._looked = time.monotonic()
+        self._last_poll = time.monotonic()
         self._has_answered = False
         self._start()
 
     def merge(self, chain: int, cycle: int) -> None:
-        """Hands one ticket over, to be merged after those before it; waits only while many are pending.
+        """Submits one ticket, which is merged after the previous ones. Waits only while too many are pending.
 
         Raises:
             RuntimeError: If an earlier ticket could not be merged.
@@ -62,113 +62,114 @@ class SuperposerClient:
         self._catch_up(_MAX_PENDING)
 
     def best_first(self, keys: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Returns the keys of all tickets in the order of their validation accuracy; of equals the earlier comes first.
+        """Returns the keys of all tickets by descending validation accuracy. Equal tickets keep their order.
 
         Raises:
-            RuntimeError: If one of them cannot be made or judged.
+            RuntimeError: If a ticket cannot be trained or validated.
         """
         accuracies: dict[tuple[int, int], float] = {}
         while len(accuracies) < len(keys):
-            with self._deaths_survived():
+            with self._restart_on_death():
                 for key in keys:
                     if key not in accuracies:
                         accuracies[key] = self._wait_for(self._actor.validate.remote(self._exploration.ticket(*key)))
                         self._num_validated += 1
-                        self._deaths.reached(self._num_validated)
+                        self._deaths.record_progress(self._num_validated)
         return sorted(keys, key=lambda key: -accuracies[key])
 
-    def judge(self) -> Any:
-        """Returns what the superposer judged once every ticket is merged.
+    def evaluate(self) -> Any:
+        """Returns the result of `Superposer.evaluate`, after every ticket is merged.
 
         Raises:
-            RuntimeError: If superposing fails for good.
+            RuntimeError: If superposing fails permanently.
         """
         while True:
             self._catch_up(0)
-            with self._deaths_survived():
-                if self._shares and self._order:
-                    ray.get(self._actor.adopt.remote(*[share.accumulator.remote() for share in self._shares]))
-                return ray.get(self._actor.judge.remote())
+            with self._restart_on_death():
+                if self._shards and self._order:
+                    ray.get(self._actor.set_merged.remote(*[shard.accumulator.remote() for shard in self._shards]))
+                return ray.get(self._actor.evaluate.remote())
 
     def close(self) -> None:
-        """Ends the actors."""
-        for actor in (self._actor, *self._shares):
+        """Kills the actors."""
+        for actor in (self._actor, *self._shards):
             with suppress(*DEATHS):
                 ray.kill(actor)
 
-    def _catch_up(self, most_pending: int) -> None:
-        """Hands over what the present superposer has not been given; after a death that is everything, bit by bit."""
+    def _catch_up(self, max_pending: int) -> None:
+        """Submits all tickets that the current superposer has not received. After a restart these are all tickets."""
         while True:
-            with self._deaths_survived():
-                self._start_shares()
+            with self._restart_on_death():
+                self._start_shards()
                 while self._num_submitted < len(self._order):
                     key = self._order[self._num_submitted]
-                    self._hand_over(self._exploration.ticket(*key), *key)
+                    self._submit(self._exploration.ticket(*key), *key)
                     self._num_submitted += 1
-                    self._settle(_MAX_PENDING)
-                self._settle(most_pending)
+                    self._limit_pending(_MAX_PENDING)
+                self._limit_pending(max_pending)
                 return
 
-    def _hand_over(self, ticket: Any, chain: int, cycle: int) -> None:
-        if self._shares:
-            self._pending += [share.merge.remote(ticket, chain, cycle) for share in self._shares]
-            self._pending.append(self._actor.note.remote(ticket, chain, cycle))
+    def _submit(self, ticket: Any, chain: int, cycle: int) -> None:
+        if self._shards:
+            self._pending += [shard.merge.remote(ticket, chain, cycle) for shard in self._shards]
+            self._pending.append(self._actor.record_ticket.remote(ticket, chain, cycle))
         else:
-            look = len(self._pending) < _MAX_UNLOOKED
-            self._pending.append(self._actor.merge.remote(ticket, chain, cycle, look))
+            validate = len(self._pending) < _MAX_PENDING_FOR_VALIDATION
+            self._pending.append(self._actor.merge.remote(ticket, chain, cycle, validate))
 
-    def _settle(self, most_pending: int) -> None:
-        """Waits until no more than so many are pending; a failure of any that is done is raised."""
+    def _limit_pending(self, max_pending: int) -> None:
+        """Waits until at most `max_pending` tickets are pending. Raises the errors of finished calls."""
         if not self._pending:
             return
         finished, self._pending = ray.wait(self._pending, num_returns=len(self._pending), timeout=0)
         ray.get(finished)
-        self._count(len(finished))
-        while len(self._pending) > most_pending * (len(self._shares) + 1):
+        self._count_answers(len(finished))
+        while len(self._pending) > max_pending * (len(self._shards) + 1):
             self._wait_for(self._pending.pop(0))
-            self._count(1)
+            self._count_answers(1)
 
-    def _count(self, num_answers: int) -> None:
-        """Takes note of what the present superposer has merged: one that comes further than all before it is well."""
+    def _count_answers(self, num_answers: int) -> None:
+        """Counts answers of the current superposer. Only more progress than any earlier one resets the retry budget."""
         self._has_answered = self._has_answered or num_answers > 0
         self._num_merged += num_answers
-        self._deaths.reached(self._num_validated + self._num_merged)
+        self._deaths.record_progress(self._num_validated + self._num_merged)
 
     def _wait_for(self, answer: Any) -> Any:
-        """The superposer's answer; explorers are kept at work until it comes."""
+        """Returns the superposer's answer. Explorers receive new cycles while it waits."""
         while not ray.wait([answer], timeout=_POLL_SECONDS)[0]:
             self._exploration.advance()
-            self._look()
+            self._poll_cluster()
         self._has_answered = True
         return ray.get(answer)
 
-    def _look(self) -> None:
-        """From time to time: whether a superposer that has not answered yet can start at all.
+    def _poll_cluster(self) -> None:
+        """Checks whether a superposer that has not answered yet can start, at most once per `_CLUSTER_POLL_SECONDS`.
 
         Raises:
-            RuntimeError: If there has been no machine for it for too long.
+            RuntimeError: If no machine has fit the superposer for too long.
         """
-        if time.monotonic() - self._looked >= _LOOK_SECONDS:
-            self._looked = time.monotonic()
-            stands_still = not self._has_answered
-            self._watchdog.look(stands_still, superposer_shortfall(self._cluster) if stands_still else None)
+        if time.monotonic() - self._last_poll >= _CLUSTER_POLL_SECONDS:
+            self._last_poll = time.monotonic()
+            is_stalled = not self._has_answered
+            self._watchdog.poll(is_stalled, superposer_shortfall(self._cluster) if is_stalled else None)
 
     @contextmanager
-    def _deaths_survived(self) -> Iterator[None]:
-        """After a death, or when a ticket was lost with a machine, a new superposer is given all tickets anew."""
+    def _restart_on_death(self) -> Iterator[None]:
+        """Restarts the superposer after its death, or after a loss of tickets. All tickets are then submitted again."""
         try:
             yield
         except DEATHS as error:
             if isinstance(error, ObjectLostError):
                 self._exploration.forget_tickets()
-            elif not self._deaths.died():
+            elif not self._deaths.record_failure():
                 raise RuntimeError(
-                    f"the superposer died {self._deaths.count} times, the last time: {root_cause(error)}"
+                    f"Cannot superpose: the superposer died {self._deaths.count} times, the last time with: "
+                    f"{root_cause(error)}"
                 ) from error
             self.close()
             self._start()
         except RayTaskError as error:
-            raise RuntimeError(f"superposing failed: {root_cause(error)}") from error
+            raise RuntimeError(f"Cannot superpose: {root_cause(error)}") from error
 
     def _start(self) -> None:
         options = {
@@ -178,12 +179,14 @@ class SuperposerClient:
         sized = Superposer.options(**options)  # type: ignore[attr-defined]
         self._actor = sized.remote(self._settings, self._pretrained)
         self._pending, self._num_submitted, self._num_merged, self._has_answered = [], 0, 0, False
-        self._shares: list[Any] = []
+        self._shards: list[Any] = []
 
-    def _start_shares(self) -> None:
-        """Starts those who merge some layers each, if there are to be any."""
+    def _start_shards(self) -> None:
+        """Starts the merge shards, if the recipe requests more than one."""
         count = self._settings["config"]["cluster"]["num_merge_shards"]
-        if count > 1 and not self._shares:
-            first, rule, sizes = self._wait_for(self._actor.first.remote())
+        if count > 1 and not self._shards:
+            initial, rule, sizes = self._wait_for(self._actor.initial_merge.remote())
             spread = MergeShard.options(scheduling_strategy="SPREAD")  # type: ignore[attr-defined]
-            self._shares = [spread.remote(self._settings, names, rule, first) for names in shares(sizes, count)]
+            self._shards = [
+                spread.remote(self._settings, names, rule, initial) for names in split_into_shards(sizes, count)
+            ]

@@ -1,1 +1,1 @@
-"""A search with Ray Tune, whose trials share pretraining and tickets."""
+"""A search with Ray Tune. Its trials share pretrained networks and tickets."""

@@ -1,4 +1,4 @@
-"""Who explores what: trials that need the same tickets must not train them twice."""
+"""Leases on explorations, so that trials that need the same tickets do not train them twice."""
 
 from __future__ import annotations
 
@@ -12,73 +12,74 @@ import ray
 from ray.exceptions import RayError
 
 LEASE_SECONDS = 20.0
-"""A holder that has not been heard of for so long has died or was stopped."""
-_WAIT_SECONDS = 0.3
-_RENEWALS = 5
-"""How often a holder is heard of in the time after which it would count as dead."""
+"""Time without a renewal after which a holder counts as dead or stopped."""
+_POLL_SECONDS = 0.3
+_RENEWALS_PER_LEASE = 5
+"""Renewals within the time after which a holder would count as dead."""
 
 
 class Leases:
-    """Keys and their holders. No clock of its own: the time is an argument."""
+    """Keys and their holders. The current time is an argument, in seconds."""
 
     def __init__(self, lease_seconds: float = LEASE_SECONDS) -> None:
         self._lease_seconds = lease_seconds
         self._holders: dict[str, tuple[str, float]] = {}
 
     def acquire(self, key: str, holder: str, now: float) -> bool:
-        """Takes or renews a lease; returns whether `holder` has it now."""
-        current, heard = self._holders.get(key, (holder, now))
-        if current != holder and now - heard < self._lease_seconds:
+        """Takes or renews a lease. Returns whether `holder` now holds it."""
+        current, renewed = self._holders.get(key, (holder, now))
+        if current != holder and now - renewed < self._lease_seconds:
             return False
         self._holders[key] = (holder, now)
         return True
 
     def release(self, key: str, holder: str) -> None:
-        """Gives a lease back; one that another holds stays."""
+        """Releases a lease if `holder` holds it."""
         if self._holders.get(key, ("", 0.0))[0] == holder:
             del self._holders[key]
 
 
 @ray.remote(num_cpus=0)
 class LeaseServer:
-    """The leases of one search. Losing it costs work done twice, never a result: tickets have the same bits."""
+    """The leases of one search. Its loss may repeat work, but changes no result: tickets are deterministic."""
 
     def __init__(self, lease_seconds: float = LEASE_SECONDS) -> None:
         self._leases = Leases(lease_seconds)
 
     def acquire(self, key: str, holder: str) -> bool:
-        """Takes or renews a lease."""
+        """Takes or renews a lease. Returns whether `holder` now holds it."""
         return self._leases.acquire(key, holder, time.monotonic())
 
     def release(self, key: str, holder: str) -> None:
-        """Gives a lease back."""
+        """Releases a lease if `holder` holds it."""
         self._leases.release(key, holder)
 
 
 class Lease:
-    """A key that this process holds. A thread says so all the time, whatever else the process is busy with."""
+    """A key that this process holds. A thread renews the lease, also while the process is busy."""
 
     def __init__(self, lease_server: Any, key: str, holder: str, lease_seconds: float) -> None:
         self._lease_server, self._key, self._holder = lease_server, key, holder
-        self._pause = lease_seconds / _RENEWALS
+        self._renewal_seconds = lease_seconds / _RENEWALS_PER_LEASE
         self._ended = threading.Event()
         self._is_lost = False
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def check(self) -> None:
-        """Raises RuntimeError if another has taken the key over: this process was silent for too long."""
+        """Raises RuntimeError if another holder has taken the key over, because this process renewed too late."""
         if self._is_lost:
             raise RuntimeError(
-                f"the exploration {self._key} was taken over by another trial, since this one was not heard of for "
-                f"{self._pause * _RENEWALS:g} s. It is tried again, and goes on from the tickets that are there."
+                f"Cannot continue exploration {self._key}: another trial has taken it over, because this one did not "
+                f"renew its lease for {self._renewal_seconds * _RENEWALS_PER_LEASE:g} s. Ray Tune retries this trial, "
+                "which continues from the stored tickets."
             )
 
     def _renew(self) -> None:
-        while not self._ended.wait(self._pause):
+        while not self._ended.wait(self._renewal_seconds):
             try:
                 self._is_lost = not ray.get(self._lease_server.acquire.remote(self._key, self._holder))
             except RayError:
-                return  # nobody keeps leases any more
+                return  # the server is gone, and all leases with it
             if self._is_lost:
                 return
 
@@ -93,16 +94,16 @@ class Lease:
 
 @contextmanager
 def leased(lease_server: Any, key: str, holder: str, lease_seconds: float = LEASE_SECONDS) -> Iterator[Lease]:
-    """Waits until nobody else holds the key, and holds it until the end.
+    """Waits until no other holder has the key, and holds it within the context.
 
     Args:
         lease_server: Handle of a `LeaseServer`.
-        key: What is held.
-        holder: Who holds it.
-        lease_seconds: As the lease_server has it.
+        key: The key to hold.
+        holder: Id of the holder.
+        lease_seconds: The `lease_seconds` of the server.
     """
     while not ray.get(lease_server.acquire.remote(key, holder)):
-        time.sleep(_WAIT_SECONDS)
+        time.sleep(_POLL_SECONDS)
     try:
         with Lease(lease_server, key, holder, lease_seconds) as lease:
             yield lease

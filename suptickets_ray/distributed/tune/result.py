@@ -1,4 +1,4 @@
-"""What a search leaves: its table, the best recipe, and the page."""
+"""Results of a search: the table of trials, the best recipe, and the report."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from suptickets_ray.recipes.load import config_digest, to_dict, to_yaml
 from suptickets_ray.report.search_page import render_search
 from suptickets_ray.search.files import SearchFiles, holds_search
 from suptickets_ray.search.plan import SearchPlan
-from suptickets_ray.search.space import Point, point_key, settle
+from suptickets_ray.search.space import Point, normalize_point, point_key
 from suptickets_ray.search.summary import noise_warning, ranked, to_parquet, trial_row
+from suptickets_ray.tickets.run_folder import BEST_FILE, CONFIG_FILE, REPORT_FILE, RESULT_FILE, TRIALS_FILE
 from suptickets_ray.training.data.fingerprint import load_recorded
-from suptickets_ray.training.determinism import arithmetic_of
+from suptickets_ray.training.determinism import worker_determinism
 from suptickets_ray.training.evaluation import evaluate_ticket
 from suptickets_ray.training.tensorboard import write_hparams
 
-_FREE = ("max_concurrent_trials",)
-"""Settings of a search that may change while it goes on."""
+_CHANGEABLE_KEYS = ("max_concurrent_trials",)
+"""Keys of the section `search` that may differ when an interrupted search continues."""
 
 
 def trial_rows(plan: SearchPlan, files: SearchFiles, grid: Any) -> list[dict[str, Any]]:
-    """A line for every trial, in the order of the points."""
+    """Returns one row per trial, in the order of the points."""
     errors, points = {}, {point_key(point): point for point in plan.points}
     for result in grid:
-        point = settle(result.config.get("point", result.config), plan.config.superposition.method)
+        point = normalize_point(result.config.get("point", result.config), plan.config.superposition.method)
         points.setdefault(point_key(point), point)
         errors[point_key(point)] = result.error
-    for point, _ in files.points():  # of earlier starts, where Optuna chose them
+    for point, _ in files.points():  # points that Optuna chose in earlier starts
         points.setdefault(point_key(point), point)
     rows = []
     for number, (key, point) in enumerate(points.items()):
@@ -47,35 +48,40 @@ def trial_rows(plan: SearchPlan, files: SearchFiles, grid: Any) -> list[dict[str
 
 
 def conclude(
-    plan: SearchPlan, files: SearchFiles, rows: Sequence[dict[str, Any]], clock: Clock, noticed: Sequence[str]
+    plan: SearchPlan, files: SearchFiles, rows: Sequence[dict[str, Any]], clock: Clock, earlier_warnings: Sequence[str]
 ) -> dict[str, Any]:
-    """Reads the test set for the winner alone, writes the answer, and returns what `result.json` holds.
+    """Evaluates only the best trial on the test set, writes the files, and returns the content of `result.json`.
 
     Args:
-        plan: What was searched.
-        files: Where it lies.
-        rows: From `trial_rows`.
-        clock: Of this start.
-        noticed: Warnings so far.
+        plan: The plan of the search.
+        files: The files of the search.
+        rows: The result of `trial_rows`.
+        clock: Measures this start's time.
+        earlier_warnings: The warnings so far.
 
     Raises:
-        RuntimeError: If no trial was complete.
+        RuntimeError: If no trial is complete, or all have diverged.
     """
     best_first = ranked(rows, plan.metric, plan.mode)
     if not best_first:
         if any(row["state"] == "complete" for row in rows):
-            raise RuntimeError(f"no trial has a finite {plan.metric}: all have diverged. Search lower learning rates.")
-        failed = next((row["error"] for row in rows if row["error"]), "none reached its end")
-        raise RuntimeError(f"no trial was complete: {failed}. The same command goes on from what is finished.")
+            raise RuntimeError(
+                f"Cannot choose the best trial: all trials have diverged, and none has a finite {plan.metric}. "
+                "Search lower learning rates."
+            )
+        reason = next((row["error"] for row in rows if row["error"]), "all trials were stopped or interrupted")
+        raise RuntimeError(
+            f"Cannot choose the best trial: no trial is complete: {reason}. The same command continues the search."
+        )
     winner = best_first[0]
     point = winner["values"]
     config = replace(plan.config_of(point), name=f"{plan.config.name}-best")
     tests = _test_scores(plan, files, point)
-    warnings = [*noticed, *filter(None, [noise_warning(best_first, plan.metric)])]
+    warnings = [*earlier_warnings, *filter(None, [noise_warning(best_first, plan.metric)])]
     if failed_rows := [row for row in rows if row["state"] == "failed"]:
         warnings.append(
-            f"{len(failed_rows)} trials failed, the first one of: {failed_rows[0]['error']}. The same command tries "
-            "them again."
+            f"{len(failed_rows)} trials failed, the first with: {failed_rows[0]['error']}. The same command retries "
+            "them."
         )
     result: dict[str, Any] = {
         "state": "complete",
@@ -104,10 +110,10 @@ def conclude(
     trials = [{**row, "name": f"trial-{point_key(row['values'])}"} for row in result["trials"]]
     trials[winner["trial"]]["accuracy"] = result["best"]["accuracy"]
     write_hparams(files.tensorboard, trials, (*SCORES, "accuracy"))
-    files.store.write("best.yaml", to_yaml(config).encode())
-    files.store.write("trials.parquet", to_parquet(rows))
-    files.store.write("report.html", render_search(result).encode())
-    files.store.write("result.json", json.dumps(result, indent=2).encode())
+    files.store.write(BEST_FILE, to_yaml(config).encode())
+    files.store.write(TRIALS_FILE, to_parquet(rows))
+    files.store.write(REPORT_FILE, render_search(result).encode())
+    files.store.write(RESULT_FILE, json.dumps(result, indent=2).encode())
     return result
 
 
@@ -115,7 +121,7 @@ def _test_scores(plan: SearchPlan, files: SearchFiles, point: Point) -> list[dic
     scores = []
     for number in range(plan.config.search.num_seeds):
         config = plan.config_of(point, number)
-        with arithmetic_of(config):
+        with worker_determinism(config):
             scores.append(
                 evaluate_ticket(config, load_recorded(config.data, files.store), files.superposed(point, number))
             )
@@ -123,24 +129,24 @@ def _test_scores(plan: SearchPlan, files: SearchFiles, point: Point) -> list[dic
 
 
 def finished_search(files: SearchFiles, config: Config) -> dict[str, Any] | None:
-    """Returns the result of this very search if it came to an end, None if it was interrupted or never started.
+    """Returns the result of this search if it has ended, or None if it was interrupted or never started.
 
     Raises:
-        ValueError: If the folder holds another search or a run, be it finished or not.
+        ValueError: If the folder holds another search or a run, finished or not.
     """
-    if files.store.exists("config.yaml") and not holds_search(files.store):
-        raise ValueError(
-            f"the folder of a search must hold no run; {files.path} does. Give the search a name= of its own."
-        )
+    if files.store.exists(CONFIG_FILE) and not holds_search(files.store):
+        raise ValueError(f"Cannot search in {files.path}: the folder holds a run. Choose another name= for the search.")
     return stored_result(files.path, config, "search", lambda old: _other_search_keys(old, config))
 
 
 def _other_search_keys(old: Config, config: Config) -> list[str]:
-    """What makes it another search: how many trials run at once does not."""
+    """Returns the keys of the section `search` that make it another search."""
     first, second = (to_dict(one)["search"] for one in (old, config))
-    return [f"search.{key}" for key in first | second if key not in _FREE and first.get(key) != second.get(key)]
+    return [
+        f"search.{key}" for key in first | second if key not in _CHANGEABLE_KEYS and first.get(key) != second.get(key)
+    ]
 
 
 def num_failed(result: Mapping[str, Any]) -> int:
-    """Returns how many trials of a search failed, which the same command tries again."""
+    """Returns the number of failed trials, which the same command retries."""
     return sum(row["state"] == "failed" for row in result["trials"])

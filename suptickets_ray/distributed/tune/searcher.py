@@ -1,4 +1,4 @@
-"""Where Tune's points come from, in Tune's own objects: the space, Optuna, and who is stopped early."""
+"""The search space, Optuna's searcher and the early stopping as objects of Ray Tune."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from suptickets_ray.training.loop import budget_of
 
 
 def tune_space(dimensions: Mapping[str, Dimension]) -> dict[str, Any]:
-    """Returns a space as Ray Tune's own objects."""
+    """Returns a search space as objects of Ray Tune."""
     return {key: _domain(dimension) for key, dimension in dimensions.items()}
 
 
@@ -27,14 +27,14 @@ def _domain(dimension: Dimension) -> Any:
 
 
 def early_stopping(plan: SearchPlan) -> Any:
-    """Returns the scheduler that the recipe asks for, None where every trial runs to its end."""
+    """Returns the scheduler that the recipe selects, or None if no trial is stopped early."""
     if plan.config.search.scheduler != "asha":
         return None
     configs = [plan.config_of(point) for point in plan.known]
     longest = max(budget_of(config).cyclic_epochs for config in configs) * plan.config.search.num_seeds
     return ray_tune.schedulers.ASHAScheduler(
         time_attr="cyclic_epochs",
-        # One more: a trial that reaches its last cycle ends by itself, with its result kept.
+        # One epoch more than a trial has, so that a trial that reaches its last cycle stores its result and ends.
         max_t=longest + 1,
         grace_period=min(config.tickets.cycle_epochs for config in configs),
         reduction_factor=2,
@@ -42,15 +42,15 @@ def early_stopping(plan: SearchPlan) -> Any:
 
 
 def optuna_searcher(plan: SearchPlan, files: SearchFiles, earlier: Mapping[str, Any] | None) -> tuple[Any, int]:
-    """Returns Optuna's searcher, told what earlier starts have found, and how many trials are left.
+    """Returns Optuna's searcher with the results of earlier starts, and the number of trials that are left.
 
-    Optuna is told of a trial by what it had suggested itself, which `settle` may have shortened. What has no finite
-    score says nothing to it, and counts as done all the same.
+    Optuna receives each result with the point that it had suggested; `normalize_point` may have removed keys from it.
+    A trial without a finite score is not passed to Optuna, but counts as done.
 
     Args:
-        plan: What is searched.
-        files: What earlier starts have kept.
-        earlier: What `result.json` held, if one of them came to an end.
+        plan: The plan of the search.
+        files: The files of the search.
+        earlier: The content of `result.json`, if an earlier start has ended.
     """
     import optuna
     from ray.tune.search.optuna import OptunaSearch
@@ -67,7 +67,7 @@ def optuna_searcher(plan: SearchPlan, files: SearchFiles, earlier: Mapping[str, 
             points.append(suggested)
             rewards.append(reward)
     space = {
-        # Optuna's own: a grid is to it a choice like any other.
+        # Optuna has no grid; it treats the values of a grid as a choice.
         key: ray_tune.choice(list(dimension.values)) if dimension.values is not None else _domain(dimension)
         for key, dimension in plan.dimensions.items()
     }

@@ -1,4 +1,4 @@
-"""One trial of a search: explore what nobody has explored yet, merge, and say after every cycle how good it is."""
+"""One trial of a search: trains the missing tickets, merges them, and reports scores after every cycle."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import torch
 from ray import tune
 
 from suptickets_ray.config import Config
-from suptickets_ray.distributed.pipeline.context import follow, start_worker
+from suptickets_ray.distributed.pipeline.context import start_worker, use_driver_paths
 from suptickets_ray.distributed.pipeline.exploration import Exploration
 from suptickets_ray.distributed.pipeline.result import versions, without_nan
 from suptickets_ray.distributed.tune.leases import leased
 from suptickets_ray.recipes.load import config_digest, from_dict, to_dict
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
-from suptickets_ray.search.space import METRICS, config_of, point_key, settle
+from suptickets_ray.search.space import METRICS, config_of, normalize_point, point_key
 from suptickets_ray.superposition.merger import Merger
 from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.tickets.store import Origin, TicketStore, child
@@ -36,91 +36,94 @@ Scores = dict[str, float]
 
 
 def run_trial(values: dict[str, Any], search: dict[str, Any]) -> None:
-    """Runs one point with all its seeds; Ray Tune is told after every cycle, and at the end.
+    """Runs one point with all its seeds, and reports to Ray Tune after every cycle and at the end.
 
-    Seeds that an earlier start of the search has done are not run again.
+    Seeds that an earlier start of the search has finished are not run again.
 
     Args:
-        values: The point, as Tune gives it: under "point", or key by key.
-        search: The recipe, where the search's files lie, and what `worker_settings` gave.
+        values: The point from Tune: under the key "point", or key by key.
+        search: The recipe, the path of the search, the result of `worker_settings`, the lease server, and the number of
+            explorers per trial.
     """
-    # How long Tune waits for a stopped trial to end before the next one may have its process: explorers are ended, and
-    # curves written to a storage that may be out of reach. By default 2 s, and then the next one fails.
+    # Tune waits this long for a stopped trial to end before the next trial reuses its process. Meanwhile explorers are
+    # ended, and curves are written to a storage that may be unreachable. After the default of 2 s the next trial fails.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "120"
-    follow(search["worker"])
+    use_driver_paths(search["worker"])
     suggested = values.get("point", values)
     base = from_dict(search["recipe"])
-    point = settle(suggested, base.superposition.method)
+    point = normalize_point(suggested, base.superposition.method)
     files = SearchFiles(search["path"], base)
     monitor = search["worker"]["monitor"]
     cyclic_epochs = budget_of(config_of(base, point)).cyclic_epochs
-    kept = [files.row(point, number) for number in range(base.search.num_seeds)]
+    stored = [files.row(point, number) for number in range(base.search.num_seeds)]
     rows: list[Scores] = []
     began = time.monotonic()
     name = f"trial-{point_key(point)}"
-    first = first_epoch(kept, cyclic_epochs) if files.store.list(f"tensorboard/{name}") else None
+    first = first_epoch(stored, cyclic_epochs) if files.store.list(f"tensorboard/{name}") else None
     with Scalars(files.tensorboard, name, first) as scalars:
 
-        def running(epochs: int, scores: Scores) -> None:
-            """The mean over the seeds that are done and the one that is under way."""
+        def on_cycle(epochs: int, scores: Scores) -> None:
+            """Reports the mean over the finished seeds and the current one."""
             means = mean_scores([*rows, scores])
             epochs += len(rows) * cyclic_epochs
             scalars.write(epochs, **{f"search__{key}": value for key, value in means.items()})
-            files.keep_running(point, without_nan({**means, "seconds": time.monotonic() - began}))
-            if epochs % cyclic_epochs:  # at a seed's end Tune is told once it is kept: it may stop the trial there
-                told(means, epochs)
+            files.write_running(point, without_nan({**means, "seconds": time.monotonic() - began}))
+            # A seed's end is reported after its row is stored, because Tune may stop the trial at the report.
+            if epochs % cyclic_epochs:
+                report(means, epochs)
 
-        def told(means: Scores, epochs: int) -> None:
+        def report(means: Scores, epochs: int) -> None:
             try:
                 tune.report(comparable(means, base.search.metric) | {"cyclic_epochs": epochs})
-            except SystemExit:  # so Tune ends the function of a trial that it has stopped
+            except SystemExit:  # Tune raises it in the function of a stopped trial
                 files.mark_stopped(point)
                 raise
 
-        for number, row in enumerate(kept):
+        for number, row in enumerate(stored):
             if row is None:
                 seed = _Seed(config_of(base, point, number), search, files)
-                row = seed.run(running)  # noqa: PLW2901 - what is kept from here on
+                row = seed.run(on_cycle)  # noqa: PLW2901 - replaces the missing row
                 row |= {"point": point, "suggested": suggested, "finished": time.time()}
-                files.keep(point, number, without_nan(row), seed.superposed)
+                files.write_row(point, number, without_nan(row), seed.superposed)
             rows.append(row)
             means = mean_scores(rows)
-            if len(rows) == len(kept):
+            if len(rows) == len(stored):
                 monitor.report.remote({"kind": "trial", "values": point, **means})
-            told(means, len(rows) * cyclic_epochs)
+            report(means, len(rows) * cyclic_epochs)
 
 
 def mean_scores(rows: Sequence[Mapping[str, float]]) -> Scores:
-    """Returns the means of the scores over seeds; NaN where one has diverged."""
+    """Returns the means of the scores over seeds; NaN if a seed has diverged."""
     return {key: sum(row[key] for row in rows) / len(rows) for key in SCORES}
 
 
 def comparable(means: Scores, metric: str) -> Scores:
-    """Returns scores in which one that has diverged is the worst there is; to a scheduler NaN is worse than nothing."""
+    """Returns the scores with a NaN `metric` replaced by the worst value, because a scheduler cannot compare NaN."""
     worst = -math.inf if METRICS[metric] == "max" else math.inf
     return {**means, metric: worst if math.isnan(means[metric]) else means[metric]}
 
 
-def first_epoch(kept: Sequence[Mapping[str, Any] | None], cyclic_epochs: int) -> int | None:
-    """Returns the first epoch whose points for TensorBoard are written anew, None if there is none.
+def first_epoch(stored: Sequence[Mapping[str, Any] | None], cyclic_epochs: int) -> int | None:
+    """Returns the first epoch whose TensorBoard points are written again, or None if there is none.
 
-    Those of an interrupted try are then hidden, while those of the seeds before it, which are not run again, stay.
+    TensorBoard then hides the points of an interrupted attempt from this epoch on. Points of finished seeds, which are
+    not run again, remain.
 
     Args:
-        kept: What an earlier start has kept of each seed, None for nothing.
-        cyclic_epochs: Epochs of one seed's cycles.
+        stored: The row that an earlier start stored for each seed, or None.
+        cyclic_epochs: Epochs of all cycles of one seed.
     """
-    return next((number * cyclic_epochs + 1 for number, row in enumerate(kept) if row is None), None)
+    return next((number * cyclic_epochs + 1 for number, row in enumerate(stored) if row is None), None)
 
 
 def trial_device(config: Config) -> torch.device:
-    """Returns where a trial merges and judges: as the superposer of a run, which its bundle makes room for."""
+    """Returns the device on which a trial merges and validates: the same as a run's superposer uses."""
     return torch.device("cuda" if config.cluster.superposer_gpus else "cpu")
 
 
 @dataclass
 class _Seed:
-    """A point under one seed."""
+    """One point with one seed."""
 
     config: Config
     search: dict[str, Any]
@@ -144,16 +147,20 @@ class _Seed:
 
     @property
     def superposed(self) -> Ticket:
-        """The network as it stands."""
+        """The merged network so far."""
         return self._merger.superposed
 
-    def run(self, running: Callable[[int, Scores], None]) -> dict[str, Any]:
-        """Explores and merges; returns the scores on validation, and what they cost."""
+    def run(self, on_cycle: Callable[[int, Scores], None]) -> dict[str, Any]:
+        """Explores and merges. Returns the validation scores and their cost.
+
+        Args:
+            on_cycle: Called after every cycle with the number of cyclic epochs so far, and the validation scores.
+        """
         config = self.config
         order = list(canonical_order(config.tickets.num_chains, budget_of(config).cycles))
         accepted, epochs = 0, 0
         with self._tickets() as (ticket, num_trained):
-            if self._merger.takes_best_first:
+            if self._merger.merges_best_first:
                 accuracies = {key: self._merger.score(ticket(*key), "validation")["accuracy"] for key in order}
                 order.sort(key=lambda key: -accuracies[key])
             for position, (chain, cycle) in enumerate(order):
@@ -161,7 +168,7 @@ class _Seed:
                 accepted += merged["accepted"]
                 if (position + 1) % config.tickets.num_chains == 0:
                     epochs += config.tickets.cycle_epochs
-                    running(epochs, self._scores())
+                    on_cycle(epochs, self._scores())
             trained = num_trained()
         return {
             **self._scores(),
@@ -179,7 +186,10 @@ class _Seed:
 
     @contextmanager
     def _tickets(self) -> Iterator[tuple[Callable[[int, int], Ticket], Callable[[], int]]]:
-        """Yields who gives a ticket, and who says how many cycles were run for it. What is stored is only read."""
+        """Yields a function that returns a ticket, and one that returns the number of cycles trained for them.
+
+        Tickets that are stored already are only read.
+        """
         config, cycles = self.config, budget_of(self.config).cycles
         store = TicketStore(self._worker.store)
         digest = state_digest(self._state)

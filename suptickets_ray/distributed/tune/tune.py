@@ -1,4 +1,4 @@
-"""Ray Tune over exploration and superposition: what trials share is trained once for all of them."""
+"""Ray Tune over exploration and superposition. What trials share is trained only once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from suptickets_ray.distributed.cluster.event_queue import (
     collecting_warnings,
     monitoring,
     reported_warnings,
-    start_here,
+    start_local_actor,
     watched,
 )
 from suptickets_ray.distributed.cluster.run_lock import check_free, only_process
@@ -47,24 +47,25 @@ from suptickets_ray.training.loop import DivergedError, budget_of
 from suptickets_ray.training.preflight import preflight
 
 TUNE_FOLDER = "ray_tune"
-_MAX_FAILURES = 2  # of a trial's machines
-_held: dict[str, ExitStack] = {}
-"""Folders that this process keeps for Tuners of the user's own, and what gives each back."""
+_MAX_FAILURES = 2  # per trial, for lost machines
+_held_locks: dict[str, ExitStack] = {}
+"""Locks that this process holds for user-defined Tuners, by the folder."""
 
 
 def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bool = False) -> RunResult:
-    """Searches `config.search.space`, goes on with an interrupted search, or returns at once when it is done.
+    """Searches `config.search.space`, continues an interrupted search, or returns at once if it is done.
 
-    Trials that failed are not done: the same call tries them again.
+    A search with failed trials is not done: the same call retries them.
 
     Args:
         config: The recipe; its name is the search's.
-        on_event: Is told of the progress: dicts whose `kind` is phase, epoch, ticket, trial, waiting or warning.
-        verbose: Whether Ray's own messages are shown.
+        on_event: Called with progress events, in this process: dicts whose `kind` is phase, epoch, ticket, trial,
+            waiting or warning.
+        verbose: Whether Ray's messages are shown.
 
     Raises:
-        ValueError: If space or recipe cannot be run, or the folder holds another search. Nothing was started.
-        RuntimeError: If the search fails; what is finished stays, and the same call goes on from there.
+        ValueError: If the space or the recipe is invalid, or the folder holds another search. Nothing was started.
+        RuntimeError: If the search fails. Finished results are kept, and the same call continues from them.
     """
     config = resolve(config)
     plan = SearchPlan(config)
@@ -73,7 +74,7 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
     earlier = finished_search(files, config)
     if earlier is not None and not num_failed(earlier):
         return RunResult(files.path, earlier, resumed=True)
-    if files.path not in _held:
+    if files.path not in _held_locks:
         check_free(files.path)
     files.store.check(writes=True)
     check_address(config.cluster)
@@ -81,27 +82,27 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
     warnings: list[str] = []
     log = EventLog(config.name)
 
-    def noted(event: Event) -> None:
+    def handle_event(event: Event) -> None:
         if event["kind"] == "ticket":
             files.count("cycle")
         log(event)
         on_event(event)
 
-    watch = collecting_warnings(warnings, noted)
+    watch = collecting_warnings(warnings, handle_event)
     for text in plan.warnings():
         watch({"kind": "warning", "text": text})
     with reported_warnings(watch):
         loaded = _preflight(plan)
     data = fingerprint(loaded)
     check_data(files.store, data)
-    _give_back(files.path)
+    _release_lock(files.path)
     with (
         only_process(files.path, lambda text: watch({"kind": "waiting", "text": text})),
         ray_session(config.cluster, watch, verbose=verbose),
         checked_storage(files.path),
     ):
-        finished_search(files, config)  # another may have been begun and ended since the start
-        concurrency, explorers = _places(plan, lambda text: watch({"kind": "waiting", "text": text}))
+        finished_search(files, config)  # another process may have finished it in the meantime
+        concurrency, explorers = _wait_for_placement(plan, lambda text: watch({"kind": "waiting", "text": text}))
         with monitoring() as monitor, as_run_failure():
             files.begin()
             begin_folder(files.store, config, data)
@@ -118,47 +119,47 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
 
 
 def trainable(config: Config) -> Any:
-    """Returns a Tune trainable of a recipe, for a `tune.Tuner` of your own with `param_space(config)`.
+    """Returns a Tune trainable of a recipe, for a user-defined `tune.Tuner` with `param_space(config)`.
 
-    Call it on a Ray that runs: it trains the pretrainings that the space needs, and trials then share them and all
-    tickets, under the recipe's storage and name. It reports validation_accuracy, validation_loss and cyclic_epochs
-    after every cycle. This process keeps the folder to itself until it ends, or calls `tune` on it.
+    Ray must be running. This call trains the pretrained networks that the space needs. Trials share them and all
+    tickets, under the recipe's storage and name. The trainable reports validation_accuracy, validation_loss and
+    cyclic_epochs after every cycle. This process locks the folder until it ends, or calls `tune` on it.
 
     Raises:
-        ValueError: As `tune`, and if pretraining depends on a key of the space that is no choice: your Tuner draws the
-            points, and nobody knows then which pretrainings it needs.
+        ValueError: As `tune`. Also if pretraining depends on a key of the space that is not a choice. The Tuner draws
+            the points, so the pretrained networks that they need would be unknown here.
     """
     config = resolve(config)
-    plan, files = SearchPlan(config, own_tuner=True), SearchFiles(run_path(config), config)
-    finished_search(files, config)  # refuses a folder that holds something else
+    plan, files = SearchPlan(config, custom_tuner=True), SearchFiles(run_path(config), config)
+    finished_search(files, config)  # raises if the folder holds something else
     loaded = _preflight(plan)
     data = fingerprint(loaded)
     check_data(files.store, data)
     wait_for_capacity(config.cluster, lambda text: None)
-    _, explorers = _places(plan, lambda text: None)
-    _keep(files.path)
+    _, explorers = _wait_for_placement(plan, lambda text: None)
+    _hold_lock(files.path)
     check_shared(files.path)
     files.begin()
     begin_folder(files.store, config, data)
-    monitor = start_here(Monitor)
+    monitor = start_local_actor(Monitor)
     settings = worker_settings(config, files.path, monitor, loaded)
     _pretrain_all(plan, files, settings, lambda event: None, verbose=False)
-    return _sized(config, _parameters(plan, files, settings, explorers))
+    return _trainable(config, _parameters(plan, files, settings, explorers))
 
 
 def param_space(config: Config) -> dict[str, Any]:
-    """Returns the recipe's `search.space` as Ray Tune's own objects."""
+    """Returns the recipe's `search.space` as objects of Ray Tune."""
     return tune_space(parse_space(config.search.space or default_space(config), all_keys()))
 
 
 def _preflight(plan: SearchPlan) -> Mapping[str, Any]:
-    """Tries every pretraining that the trials need: one that cannot work would be found hours later.
+    """Checks every pretraining that the trials need, so that an invalid one does not fail hours later.
 
     Returns:
-        What the data function gave.
+        The result of the data function.
 
     Raises:
-        ValueError: If a recipe cannot work.
+        ValueError: If a recipe is invalid.
     """
     loaded: Mapping[str, Any] | None = None
     for config in plan.pretrainings(seeds=1).values():
@@ -167,57 +168,59 @@ def _preflight(plan: SearchPlan) -> Mapping[str, Any]:
     return loaded
 
 
-def _keep(path: str) -> None:
-    """Keeps other processes out of a folder until this one ends: nobody says when a Tuner of the user's own has."""
-    if path not in _held:
+def _hold_lock(path: str) -> None:
+    """Locks a folder until this process ends, because the end of a user-defined Tuner is not known here."""
+    if path not in _held_locks:
         stack = ExitStack()
         stack.enter_context(only_process(path))
-        _held[path] = stack
-        atexit.register(_give_back, path)
+        _held_locks[path] = stack
+        atexit.register(_release_lock, path)
 
 
-def _give_back(path: str) -> None:
-    if path in _held:
-        _held.pop(path).close()
+def _release_lock(path: str) -> None:
+    if path in _held_locks:
+        _held_locks.pop(path).close()
 
 
-def _places(plan: SearchPlan, on_wait: Callable[[str], None]) -> tuple[int, int]:
-    """Returns how many trials run at once, and with how many explorers each, waiting for machines as the recipe says.
+def _wait_for_placement(plan: SearchPlan, on_wait: Callable[[str], None]) -> tuple[int, int]:
+    """Returns the number of concurrent trials, and the number of explorers of each.
+
+    Waits for machines for up to `cluster.resource_timeout_minutes`.
 
     Raises:
-        ValueError: If the cluster has no room for them; the sum stands in the sentence.
+        ValueError: If the trials do not fit the cluster. The text holds the numbers.
     """
     cluster, wanted = plan.config.cluster, plan.config.search.max_concurrent_trials
     chains = max(plan.config_of(point).tickets.num_chains for point in plan.known)
 
-    def divided() -> tuple[int, int]:
+    def divide() -> tuple[int, int]:
         return divide_capacity(cluster, find_machines(cluster), plan.num_trials, chains, wanted)
 
     def fits() -> bool:
         try:
-            divided()
+            divide()
         except ValueError:
             return False
         return True
 
     bundles = [bundle for bundle in (head_bundle(cluster), explorer_bundle(cluster)) if bundle] * (wanted or 1)
     wait_for_machines(cluster, bundles, fits, f"{wanted or 1} trials at once", on_wait)
-    return divided()
+    return divide()
 
 
 def _parameters(plan: SearchPlan, files: SearchFiles, settings: dict[str, Any], explorers: int) -> dict[str, Any]:
-    """Returns what every trial is given beside its values."""
+    """Returns the parameters that every trial receives beside its point."""
     return {
         "recipe": to_dict(plan.config),
         "path": files.path,
         "worker": settings,
-        "lease_server": start_here(LeaseServer),
+        "lease_server": start_local_actor(LeaseServer),
         "explorers_per_trial": explorers,
     }
 
 
-def _sized(config: Config, parameters: dict[str, Any]) -> Any:
-    """The trial with its explorers' bundles."""
+def _trainable(config: Config, parameters: dict[str, Any]) -> Any:
+    """Returns the function of a trial, with its parameters and resource bundles."""
     trial = ray_tune.with_parameters(run_trial, search=parameters)
     return sized_trial(config.cluster, trial, parameters["explorers_per_trial"])
 
@@ -225,13 +228,13 @@ def _sized(config: Config, parameters: dict[str, Any]) -> Any:
 def _pretrain_all(
     plan: SearchPlan, files: SearchFiles, settings: dict[str, Any], on_event: OnEvent, verbose: bool
 ) -> None:
-    """Trains every pretraining once, one after another: while trials wait for CPUs, Train would wait for theirs."""
+    """Trains every pretrained network once, one at a time, before any trial could take the CPUs."""
     needed = plan.pretrainings()
     for number, config in enumerate(needed.values()):
         path = files.pretrained_path(config)
         epochs = budget_of(config).pretrain_epochs
         on_event({"kind": "phase", "name": "pretrain", "epochs": epochs, "number": number + 1, "of": len(needed)})
-        own = {
+        pretraining_settings = {
             **settings,
             "config": to_dict(config),
             "run_path": path,
@@ -239,14 +242,14 @@ def _pretrain_all(
         }
         is_stored = False
 
-        def noted(event: Event) -> None:
+        def handle_event(event: Event) -> None:
             nonlocal is_stored
             is_stored = is_stored or event["kind"] == "resumed"
             on_event(event)
 
         try:
-            pretrained_state(config, own, RunStore(path), noted, verbose)
-        except DivergedError as error:  # its trials fail; the others go on
+            pretrained_state(config, pretraining_settings, RunStore(path), handle_event, verbose)
+        except DivergedError as error:  # only the trials that need this network fail
             RunStore(path).write(DIVERGED_FILE, str(error).encode())
             on_event({"kind": "warning", "text": str(error)})
         if not is_stored:
@@ -263,9 +266,9 @@ def _fit(
     on_event: OnEvent,
     verbose: bool,
 ) -> Any:
-    """Runs Ray Tune in a thread of its own, so that Ctrl-C is ours; returns its results."""
-    files.store.remove_folder(TUNE_FOLDER)  # an earlier start's; what counts lies beside it
-    section, left = plan.config.search, plan.left(files, earlier)
+    """Runs Ray Tune in a separate thread, so that this process handles Ctrl-C. Returns Tune's results."""
+    files.store.remove_folder(TUNE_FOLDER)  # left by an earlier start; no result is stored in it
+    section, left = plan.config.search, plan.unfinished(files, earlier)
     algorithm, space, num_samples = None, {"point": ray_tune.grid_search(left)}, 1
     if section.searcher == "optuna":
         algorithm, num_samples = optuna_searcher(plan, files, earlier)
@@ -273,9 +276,9 @@ def _fit(
     if not (left or (algorithm is not None and num_samples)):
         return []
     filesystem, location = files.store.location
-    with _only_our_logger():
+    with _tune_loggers_disabled():
         tuner = ray_tune.Tuner(
-            _sized(plan.config, parameters),
+            _trainable(plan.config, parameters),
             param_space=space,
             tune_config=ray_tune.TuneConfig(
                 metric=plan.metric,
@@ -284,8 +287,8 @@ def _fit(
                 scheduler=early_stopping(plan),
                 num_samples=num_samples,
                 max_concurrent_trials=concurrency,
-                # The next trial starts seconds earlier in a process that runs. Of one that was stopped the function is
-                # left by an exception, which ends its explorers.
+                # A reused process starts the next trial seconds earlier. An exception ends a stopped trial's function,
+                # and with it the explorers.
                 reuse_actors=True,
             ),
             run_config=ray_tune.RunConfig(
@@ -302,8 +305,8 @@ def _fit(
 
 
 @contextmanager
-def _only_our_logger() -> Iterator[None]:
-    """Keeps Tune's own loggers out: each scalar is written once, in the tree that is printed."""
+def _tune_loggers_disabled() -> Iterator[None]:
+    """Disables Tune's loggers, so that each scalar is written only once, under the printed TensorBoard folder."""
     settings = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     before = {key: os.environ.get(key) for key in settings}
     os.environ.update(settings)

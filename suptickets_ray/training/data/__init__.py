@@ -1,4 +1,4 @@
-"""Data sets by name. A new one is one function and one row."""
+"""Data sets by name. A new data set takes one function and one row."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def load_data(config: DataConfig) -> Splits:
     """Returns the disjoint training, validation and test examples of a recipe.
 
     Raises:
-        ValueError: If the data set is unknown, does not take a setting, or what it gives is no data set.
+        ValueError: If the data set is unknown, does not take a setting, or returns no valid data set.
     """
     return make_splits(load_source(config), config)
 
 
 def load_source(config: DataConfig) -> Mapping[str, Any]:
-    """Returns what the recipe's data function gives; `make_splits` takes it.
+    """Calls the recipe's data function and returns its result, which `make_splits` takes.
 
     Raises:
         ValueError: If the data set is unknown, does not take a setting, or fails.
@@ -51,7 +51,7 @@ def load_source(config: DataConfig) -> Mapping[str, Any]:
     files = {key: value for key in ("root", "download") if (value := getattr(config, key)) is not None}
     for key in ("root", "download"):
         if key in config.options:
-            raise ValueError(f"data.options.{key} must be written data.{key}, a setting of its own. Rename it.")
+            raise ValueError(f"data.{key} must not be an option; got data.options.{key}. Rename it to data.{key}.")
     for key in files:
         if not takes(loader, key):
             raise ValueError(f"data.{key} has no effect with data set {config.name!r}, which does not take it.")

@@ -1,4 +1,4 @@
-"""What happens to a batch of images on its way to the network: crop, flip, scale. Whole batches, by torch."""
+"""Random crops and flips, and scaling, of whole batches of images with torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Augmentation:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError on a value out of range: a data set's own are checked nowhere else."""
+        """Raises ValueError on a value out of range, because values of a data set are checked nowhere else."""
         if type(self.crop_padding) is not int or self.crop_padding < 0:
             raise ValueError(f"crop_padding must be a whole number of pixels, at least 0; got {self.crop_padding!r}.")
         choose(PADDING_MODES, self.crop_padding_mode, "crop_padding_mode")
@@ -37,11 +37,11 @@ class Augmentation:
         return self.crop_padding > 0 or self.flip
 
     def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """Returns images (n, c, h, w) of the same type and device, each with a crop and a flip of its own.
+        """Returns images (n, c, h, w) of the same type and device, each cropped and flipped independently.
 
         Args:
             images: Batch of images.
-            generator: Source of the offsets, on the CPU, so that all devices draw the same.
+            generator: Source of the random crops and flips, on the CPU, so that they are equal on all devices.
         """
         if self.crop_padding:
             images = random_crop(images, self.crop_padding, self.crop_padding_mode, generator)
@@ -49,14 +49,15 @@ class Augmentation:
 
 
 def random_crop(images: Tensor, padding: int, mode: str, generator: Generator) -> Tensor:
-    """Returns images (n, c, h, w) cropped at random from the same padded by `padding` pixels, a key of PADDING_MODES.
+    """Returns images (n, c, h, w), each cropped at random after padding by `padding` pixels on every side.
 
-    All n * c * h * w pixels are gathered in one call: as torchvision's RandomCrop, but for a whole batch.
+    One call gathers all n * c * h * w pixels, like torchvision's RandomCrop, but for a whole batch. `mode` is a key of
+    PADDING_MODES.
     """
     num_images, _, height, width = images.shape
     padded = _padded(images, padding, mode)
     tops, lefts = torch.randint(2 * padding + 1, (2, num_images), generator=generator)
-    if images.device.type == "cpu" and images.dtype != torch.bfloat16:  # which NumPy lacks
+    if images.device.type == "cpu" and images.dtype != torch.bfloat16:  # NumPy has no bfloat16
         # NumPy copies whole windows, several times faster than torch's indexing.
         views = np.lib.stride_tricks.sliding_window_view(padded.numpy(), (height, width), axis=(2, 3))
         return torch.from_numpy(views[np.arange(num_images), :, tops.numpy(), lefts.numpy()])
@@ -69,13 +70,13 @@ def random_flip(images: Tensor, generator: Generator) -> Tensor:
     """Returns images (n, c, h, w), each mirrored left to right with probability 1/2."""
     num_images = len(images)
     flips = torch.rand(num_images, generator=generator).lt(0.5)
-    # Both versions of all, then one selection of whole images: faster than a choice pixel by pixel.
+    # Both versions of all images, then one selection of whole images: faster than selecting single pixels.
     chosen = torch.arange(num_images).add(flips, alpha=num_images).to(images.device)
     return torch.cat([images, images.flip(3)]).index_select(0, chosen)
 
 
 def _padded(images: Tensor, padding: int, mode: str) -> Tensor:
-    """Images (n, c, h + 2p, w + 2p); written in slices, because torch's own reflection knows no uint8."""
+    """Returns images (n, c, h + 2p, w + 2p); written in slices, because torch's reflection does not support uint8."""
     num_images, num_channels, height, width = images.shape
     shape = (num_images, num_channels, height + 2 * padding, width + 2 * padding)
     rows, columns = slice(padding, padding + height), slice(padding, padding + width)
@@ -92,17 +93,17 @@ def _padded(images: Tensor, padding: int, mode: str) -> Tensor:
 
 
 class Scaling:
-    """Makes network inputs of what a data set holds: uint8 pixels in [0, 255] become (x / 255 - mean) / std."""
+    """Converts stored inputs to network inputs: uint8 pixels in [0, 255] become (x / 255 - mean) / std."""
 
     def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
-        """Fixes the statistics.
+        """Sets the statistics.
 
         Args:
             mean: Mean of each channel over the training set, pixels in [0, 1]; 0 when left out.
             std: Standard deviation of each channel; 1 when left out.
 
         Raises:
-            ValueError: If they are of different lengths, or a deviation is not above 0.
+            ValueError: If their lengths differ, or a deviation is not above 0.
         """
         means, deviations = _numbers(mean, 0.0), _numbers(std, 1.0)
         if (
@@ -115,9 +116,9 @@ class Scaling:
         self._is_identity = bool((means == 0).all() and (deviations == 1).all())
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Returns float32 inputs (n, c, ...); what is floating already is scaled by mean and std alone.
+        """Returns float32 inputs (n, c, ...); floating-point inputs are scaled by mean and std only.
 
-        Other whole numbers than uint8 are returned as they are: they are indices, e.g. of words.
+        Integers other than uint8 are returned unchanged, because they are indices, e.g. of words.
 
         Raises:
             ValueError: If the inputs have another number of channels than mean and std.
@@ -139,7 +140,7 @@ class Scaling:
 
 
 def _numbers(given: Sequence[float] | None, default: float) -> Tensor:
-    """One number per channel, float64 (c,); one number alone counts for all channels."""
+    """Returns one number per channel, float64 (c,); a single number applies to all channels."""
     try:
         return torch.from_numpy(np.asarray(default if given is None else given).astype(np.float64).flatten())
     except (TypeError, ValueError) as error:

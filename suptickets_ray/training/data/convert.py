@@ -1,4 +1,4 @@
-"""Any data set to Parquet shards, on any path that pyarrow.fs knows; what is written is not written again."""
+"""Converts any data set to Parquet files on any path that pyarrow.fs supports. Finished files are kept."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from suptickets_ray.training.data.splits import check_loaded
 from suptickets_ray.training.data.streaming import BlockSource
 
 ROWS_PER_GROUP = 32
-"""Small groups: a reader of neighbours takes little that it does not need."""
+"""Small row groups, so that reading neighbouring rows loads few other rows."""
 _SOURCE_KEY = b"suptickets_ray.source"
-"""Schema metadata that tells the splits of two data sets apart: a digest of size, labels and first examples."""
+"""Schema metadata that identifies the data of a split: a digest of size, labels and first examples."""
 _KEPT = ("num_classes", "mean", "std", "augmentation")
 _TEMPORARY = re.compile(r"part-\d+-of-\d+\.parquet\.[0-9a-f]{32}\.tmp")
 
 OnProgress = Callable[[str, int, int], None]
-"""Is told the split, the rows that are written, and those there are."""
+"""Called with the split, the number of rows written, and the total number of rows."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One file."""
+    """One output file."""
 
     split: str
     path: str
@@ -54,15 +54,15 @@ def convert(
     rows_per_file: int = 4096,
     on_progress: OnProgress = lambda split, done, total: None,
 ) -> int:
-    """Writes a data set's splits as target/<split>/part-00000-of-00013.parquet, and returns how many files it wrote.
+    """Writes a data set's splits as target/<split>/part-00000-of-00013.parquet, and returns the number of new files.
 
-    Encoded images keep their bytes; what is tensors stays tensors. Started again after a kill, it goes on.
+    Encoded images keep their bytes, and tensors stay tensors. After a kill, the same call continues.
 
     Args:
-        loaded: What `load_source` gave.
+        loaded: Result of `load_source`.
         target: Folder or URI.
-        rows_per_file: Most rows of a file, at least 1.
-        on_progress: Is told after every file.
+        rows_per_file: Maximum rows of a file, at least 1.
+        on_progress: Called after every file.
 
     Raises:
         ValueError: If the target holds another data set or cannot be written, or an example cannot be read.
@@ -80,7 +80,7 @@ def convert(
         filesystem, root = fs.FileSystem.from_uri(uri)
         parts = _parts(root, totals, rows_per_file)
         _check_target(filesystem, root, {part.path for part in parts})
-        # All of them before anything is written: a target may hold some parts of another data set.
+        # All files are checked before any is written, because the target may hold some files of another data set.
         written = {part for part in parts if _is_written(filesystem, part, metadata[part.split])}
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"the target must be a path that pyarrow.fs can write; got {target!r}: {error}.") from error
@@ -111,22 +111,22 @@ def _metadata(loaded: Mapping[str, Any], split: str) -> dict[bytes, bytes]:
     if isinstance(source, (tuple, list, BlockSource)):
         labels = source.labels if isinstance(source, BlockSource) else source[1]
         digest.update(labels.cpu().long().numpy().tobytes())
-    # Decoding is left for later: what is damaged is found in its turn.
+    # Not decoded yet: damaged images are found when they are written.
     first = _table(split, source, range(min(ROWS_PER_GROUP, _size(source))), check=False)
     with pa.ipc.new_stream(sink := pa.BufferOutputStream(), first.schema) as writer:
         writer.write_table(first)
     digest.update(sink.getvalue())
     kept = {key: loaded[key] for key in _KEPT if loaded.get(key) is not None}
     return {
-        # What NumPy and torch hold becomes plain numbers.
+        # Values of NumPy and torch become plain numbers.
         METADATA_KEY: json.dumps(kept, default=lambda value: value.tolist()).encode(),
         _SOURCE_KEY: digest.hexdigest().encode(),
     }
 
 
 def _check_target(filesystem: fs.FileSystem, root: str, expected: set[str]) -> None:
-    """Removes what a killed conversion left half-written; refuses files that are no part of this one."""
-    left = []
+    """Removes partial files of a killed conversion; refuses files that do not belong to this one."""
+    partial = []
     for folder in sorted({name for names in FOLDERS.values() for name in names}):
         selector = fs.FileSelector(f"{root}/{folder}", recursive=True, allow_not_found=True)
         for info in filesystem.get_file_info(selector):
@@ -135,11 +135,11 @@ def _check_target(filesystem: fs.FileSystem, root: str, expected: set[str]) -> N
                 continue
             if not _TEMPORARY.fullmatch(name):
                 raise ValueError(
-                    f"the target must be empty or hold the same data set in as many parts; {root}/{folder} holds "
-                    f"{name}. Choose another target, or as many rows of a file as before."
+                    f"the target must be empty or hold the same data set in the same number of files; {root}/{folder} "
+                    f"holds {name}. Choose another target, or the previous number of rows per file."
                 )
-            left.append(info.path)
-    for path in left:
+            partial.append(info.path)
+    for path in partial:
         filesystem.delete_file(path)
 
 
@@ -149,7 +149,7 @@ def _is_written(filesystem: fs.FileSystem, part: _Part, metadata: Mapping[bytes,
     try:
         footer = pq.read_metadata(part.path, filesystem=filesystem)
     except (OSError, pa.ArrowException):
-        return False  # damaged; it is written anew
+        return False  # damaged; it is written again
     found = footer.metadata or {}
     if footer.num_rows != len(part.rows) or any(found.get(key) != value for key, value in metadata.items()):
         raise ValueError(f"{part.path} must be of the same data set; it is of another. Choose another target.")
@@ -157,7 +157,7 @@ def _is_written(filesystem: fs.FileSystem, part: _Part, metadata: Mapping[bytes,
 
 
 def _write(filesystem: fs.FileSystem, part: _Part, source: Any, metadata: Mapping[bytes, bytes]) -> None:
-    """Writes one whole file under a temporary name, then moves it in place."""
+    """Writes the whole file under a temporary name, then moves it into place."""
     temporary = f"{part.path}.{uuid.uuid4().hex}.tmp"
     try:
         filesystem.create_dir(str(PurePosixPath(part.path).parent), recursive=True)
@@ -166,7 +166,7 @@ def _write(filesystem: fs.FileSystem, part: _Part, source: Any, metadata: Mappin
         schema = first.schema.with_metadata(dict(metadata))
         with (
             filesystem.open_output_stream(temporary) as stream,
-            # Statistics of the images would be two whole ones in each page's header.
+            # Statistics of the images would put two whole images into each page's header.
             pq.ParquetWriter(stream, schema, write_page_checksum=True, write_statistics=[LABEL_COLUMN]) as writer,
         ):
             writer.write_table(first.cast(schema))
@@ -182,7 +182,7 @@ def _write(filesystem: fs.FileSystem, part: _Part, source: Any, metadata: Mappin
         with suppress(OSError):
             filesystem.delete_file(temporary)
         if isinstance(error, OSError):
-            raise ValueError(f"{part.path} must be writable; it failed: {error}. Parts before it are kept.") from error
+            raise ValueError(f"Cannot write {part.path}: {error}. Earlier files are kept.") from error
         raise
 
 
@@ -192,13 +192,13 @@ def _tables(part: _Part, source: Any) -> Iterator[pa.Table]:
 
 
 def _table(split: str, source: Any, rows: range, *, check: bool) -> pa.Table:
-    """Some examples as columns.
+    """Returns some examples as a table of images and labels.
 
     Args:
         split: The split, for errors.
-        source: What holds it.
-        rows: Which examples.
-        check: Whether encoded images are decoded, so that a damaged one is found now and not in the midst of training.
+        source: Source of the split.
+        rows: Indices of the examples.
+        check: Whether encoded images are decoded, so that a damaged image is found now and not in training.
     """
     images: pa.Array
     if isinstance(source, EncodedSource):
@@ -222,18 +222,16 @@ def _table(split: str, source: Any, rows: range, *, check: bool) -> pa.Table:
 def _example(split: str, source: Any, index: int) -> Any:
     try:
         return source[index]
-    except Exception as error:  # the user's own code
-        raise ValueError(
-            f"example {index} of the {split} set must be readable; it failed: {type(error).__name__}: {error}."
-        ) from error
+    except Exception as error:  # user-defined code
+        raise ValueError(f"Cannot read example {index} of the {split} set: {type(error).__name__}: {error}.") from error
 
 
 def _tensors(split: str, inputs: Tensor) -> pa.Array:
     try:
         if inputs.dtype == torch.bool:
-            raise TypeError("no tensor of Arrow holds it")
+            raise TypeError("Arrow has no tensors of this type")
         return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(inputs.detach().cpu().numpy()))
-    except (TypeError, ValueError) as error:  # Arrow's own are among them
+    except (TypeError, ValueError) as error:  # Arrow's errors are subclasses
         raise ValueError(
             f"the {split} set's examples must be tensors of a number type and of at least one dimension; got "
             f"{inputs.dtype} of shape {tuple(inputs.shape[1:])}: {error}."

@@ -1,4 +1,4 @@
-"""Examples of a split, whatever holds them: a pair of tensors or any map-style Dataset of torch."""
+"""Examples of a split, from a pair of tensors or any map-style Dataset of torch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CPU = torch.device("cpu")
 
 
 class LabelledDataset:
-    """A map-style Dataset with the labels of all its examples: read through for them once, or known beforehand."""
+    """A map-style Dataset with the labels of all its examples, which are given or read once."""
 
     def __init__(self, dataset: Any, labels: Tensor | None = None) -> None:
         """Wraps a Dataset.
 
         Args:
-            dataset: Gives pairs of an input and a label by index.
-            labels: Its labels, int64 (n,); what the Dataset gives is then compared with them.
+            dataset: Returns pairs of an input and a label by index.
+            labels: Its labels, int64 (n,); the labels that the Dataset returns are compared with them.
         """
         self.dataset = dataset
         self._known = labels
@@ -40,7 +40,7 @@ class LabelledDataset:
         """Returns inputs (len(indices), ...) and labels (len(indices),).
 
         Raises:
-            ValueError: If these are no pairs, or the labels are not those that are known.
+            ValueError: If the examples are not pairs, an input is not finite, or the labels differ from known ones.
         """
         inputs, labels = collate([self.dataset[index] for index in indices])
         if bad := num_not_finite(inputs):
@@ -60,8 +60,8 @@ class LabelledDataset:
 
 
 UNEQUAL_DATA = (
-    "data.name must give the same examples in every process and at every call; labels or examples differ. Seed what it "
-    "draws, e.g. random_split(..., generator=torch.Generator().manual_seed(split_seed))."
+    "data.name must give the same examples in every process and at every call; labels or examples differ. Seed its "
+    "random choices, e.g. random_split(..., generator=torch.Generator().manual_seed(split_seed))."
 )
 
 
@@ -69,7 +69,7 @@ class Examples:
     """Inputs with labels, read in batches by index."""
 
     in_memory: bool
-    """Whether reading an example costs next to nothing."""
+    """Whether the examples are in memory, so that reading one is cheap."""
 
     def __init__(
         self,
@@ -79,14 +79,14 @@ class Examples:
         scaling: Scaling | None = None,
         augmentation: Augmentation | None = None,
     ) -> None:
-        """Wraps what a data function gave.
+        """Wraps one set of a data function.
 
         Args:
             source: A pair of tensors (inputs (m, ...), labels (m,)), or a map-style Dataset.
-            indices: Which examples of the source, (n,); all when left out.
-            labels: Labels (n,) in place of the source's own.
-            scaling: Makes network inputs of the source's.
-            augmentation: Random changes of images, in `epoch` alone.
+            indices: Indices of the examples in the source, (n,); all when left out.
+            labels: Labels (n,) that replace those of the source.
+            scaling: Converts the source's inputs to network inputs.
+            augmentation: Random changes of images, applied by `epoch` only.
         """
         self.in_memory = isinstance(source, (tuple, list))
         self._source: Any = (source[0], source[1].long()) if self.in_memory else self._labelled(source)
@@ -108,8 +108,8 @@ class Examples:
 
         Args:
             indices: Positions in [0, n).
-            device: Where to put them; images travel as they are stored, and are changed and scaled there.
-            generator: Source of the augmentation, on the CPU; none without it.
+            device: Device of the result. Images are copied there as stored, then augmented and scaled.
+            generator: Source of the augmentation, on the CPU; without it nothing is augmented.
         """
         inputs, labels = self._read(indices if self._indices is None else self._indices[indices])
         if self._labels is not None:
@@ -122,36 +122,36 @@ class Examples:
         return self._read(chosen if self._indices is None else self._indices[chosen])[0]
 
     def batches(self, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
-        """Yields all examples in their own order, in batches of at most `batch_size`, as they are."""
+        """Yields all examples in stored order, in batches of at most `batch_size`, without augmentation."""
         for indices in torch.arange(len(self)).split(batch_size):
             yield self.batch(indices, device)
 
     def epoch(
         self, seed: int, sizes: Sequence[int], device: torch.device = CPU, *, rank: int = 0, world_size: int = 1
     ) -> Iterator[Batch]:
-        """Yields this rank's share of every batch of an epoch: shuffled, and augmented where there is an augmentation.
+        """Yields this rank's part of every batch of an epoch, shuffled and, if there is an augmentation, augmented.
 
         Args:
-            seed: What the order depends on, equal on all ranks; the augmentation also depends on the rank.
-            sizes: Examples of each batch over all ranks together; no more than there are.
-            device: Where to put them.
-            rank: This process among the ranks.
+            seed: Seed of the order, equal on all ranks; the augmentation also depends on the rank.
+            sizes: Examples of each batch, in total over all ranks; their sum is at most n.
+            device: Device of the batches.
+            rank: Rank of this process.
             world_size: Number of ranks.
         """
         order = torch.randperm(len(self), generator=Generator().manual_seed(seed))
-        generator = self.augmenting(seed, rank)
+        generator = self.augmentation_generator(seed, rank)
         for start, size in zip(itertools.accumulate(sizes, initial=0), sizes, strict=False):
             yield self.batch(order[start : start + size][rank::world_size], device, generator)
 
-    def augmenting(self, seed: int, rank: int) -> Generator | None:
-        """Returns the generator of an epoch's augmentation on a rank; None where there is none."""
+    def augmentation_generator(self, seed: int, rank: int) -> Generator | None:
+        """Returns the generator of an epoch's augmentation on a rank; None if there is no augmentation."""
         if not self.augmentation.does_something:
             return None
         return Generator().manual_seed(derive_seed(seed, "augmentation", rank))
 
     @cached_property
     def sample_size(self) -> int:
-        """How many numbers one input has."""
+        """Number of elements of one input."""
         return max(self.batch(torch.arange(1))[0].numel(), 1)
 
     def all_labels(self) -> Tensor:
@@ -186,10 +186,10 @@ def num_not_finite(inputs: Tensor) -> int:
 
 
 def collate(examples: list[Any]) -> Batch:
-    """Returns what a Dataset of the user's own gave as inputs (n, ...) and labels, int64 (n,).
+    """Returns examples of a user-defined Dataset as inputs (n, ...) and labels, int64 (n,).
 
     Raises:
-        ValueError: If these are no pairs of an input and a label, or the inputs differ in shape.
+        ValueError: If the examples are not pairs of an input and a label, or the inputs differ in shape.
     """
     try:
         inputs, labels = default_collate(examples)

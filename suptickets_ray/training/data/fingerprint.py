@@ -1,4 +1,4 @@
-"""What tells two data sets apart without reading all of them: sizes, labels and some examples."""
+"""Fingerprints of data sets from sizes, labels and some examples, without reading everything."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from suptickets_ray.config import DataConfig
+from suptickets_ray.tickets.run_folder import DATA_FILE
 from suptickets_ray.tickets.store import RunStore, patiently
 from suptickets_ray.training.data import Splits, load_source, make_splits
 from suptickets_ray.training.data.examples import LabelledDataset
@@ -24,22 +25,20 @@ from suptickets_ray.training.data.streaming import BlockSource
 _NUM_FIRST = 4
 _NUM_SPREAD = 32
 _DEEPEST = 20
-_LOOKS = 16
-"""At an example that may change of itself: with a coin in it, all would be the same once in 32,768 times."""
-DATA_FILE = "data.sha256"
-"""The fingerprint of the data that a run or search was begun with."""
+_NUM_REPEATS = 16
+"""Reads of the first example that detect random examples. One that depends on a fair coin is missed once in 32,768."""
 
 
 def fingerprint(loaded: Mapping[str, Any]) -> str:
     """Returns the sha256 of each set's size, labels or indices, and some examples, without reading all of them.
 
-    Every process that loads the data takes it, and so does every later command. Of a user-defined Dataset it covers the
-    indices of a `Subset`, labels that lie beside it (`targets`, `labels`, `tensors`), and 32 examples spread over it;
-    all labels of a `LabelledDataset` are compared when its examples are read.
+    Every process that loads the data computes it, and so does every later command. For a user-defined Dataset it covers
+    the indices of a `Subset`, labels in attributes (`targets`, `labels`, `tensors`), and 32 examples spread over the
+    set. All labels of a `LabelledDataset` are compared when its examples are read.
 
     Args:
-        loaded: What a data function gave. A Dataset whose examples change from one look to the next counts by its size,
-            indices and labels alone.
+        loaded: Result of a data function. If the examples of a Dataset change between reads, only its size, indices and
+            labels count.
 
     Raises:
         OSError or ValueError: If examples of a streamed set cannot be read.
@@ -61,7 +60,7 @@ def fingerprint(loaded: Mapping[str, Any]) -> str:
 
 
 def _choices(dataset: Any, depth: int = 0) -> Iterator[bytes]:
-    """Yields which examples a Dataset of torch's chooses and how they are labelled, as far as that lies beside it."""
+    """Yields the indices and labels that a Dataset stores in attributes."""
     if depth > _DEEPEST:
         return
     if isinstance(dataset, Subset):
@@ -74,7 +73,7 @@ def _choices(dataset: Any, depth: int = 0) -> Iterator[bytes]:
         yield from map(_bytes_of, dataset.tensors[1:])
     else:
         for name in ("targets", "labels"):
-            with suppress(Exception):  # whatever else a user's class calls so
+            with suppress(Exception):  # a user-defined class may use these names for anything
                 yield _bytes_of(torch.as_tensor(getattr(dataset, name)))
 
 
@@ -88,12 +87,12 @@ def _first_examples(source: Any) -> bytes:
 
 
 def _some_examples(dataset: Any) -> bytes:
-    """The digests of examples at positions that are always the same; nothing where the first one changes."""
-    with suppress(Exception), _same_randomness():  # what cannot be read is found, and named, when it is trained on
-        looks = {_digest(dataset[0]) for _ in range(_LOOKS)}
-        if len(looks) == 1:
+    """Returns the digests of examples at fixed positions; nothing if the first example changes between reads."""
+    with suppress(Exception), _seeded_generators():  # training reports examples that cannot be read
+        digests = {_digest(dataset[0]) for _ in range(_NUM_REPEATS)}
+        if len(digests) == 1:
             order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
-            return b"".join([*looks, *(_digest(dataset[index]) for index in order[:_NUM_SPREAD].tolist())])
+            return b"".join([*digests, *(_digest(dataset[index]) for index in order[:_NUM_SPREAD].tolist())])
     return b""
 
 
@@ -102,8 +101,8 @@ def _digest(example: Any) -> bytes:
 
 
 @contextmanager
-def _same_randomness() -> Iterator[None]:
-    """Gives an example's augmentation the same random numbers each time, and takes nothing from anybody's."""
+def _seeded_generators() -> Iterator[None]:
+    """Seeds the global generators, which an example's augmentation may use, and restores them on exit."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         random.seed(0)
@@ -117,7 +116,7 @@ def _same_randomness() -> Iterator[None]:
 
 
 def _pieces(example: Any) -> Iterator[bytes]:
-    """An example's content piece by piece. Of a tensor that looks into a larger one only what it shows."""
+    """Yields an example's content piece by piece. For a view into a larger tensor, only the view counts."""
     if isinstance(example, Tensor):
         yield _bytes_of(example)
     elif isinstance(example, np.ndarray) or hasattr(example, "__array_interface__"):
@@ -140,10 +139,10 @@ def _bytes_of(tensor: Tensor) -> bytes:
 
 
 def load_recorded(config: DataConfig, store: RunStore) -> Splits:
-    """Returns the splits of a run's recipe, for work on what the run has stored.
+    """Returns the splits of a run's recipe, for work on the run's stored results.
 
     Args:
-        config: The recipe's data; `root` may differ from the run's own.
+        config: The recipe's data; `root` may differ from the run's.
         store: The run's folder.
 
     Raises:
@@ -155,16 +154,16 @@ def load_recorded(config: DataConfig, store: RunStore) -> Splits:
 
 
 def check_data(store: RunStore, found: str) -> None:
-    """Finds out whether the data are those that the work in a folder was begun with.
+    """Checks that the data are those that the work in a folder started with.
 
-    Where data lie is no part of a recipe's digest, since they may be moved.
+    The location of the data is not part of a recipe's digest, because data may be moved.
 
     Args:
         store: The folder.
-        found: The data's fingerprint.
+        found: Fingerprint of the data.
 
     Raises:
-        ValueError: If they are others.
+        ValueError: If the data differ.
     """
     if store.exists(DATA_FILE) and store.read(DATA_FILE).decode() != found:
         raise ValueError(

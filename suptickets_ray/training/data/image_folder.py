@@ -22,21 +22,21 @@ _DECODING_THREADS = 4
 
 
 class EncodedSource(BlockSource):
-    """Images that lie somewhere as files of their own kind. Whoever knows where gives `contents`."""
+    """Images that are stored encoded, e.g. as JPEG. A subclass reads them in `contents`."""
 
     def __init__(self, labels: Tensor, decoder: Decoder, *, crops: bool) -> None:
-        """Keeps the labels.
+        """Sets labels and decoder.
 
         Args:
             labels: Labels (n,).
-            decoder: Makes pixels of the contents.
-            crops: Whether training reads random crops; the seed is not looked at otherwise.
+            decoder: Decodes the contents to pixels.
+            crops: Whether training reads random crops; otherwise the seed is ignored.
         """
         self.labels, self.decoder, self.crops = labels, decoder, crops
 
     @abstractmethod
     def contents(self, indices: Sequence[int]) -> list[tuple[str, bytes]]:
-        """Returns name and encoded bytes of each of the images."""
+        """Returns the name and the encoded bytes of each image."""
 
     def read(self, indices: Sequence[int], seed: int | None) -> Tensor:
         """Returns uint8 images (len(indices), 3, size, size); see `BlockSource`."""
@@ -45,7 +45,7 @@ class EncodedSource(BlockSource):
         return torch.stack([self.decoder(content, name, crop_seed(seed, index)) for index, (name, content) in pairs])
 
     def read_all(self) -> tuple[Tensor, Tensor]:
-        """Returns all images (n, 3, size, size), centre-cropped, and labels (n,): a set for memory."""
+        """Returns all images (n, 3, size, size), centre-cropped, and labels (n,), to hold in memory."""
         pieces = torch.arange(len(self)).split(64)
         with ThreadPoolExecutor(_DECODING_THREADS) as pool:
             images = list(pool.map(lambda piece: self.read(piece.tolist(), None), pieces))
@@ -53,7 +53,7 @@ class EncodedSource(BlockSource):
 
 
 class FolderSource(EncodedSource):
-    """The image files of one folder, class by class in the order of their names, or always equally mixed."""
+    """The image files of one folder, sorted by class and name, or in a fixed random order."""
 
     def __init__(
         self,
@@ -65,19 +65,19 @@ class FolderSource(EncodedSource):
         crops: bool,
         mixed: bool = False,
     ) -> None:
-        """Lists the files; none is opened.
+        """Lists the files without opening them.
 
         Args:
-            folder: The folder of a split, which holds one for each class.
+            folder: Folder of a split, with a folder for each class.
             classes: Names of all classes.
-            decoder: Makes pixels of the contents.
+            decoder: Decodes the contents to pixels.
             walk: Lists the files of all splits.
             crops: Whether training reads random crops.
-            mixed: Whether the list is shuffled once and for all. What is streamed must be: an epoch mixes the examples
-                of a few blocks at a time, and blocks of neighbours would be of one class.
+            mixed: Whether the list is in a fixed random order. Streamed training sets need this: an epoch mixes only a
+                few blocks at a time, and blocks of neighbours would be of one class.
 
         Raises:
-            ValueError: If there is no image, or a folder that is no class.
+            ValueError: If there is no image, or a folder that is not a class.
         """
         self.folder = folder
         found, label_of = _subfolders(folder), {name: label for label, name in enumerate(classes)}
@@ -97,18 +97,16 @@ class FolderSource(EncodedSource):
         super().__init__(torch.tensor([label for _, label in listed]), decoder, crops=crops)
 
     def contents(self, indices: Sequence[int]) -> list[tuple[str, bytes]]:
-        """Returns path and bytes of each of the files. Raises ValueError if one cannot be read."""
+        """Returns the path and the bytes of each file. Raises ValueError if one cannot be read."""
         paths = [self.folder / self.paths[index] for index in indices]
         try:
             return [(str(path), path.read_bytes()) for path in paths]
         except OSError as error:
-            raise ValueError(
-                f"{error.filename} must be a file that can be read; it failed: {error.strerror}."
-            ) from error
+            raise ValueError(f"Cannot read {error.filename}: {error.strerror}.") from error
 
 
 def shuffled(listed: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Returns the list in an order that is always the same, in which neighbours are of any class."""
+    """Returns the list in a fixed random order, so that neighbours are of different classes."""
     order = torch.randperm(len(listed), generator=torch.Generator().manual_seed(0)).tolist()
     return [listed[index] for index in order]
 
@@ -122,22 +120,21 @@ def image_folder(
 ) -> dict[str, Any]:
     """Images in root/train/<class>/ and root/val/<class>/; streamed with random resized crops, or held in memory.
 
-    What lies in root/val is the test set, and validation is cut out of the training set; where there is a root/test,
+    Without root/test, root/val is the test set, and the validation set is taken from the training set. With root/test,
     that is the test set and root/val the validation set.
 
     Args:
         root: The folder.
         image_size: Height and width of the network's input.
-        resize_size: What the shorter side is scaled to before the centre crop; 8/7 of `image_size` when left out, and
-            `image_size` itself in memory.
-        in_memory: Decode all images once, without random resized crops: for small sets of small images.
-        block_size: Images that are read at once when they are streamed; some blocks at a time are mixed. 128 when
-            left out.
+        resize_size: Length of the shorter side before the centre crop; 8/7 of `image_size` when left out, or
+            `image_size` in memory.
+        in_memory: Whether to decode all images once, without random resized crops: for small sets of small images.
+        block_size: Number of streamed images read at once; a few blocks at a time are mixed. 128 when left out.
 
     Raises:
         ValueError: If a folder is missing or holds no images, or a size is out of range.
     """
-    base = Path(root).expanduser().absolute()  # workers run elsewhere
+    base = Path(root).expanduser().absolute()  # workers have another working directory
     for name in ("train", "val"):
         if not (base / name).is_dir():
             raise ValueError(
@@ -150,7 +147,7 @@ def image_folder(
     loaded: dict[str, Any] = {"num_classes": len(classes), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     walk, sources = FolderWalk(), {}
     for split, folder in folders.items():
-        # Also in memory: what is converted has this order, and is to give the same bits however it is read.
+        # Also in memory: converted data has this order, and must give the same bits in every form.
         source = FolderSource(base / folder, classes, decoder, walk, crops=not in_memory, mixed=split == "train")
         source.set_block_size(block_size, in_memory)
         sources[split] = source
@@ -190,16 +187,16 @@ class FolderWalk:
     """Walks the folders of a data set once; counts skipped files and refuses files that are reached twice."""
 
     def __init__(self) -> None:
-        """Starts with nothing seen; one walk serves all splits, which must not share images."""
+        """Starts empty. One walk serves all splits, which must not share images."""
         self._folders: dict[str, str] = {}
         self._links: list[str] = []
         self.skipped: list[str] = []
         """Files that are not images of a known kind; hidden files do not count."""
 
     def images(self, folder: Path, name: str) -> list[str]:
-        """Returns the paths of a class's images, relative to the folder of its split, sorted; hidden ones are left out.
+        """Returns the sorted paths of a class's visible images, relative to the folder of its split.
 
-        Links are followed. `os.scandir` tells them apart without a call per file, which network storage answers slowly.
+        Links are followed. `os.scandir` finds them without a call per file, which is slow on network storage.
 
         Raises:
             ValueError: If links lead to a folder a second time, or the class cannot be read.

@@ -1,4 +1,4 @@
-"""MNIST-1D: ten shapes drawn as noisy lines of 40 numbers, generated on the spot."""
+"""MNIST-1D: ten shapes as noisy lines of 40 numbers, generated when the data are loaded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _NUM_CLASSES = 10
 
 
 def mnist1d(split_seed: int, num_samples: int = 5000, train_share: float = 0.8) -> dict[str, Any]:
-    """Returns training and test lines (40,); validation is cut out of the training set.
+    """Returns training and test lines (40,); the validation set is taken from the training set.
 
     Args:
         split_seed: Seed of the generator.
-        num_samples: Number of lines in all, at least 20 and a multiple of the 10 classes.
-        train_share: Share of them that is for training, in (0, 1); the rest is the test set.
+        num_samples: Total number of lines, at least 20 and a multiple of the 10 classes.
+        train_share: Fraction of the lines used for training, in (0, 1); the rest is the test set.
 
     Raises:
         ValueError: If the `mnist1d` package is not installed, or a size is out of range.
@@ -30,7 +30,7 @@ def mnist1d(split_seed: int, num_samples: int = 5000, train_share: float = 0.8) 
         from mnist1d.data import get_dataset_args, make_dataset
     except ImportError as error:
         raise ValueError(
-            f"data.name=mnist1d must have the package mnist1d; it is missing: {error}. Install suptickets-ray[mnist1d]."
+            f"Cannot load data.name=mnist1d without the package mnist1d: {error}. Install suptickets-ray[mnist1d]."
         ) from error
     if num_samples < 2 * _NUM_CLASSES or num_samples % _NUM_CLASSES:
         raise ValueError(f"data.options.num_samples must be at least 20 and a multiple of 10; got {num_samples}.")
@@ -48,7 +48,7 @@ def mnist1d(split_seed: int, num_samples: int = 5000, train_share: float = 0.8) 
 
 @contextmanager
 def _global_randomness_kept() -> Iterator[None]:
-    """The package seeds Python's and NumPy's global generators, which are none of its business."""
+    """Restores Python's and NumPy's global generators on exit, because the package seeds them."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield

@@ -1,4 +1,4 @@
-"""Images in Parquet files on any path that pyarrow.fs knows: encoded bytes or tensors, and a label."""
+"""Images in Parquet files on any path that pyarrow.fs supports: encoded bytes or tensors, and a label."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from suptickets_ray.training.data.parquet_files import IMAGE_COLUMN, LABEL_COLUM
 from suptickets_ray.training.data.streaming import BlockSource
 
 METADATA_KEY = b"suptickets_ray.data"
-"""Schema metadata that `convert` leaves: JSON of num_classes, mean, std and augmentation."""
+"""Schema metadata that `convert` writes: JSON of num_classes, mean, std and augmentation."""
 FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test", "val")}
-"""Folders that may hold the files of a split, the first that is there; val is the test set where there is no test."""
+"""Possible folders of a split, of which the first existing one is used. Without test, val is the test set."""
 
 
 class EncodedParquet(EncodedSource):
@@ -33,7 +33,7 @@ class EncodedParquet(EncodedSource):
         self._files = files
 
     def contents(self, indices: Sequence[int]) -> list[tuple[str, bytes]]:
-        """Returns a name and the bytes of each of the images. Raises ValueError if a file is damaged or one is null."""
+        """Returns the name and the bytes of each image. Raises ValueError if a file is damaged or an image is null."""
         contents = self._files.rows(IMAGE_COLUMN, indices).to_pylist()
         names = [f"image {index} of {self._files.uri}/{self._files.folder}" for index in indices]
         if None in contents:
@@ -66,16 +66,15 @@ def parquet(
 ) -> dict[str, Any]:
     """Rows of root/train/*.parquet and root/test (or val), optionally root/validation: image and label.
 
-    Encoded images are streamed with random resized crops, tensors are held in memory; `in_memory` changes that. Mean,
-    deviation and augmentation are what `suptickets data convert` left in the files.
+    By default, encoded images are streamed with random resized crops, and tensors are held in memory. Mean, standard
+    deviation and augmentation come from the files' metadata, which `suptickets data convert` writes.
 
     Args:
         root: Folder or URI, e.g. s3://bucket/path.
         image_size: Height and width of the network's input, for encoded images; 224 when left out.
-        resize_size: What the shorter side is scaled to before the centre crop; as `image_folder`.
+        resize_size: Length of the shorter side before the centre crop; see `image_folder`.
         in_memory: Whether all images are decoded once, without random resized crops.
-        block_size: Images that are read at once when they are streamed; some blocks at a time are mixed. 128 when
-            left out.
+        block_size: Number of streamed images read at once; a few blocks at a time are mixed. 128 when left out.
 
     Raises:
         ValueError: If files are missing, damaged, or have other columns.
@@ -143,7 +142,7 @@ def _is_encoded(files: dict[str, ParquetFiles]) -> bool:
 
 
 def _settings(files: ParquetFiles) -> dict[str, Any]:
-    """What `convert` left."""
+    """Returns the settings that `convert` wrote."""
     try:
         return dict(json.loads((files.schema.metadata or {}).get(METADATA_KEY, b"{}")))
     except (TypeError, ValueError) as error:
@@ -151,7 +150,7 @@ def _settings(files: ParquetFiles) -> dict[str, Any]:
 
 
 def _labels(files: ParquetFiles) -> Tensor:
-    """Labels, int64 (n,)."""
+    """Returns the labels, int64 (n,)."""
     column = files.column(LABEL_COLUMN)
     if not pa.types.is_integer(column.type):
         raise ValueError(f"{files.uri}/{files.folder} must have a whole number as each label; got {column.type}.")
@@ -164,7 +163,7 @@ def _labels(files: ParquetFiles) -> Tensor:
 
 
 def _tensor(files: ParquetFiles, column: pa.ChunkedArray) -> Tensor:
-    """A tensor column as one tensor (n, ...)."""
+    """Returns a tensor column as one tensor (n, ...)."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)

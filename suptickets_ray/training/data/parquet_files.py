@@ -1,4 +1,4 @@
-"""The rows of a folder of Parquet files on any path that pyarrow.fs knows; of these, only those that are asked for."""
+"""Reads chosen rows from a folder of Parquet files on any path that pyarrow.fs supports."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pyarrow import fs
 IMAGE_COLUMN, LABEL_COLUMN = "image", "label"
 _SHARD_NAME = re.compile(r"part-\d+-of-(\d+)\.parquet$")
 _OPENING_THREADS = 16
-"""Files whose footers or labels are read at once: over a network, each takes a while and little work."""
-_MOST_OPEN_FILES = 128
-"""Of each process; a system gives it 1,024 or so."""
+"""Threads that read footers or labels: over a network, they mostly wait."""
+_MAX_OPEN_FILES = 128
+"""Per process; the usual limit of a system is about 1,024."""
 _ROWS_PER_BYTE = 10
-"""Run-length coding lets a small file declare billions of equal labels. Rows of images take more than this."""
+"""Maximum, because run-length coding lets a small file declare billions of equal labels. Images need more bytes."""
 _DAMAGE = (OSError, ValueError, pa.ArrowException)
 """What reading a damaged file raises."""
-_OF_A_PROCESS = ("_filesystem", "_open_files", "_lock", "_last_read")
+_PER_PROCESS = ("_filesystem", "_open_files", "_lock", "_last_read")
 
 
 class ParquetFiles:
-    """The rows of the files of one folder, in the order of their names. Picklable; opened where it is used."""
+    """The rows of the files of one folder, in the order of file names. Picklable; each process opens the files."""
 
     _filesystem: fs.FileSystem | None
 
@@ -45,7 +45,7 @@ class ParquetFiles:
             ValueError: If there are no files, one is damaged, or they do not have the columns.
         """
         self.uri, self.folder = uri, folder
-        self._start_process()
+        self._reset_process_state()
         self._filesystem, root = fs.FileSystem.from_uri(uri)
         self.paths = self._listed(f"{root}/{folder}")
         self._check_parts()
@@ -56,18 +56,18 @@ class ParquetFiles:
             self._check_columns(path, schema)
         sizes = [size for _, group_sizes in footers for size in group_sizes]
         self._group_starts = np.cumsum([0, *sizes])
-        """First row of each row group, over all files; and the number of rows."""
+        """First row of each row group over all files, followed by the number of rows."""
         self._file_groups = np.cumsum([0, *(len(group_sizes) for _, group_sizes in footers)])
-        """First row group of each file; and the number of row groups."""
+        """First row group of each file, followed by the number of row groups."""
         if not len(self):
             raise ValueError(f"{uri}/{folder} must hold at least one row; its files are empty.")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in _OF_A_PROCESS}
+        return {key: value for key, value in vars(self).items() if key not in _PER_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._start_process()
+        self._reset_process_state()
 
     def __len__(self) -> int:
         return int(self._group_starts[-1])
@@ -75,12 +75,12 @@ class ParquetFiles:
     def column(self, name: str) -> pa.ChunkedArray:
         """Returns a whole column of all files. Raises ValueError if a file is damaged."""
         with self._lock:
-            self._locate()
+            self._connect()
         with ThreadPoolExecutor(min(_OPENING_THREADS, len(self.paths))) as pool:
             columns = list(pool.map(lambda path: self._whole_column(path, name), self.paths))
         for path, column, (first, last) in zip(self.paths, columns, pairwise(self._file_groups), strict=True):
             if len(column) != (expected := self._group_starts[last] - self._group_starts[first]):
-                raise _damaged(path, f"{len(column)} rows are there and not {expected}")
+                raise _damaged(path, f"it has {len(column)} rows and not {expected}")
         return pa.chunked_array(list(itertools.chain(*(column.chunks for column in columns))))
 
     def rows(self, name: str, indices: Sequence[int]) -> pa.ChunkedArray:
@@ -91,29 +91,29 @@ class ParquetFiles:
         pieces = []
         for file in np.unique(files):
             rows, row_groups = wanted[files == file], groups[files == file]
-            read, places = np.unique(row_groups, return_inverse=True)
-            # Where each group starts among those that are read, which may lie apart.
+            read, read_index = np.unique(row_groups, return_inverse=True)
+            # Start of each group among the groups that are read, which need not be adjacent.
             starts = np.cumsum([0, *(self._group_starts[read + 1] - self._group_starts[read])])
-            offsets = starts[places] + rows - self._group_starts[row_groups]
+            offsets = starts[read_index] + rows - self._group_starts[row_groups]
             column = self._read(self.paths[file], (read - self._file_groups[file]).tolist(), name)
             if len(column) != starts[-1]:
-                raise _damaged(self.paths[file], f"{len(column)} rows are there and not {starts[-1]}")
+                raise _damaged(self.paths[file], f"it has {len(column)} rows and not {starts[-1]}")
             pieces.append(column.take(pa.array(offsets)))
         return pa.chunked_array(list(itertools.chain(*(piece.chunks for piece in pieces))))
 
-    def _start_process(self) -> None:
+    def _reset_process_state(self) -> None:
         self._filesystem = None
         self._open_files: dict[str, pq.ParquetFile] = {}
         self._last_read: tuple[Any, Any] = (None, None)
-        # One thread at a time reads a file; decoding is what takes time, and is done outside.
+        # One thread at a time reads a file. Decoding takes more time, and happens outside the lock.
         self._lock = threading.Lock()
 
-    def _locate(self) -> None:
+    def _connect(self) -> None:
         if self._filesystem is None:
             self._filesystem, _ = fs.FileSystem.from_uri(self.uri)
 
     def _listed(self, place: str) -> list[str]:
-        """Paths of the files, sorted; what starts with a dot or an underscore is no data, as everywhere in Parquet."""
+        """Returns the sorted paths of the files; names with a leading dot or underscore are no data in Parquet."""
         assert self._filesystem is not None
         infos = self._filesystem.get_file_info(fs.FileSelector(place, recursive=True))
         paths = [info.path for info in infos if info.type == fs.FileType.File and info.path.endswith(".parquet")]
@@ -128,7 +128,7 @@ class ParquetFiles:
         if totals and totals != {len(self.paths)}:
             raise ValueError(
                 f"{self.uri}/{self.folder} must hold all {max(totals)} parts of one data set and no other file; there "
-                f"are {len(self.paths)} files. Run the same suptickets data convert again; it goes on."
+                f"are {len(self.paths)} files. Run the same suptickets data convert again to continue."
             )
 
     def _check_columns(self, path: str, schema: pa.Schema) -> None:
@@ -145,7 +145,7 @@ class ParquetFiles:
 
     def _opened(self, path: str) -> pq.ParquetFile:
         try:
-            # Pages carry check sums where the writer left them: `convert` does.
+            # Verified if the writer stored checksums, as `convert` does.
             return pq.ParquetFile(path, filesystem=self._filesystem, page_checksum_verification=True, pre_buffer=True)
         except _DAMAGE as error:
             raise _damaged(path, error) from error
@@ -175,13 +175,13 @@ class ParquetFiles:
                 raise _damaged(path, error) from error
 
     def _read(self, path: str, groups: list[int], name: str) -> pa.ChunkedArray:
-        """A column of some row groups of a file; kept until the next: a large group comes in many small reads."""
+        """Returns a column of some row groups; the last result is kept for the many small reads of a large group."""
         key = (path, groups, name)
         with self._lock:
             if self._last_read[0] != key:
-                self._locate()
+                self._connect()
                 if path not in self._open_files:
-                    if len(self._open_files) == _MOST_OPEN_FILES:
+                    if len(self._open_files) == _MAX_OPEN_FILES:
                         self._open_files.pop(next(iter(self._open_files))).close()
                     self._open_files[path] = self._opened(path)
                 try:

@@ -1,4 +1,4 @@
-"""Three disjoint sets out of what a data function gave: size, label noise, validation, scaling, augmentation."""
+"""Makes three disjoint splits of a data function's result: size, label noise, validation, scaling, augmentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from suptickets_ray.training.data.streaming import BlockSource, StreamedExamples
 
 SPLITS = ("train", "validation", "test")
 _KEYS = (*SPLITS, "num_classes", "mean", "std", "augmentation")
-_DEFAULT_VALIDATION_SHARE = 0.1
+_DEFAULT_VALIDATION_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Splits:
 
 
 def with_labels(loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a data function gave, its map-style Datasets as LabelledDataset. Raises as `check_loaded` does."""
+    """Returns a data function's result with map-style Datasets wrapped in LabelledDataset. Raises as `check_loaded`."""
     check_loaded(loaded)
     return {
         name: part
@@ -51,16 +51,16 @@ def with_labels(loaded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_splits(loaded: Mapping[str, Any], config: DataConfig) -> Splits:
-    """Returns what a data function gave, cut to `num_train_examples`, with a validation set and label noise.
+    """Returns the splits of a data function's result, with `num_train_examples`, a validation set and label noise.
 
     Args:
         loaded: "train" and "test", each a pair of tensors, a Dataset or a BlockSource; optionally "validation",
             "num_classes", the "mean" and "std" of each channel, and an "augmentation" (crop_padding, crop_padding_mode,
-            flip), which the recipe's own settings override.
+            flip), which the recipe's settings override.
         config: Size, noise, augmentation and seed.
 
     Raises:
-        ValueError: If a set is missing, of the wrong form, or smaller than asked, or a setting does not fit.
+        ValueError: If a set is missing, of the wrong form, or too small, or a setting does not fit.
     """
     loaded = with_labels(loaded)
     scaling = Scaling(loaded.get("mean"), loaded.get("std"))
@@ -101,31 +101,31 @@ def _examples(
 
 
 def _cut(loaded: Mapping[str, Any], config: DataConfig) -> tuple[Tensor | None, Tensor | None]:
-    """Indices of the training examples, None for all, and of those taken from them for validation, None for none."""
+    """Returns the indices of the training examples (None for all) and of those moved to validation (None for none)."""
     available = len(_examples(loaded["train"]))
     validation = None
     order: Tensor | None = None
     if "validation" in loaded:
         if config.validation_share is not None:
             raise ValueError(
-                f"data.validation_share has no effect with data set {config.name!r}, which has a validation set of its "
-                "own. Leave it out."
+                f"data.validation_share has no effect with data set {config.name!r}, which has its own validation set. "
+                "Leave it out."
             )
     else:
-        share = config.validation_share or _DEFAULT_VALIDATION_SHARE
-        count = max(round(share * available), 1)
+        fraction = config.validation_share or _DEFAULT_VALIDATION_FRACTION
+        count = max(round(fraction * available), 1)
         generator = Generator().manual_seed(derive_seed(config.split_seed, "validation"))
         shuffled = torch.randperm(available, generator=generator)
-        # Each in the order of the source: what is stored together is read together.
+        # Both in the order of the source, because neighbours are read together.
         validation, order = shuffled[:count].sort().values, shuffled[count:].sort().values
         available -= count
     size = config.num_train_examples or available
     if size > available:
-        raise ValueError(f"data.num_train_examples must be at most {available}, the examples there are; got {size}.")
+        raise ValueError(f"data.num_train_examples must be at most {available}, the available ones; got {size}.")
     if config.batch_size > size:
         raise ValueError(f"data.batch_size must be at most the {size} training examples; got {config.batch_size}.")
     if size < available:
-        # At random, in the order of the source: the first ones of a folder would be those of its first classes.
+        # Chosen at random, because the first examples of a folder are those of its first classes.
         generator = Generator().manual_seed(derive_seed(config.split_seed, "num_train_examples"))
         chosen = torch.randperm(available, generator=generator)[:size].sort().values
         order = chosen if order is None else order[chosen]
@@ -157,17 +157,17 @@ def _check_augmentation(augmentation: Augmentation, sample_shape: tuple[int, ...
 
 
 def check_loaded(loaded: Mapping[str, Any]) -> None:
-    """Raises ValueError if this is not what a data function must give."""
+    """Raises ValueError if a data function's result is not valid."""
     if not isinstance(loaded, Mapping):
         raise ValueError(f"data.name must return a dict of train, validation and test; got {type(loaded).__name__}.")
     for name in ("train", "test"):
         if name not in loaded:
             raise ValueError(f"data.name must return a {name!r} set{suggestion(name, loaded)}")
     if unknown := [key for key in loaded if key not in _KEYS]:
-        raise ValueError(f"data.name returned {unknown[0]!r}, which nobody reads{suggestion(unknown[0], _KEYS)}")
+        raise ValueError(f"data.name must return known keys; got {unknown[0]!r}{suggestion(unknown[0], _KEYS)}")
     for name in SPLITS:
         if name not in loaded:
-            continue  # a validation set is then cut out of the training set
+            continue  # the validation set is then taken from the training set
         source = loaded[name]
         if isinstance(source, (tuple, list)):
             if (
@@ -187,7 +187,7 @@ def check_loaded(loaded: Mapping[str, Any]) -> None:
 
 
 def _check_labels(loaded: Mapping[str, Any], num_classes: int) -> None:
-    """Checks those of streamed sets, which are at hand; the preflight looks at the others."""
+    """Checks the labels of streamed sets, which are in memory. The preflight checks the others."""
     for name in SPLITS:
         if not isinstance(source := loaded.get(name), BlockSource):
             continue
@@ -198,13 +198,13 @@ def _check_labels(loaded: Mapping[str, Any], num_classes: int) -> None:
             )
 
 
-def redraw_labels(labels: Tensor, share: float, num_classes: int, seed: int) -> Tensor:
-    """Returns labels (n,) of which round(share * n), at random, are redrawn uniformly from all classes.
+def redraw_labels(labels: Tensor, fraction: float, num_classes: int, seed: int) -> Tensor:
+    """Returns labels (n,) of which round(fraction * n), at random, are redrawn uniformly from all classes.
 
-    A redrawn label is right by chance once in `num_classes` times.
+    A redrawn label is correct by chance with probability 1 / `num_classes`.
     """
     generator = Generator().manual_seed(derive_seed(seed, "label_noise"))
-    count = round(share * len(labels))
+    count = round(fraction * len(labels))
     chosen = torch.randperm(len(labels), generator=generator)[:count]
     noisy = labels.clone()
     noisy[chosen] = torch.randint(num_classes, (count,), generator=generator, dtype=labels.dtype)

@@ -1,4 +1,4 @@
-"""Sets that are too large for memory: read in blocks of neighbours, whoever reads them and wherever they lie.
+"""Streams sets that are too large for memory, in blocks of neighbours.
 
 An epoch visits the blocks in random order, and mixes the examples of some blocks at a time. The order is a pure
 function of the seed and the size, so it is the same whether images are read from a folder or from Parquet, by threads
@@ -23,24 +23,24 @@ from suptickets_ray.seeding import derive_seed
 from suptickets_ray.training.data.examples import CPU, Batch, Examples
 
 BLOCK_SIZE = 128
-"""Examples that are read at once, unless chosen: neighbours in a folder's listing, or in a Parquet file."""
+"""Default number of examples read at once: neighbours in a folder's listing, or in a Parquet file."""
 WINDOW_BLOCKS = 8
-"""Blocks whose examples are mixed; a rank holds so many in memory."""
+"""Number of blocks whose examples are mixed, and which a rank holds in memory."""
 _LEAST_PIECE = 4
 _WELL_MIXED = 0.9
 _MEASURED_BATCH, _MEASURED_BATCHES = 128, 40
 
 
 class BlockSource(ABC):
-    """A set of images that is read block by block. Picklable, so that others can read for us."""
+    """A set of images that is read block by block. Picklable, so that other processes can read it."""
 
     labels: Tensor
     """Labels of all examples, int64 (n,)."""
     block_size: int = BLOCK_SIZE
-    """Examples that are read at once; the order of an epoch depends on it."""
+    """Number of examples read at once; the order of an epoch depends on it."""
 
     def set_block_size(self, block_size: int | None, in_memory: bool) -> None:
-        """Takes what a recipe says, None for nothing. Raises ValueError if it is out of range or has no effect."""
+        """Sets the recipe's size; None keeps the default. Raises ValueError if it is out of range or has no effect."""
         if block_size is None:
             return
         if in_memory:
@@ -55,7 +55,7 @@ class BlockSource(ABC):
 
         Args:
             indices: Positions in [0, n), ascending and near each other.
-            seed: What the random crop of each image depends on, together with its index; None for no random crop.
+            seed: Seed of the random crops, combined with each image's index; None for no random crop.
         """
 
     def __len__(self) -> int:
@@ -71,11 +71,11 @@ class Job:
 
 
 Fetch = Callable[[BlockSource, Iterable[Job], int], Iterator[Tensor]]
-"""Reads the jobs' images in order, some jobs ahead; the number says how many readers may work at once."""
+"""Yields the jobs' images in order, and reads some jobs ahead; the number is the maximum of concurrent readers."""
 
 
 def fetch_by_threads(source: BlockSource, jobs: Iterable[Job], num_readers: int) -> Iterator[Tensor]:
-    """Reads in threads of this process; decoding lets go of Python's lock."""
+    """Reads in threads of this process; decoding releases Python's global lock."""
     waiting: deque[Any] = deque()
     with ThreadPoolExecutor(num_readers, thread_name_prefix="reader") as pool:
         try:
@@ -91,17 +91,17 @@ def fetch_by_threads(source: BlockSource, jobs: Iterable[Job], num_readers: int)
 
 
 def epoch_pieces(size: int, seed: int, skipped: int, count: int, block_size: int = BLOCK_SIZE) -> list[range]:
-    """Returns which positions in [0, size) a rank reads in an epoch: runs of neighbours, in the order of reading.
+    """Returns the positions in [0, size) that a rank reads in an epoch: runs of neighbours, in reading order.
 
-    All blocks in random order make one line of positions; a rank takes a stretch of it, so that no example is read
-    twice, by whatever rank, and a block is cut at most where two stretches meet.
+    All blocks in random order form one sequence of positions, and each rank reads one contiguous part of it. No example
+    is read twice, and a block is cut only where two parts meet.
 
     Args:
         size: Number of examples.
-        seed: What the order depends on, equal on all ranks.
-        skipped: Examples of the lower ranks.
-        count: Examples of this rank.
-        block_size: Examples of a block.
+        seed: Seed of the order, equal on all ranks.
+        skipped: Number of examples of the lower ranks.
+        count: Number of examples of this rank.
+        block_size: Number of examples of a block.
     """
     starts = range(0, size, block_size)
     order = torch.randperm(len(starts), generator=Generator().manual_seed(seed)).tolist()
@@ -115,7 +115,7 @@ def epoch_pieces(size: int, seed: int, skipped: int, count: int, block_size: int
 
 
 class StreamedExamples(Examples):
-    """Examples of a BlockSource. What `Examples` promises holds, but reading by index costs as much as a block."""
+    """Examples of a BlockSource, with the interface of `Examples`. Reading by index costs as much as a block."""
 
     num_readers = 2
     fetch: Fetch = staticmethod(fetch_by_threads)
@@ -133,7 +133,7 @@ class StreamedExamples(Examples):
         return source
 
     def batches(self, batch_size: int, device: torch.device = CPU) -> Iterator[Batch]:
-        """Yields all examples in their own order, in batches of at most `batch_size`, as they are."""
+        """Yields all examples in stored order, in batches of at most `batch_size`, without augmentation."""
         pieces = list(torch.arange(len(self)).split(batch_size))
         jobs = (Job(self._positions(piece), None) for piece in pieces)
         for piece, images in zip(pieces, self.fetch(self._blocks, jobs, self.num_readers), strict=True):
@@ -142,19 +142,19 @@ class StreamedExamples(Examples):
     def epoch(
         self, seed: int, sizes: Sequence[int], device: torch.device = CPU, *, rank: int = 0, world_size: int = 1
     ) -> Iterator[Batch]:
-        """Yields this rank's share of every batch; see the module's note on the order."""
-        shares = [[len(range(other, size, world_size)) for size in sizes] for other in range(rank + 1)]
-        mine = shares.pop()
+        """Yields this rank's part of every batch; see the module's docstring for the order."""
+        lower_sizes = [[len(range(other, size, world_size)) for size in sizes] for other in range(rank + 1)]
+        own_sizes = lower_sizes.pop()
         if self._reading is None:
             self._reading = reading_of(self.all_labels(), self._blocks.block_size)
         reading = self._reading
-        pieces = epoch_pieces(len(self), seed, sum(map(sum, shares)), sum(mine), reading.piece_size)
-        crop_seed, generator = derive_seed(seed, "crop"), self.augmenting(seed, rank)
+        pieces = epoch_pieces(len(self), seed, sum(map(sum, lower_sizes)), sum(own_sizes), reading.piece_size)
+        crop_seed, generator = derive_seed(seed, "crop"), self.augmentation_generator(seed, rank)
         jobs = (Job(self._positions(torch.arange(piece.start, piece.stop)), crop_seed) for piece in pieces)
         images = self.fetch(self._blocks, jobs, self.num_readers)
         mix_generator = Generator().manual_seed(derive_seed(seed, "mix", rank))
         mixed = _mix(zip(pieces, images, strict=True), mix_generator, reading.window)
-        for positions, inputs in _rebatch(mixed, mine):
+        for positions, inputs in _rebatch(mixed, own_sizes):
             yield self._prepare(inputs, self.all_labels()[positions], device, generator)
 
     def _read(self, indices: Tensor) -> Batch:
@@ -173,23 +173,23 @@ Piece = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Reading:
-    """How finely an epoch is read."""
+    """Granularity of reading an epoch."""
 
     piece_size: int
-    """Neighbours that are read at once: fewer where neighbours have equal labels."""
+    """Number of neighbours read at once: fewer if neighbours have equal labels."""
     window: int
-    """Pieces whose examples are mixed; together as many examples whatever the size of a piece."""
+    """Number of pieces whose examples are mixed. Their total number of examples does not depend on the piece size."""
 
 
 def reading_of(labels: Tensor, block_size: int) -> Reading:
-    """Returns how finely to read a set so that batches hold nearly as many classes as shuffled ones.
+    """Returns the granularity at which batches hold nearly as many classes as shuffled ones.
 
-    Where examples are stored in the order of their labels, blocks of neighbours are of one class, and batches of a few
-    classes ruin BatchNorm and gradients. A warning with the numbers says so.
+    If examples are stored in the order of their labels, blocks of neighbours are of one class. Batches of a few classes
+    ruin BatchNorm and gradients. A warning then gives the numbers.
 
     Args:
-        labels: Labels (n,) in the order of reading.
-        block_size: Largest number of neighbours to read at once.
+        labels: Labels (n,) in stored order.
+        block_size: Maximum number of neighbours to read at once.
     """
     sizes = [block_size]
     while sizes[-1] > _LEAST_PIECE:
@@ -211,12 +211,12 @@ def reading_of(labels: Tensor, block_size: int) -> Reading:
 
 
 def classes_per_batch(labels: Tensor, reading: Reading) -> float:
-    """Returns the mean number of classes in batches of 128 of an epoch that is read so; of its first batches."""
+    """Returns the mean number of classes in the first batches of 128 of an epoch with this granularity."""
     size = min(_MEASURED_BATCH, len(labels))
     pieces = epoch_pieces(len(labels), 0, 0, len(labels), reading.piece_size)
     stream = ((piece, torch.arange(piece.start, piece.stop)) for piece in pieces)
     batches = _rebatch(_mix(stream, Generator().manual_seed(0), reading.window), [size] * (len(labels) // size))
-    # Spread over the stream: its first batch comes before anything has been replaced.
+    # Several batches, because the first one comes before any example of the window was replaced.
     counts = [len(labels[positions].unique()) for positions, _ in itertools.islice(batches, _MEASURED_BATCHES)]
     return sum(counts) / len(counts)
 
@@ -224,18 +224,18 @@ def classes_per_batch(labels: Tensor, reading: Reading) -> float:
 def _mix(
     pieces: Iterable[tuple[range, Tensor]], generator: Generator, window_size: int = WINDOW_BLOCKS
 ) -> Iterator[Piece]:
-    """Holds the examples of some pieces; each piece that comes takes the places of random ones, which go out.
+    """Holds the examples of a window of pieces; each new piece replaces random examples, which are yielded.
 
-    So the readers are asked for one block at a time, and work while the network does.
+    So readers deliver one piece at a time, and read while the network trains.
     """
     stream = ((torch.arange(piece.start, piece.stop), images) for piece, images in pieces)
     window = list(itertools.islice(stream, window_size))
     positions, images = (torch.cat(parts) for parts in zip(*window, strict=True))
-    del window  # half of the memory
+    del window  # halves the memory
     for more_positions, more_images in stream:
-        places = torch.randperm(len(positions), generator=generator)[: len(more_positions)]
-        yield positions[places], images[places]
-        positions[places], images[places] = more_positions, more_images
+        replaced = torch.randperm(len(positions), generator=generator)[: len(more_positions)]
+        yield positions[replaced], images[replaced]
+        positions[replaced], images[replaced] = more_positions, more_images
     order = torch.randperm(len(positions), generator=generator)
     yield positions[order], images[order]
 

@@ -1,4 +1,4 @@
-"""Made-up images: for benchmarks, and for a recipe's preflight without its files."""
+"""Synthetic images for benchmarks, and for a recipe's preflight without its files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], int]] = {
     "cifar100": ((3, 32, 32), 100),
     "imagenet": ((3, 224, 224), 1000),
 }
-"""Shape of an input and number of classes of the sets that have fixed ones."""
+"""Input shape and number of classes of the data sets in which both are fixed."""
 
 
 def synthetic(
@@ -34,23 +34,25 @@ def synthetic(
     num_test: int = 64,
     noise: float = 1.0,
 ) -> dict[str, Any]:
-    """Returns uint8 images: for each class a random pattern of its own, and pixel noise on top; so they can be learned.
+    """Returns learnable uint8 images: a random pattern for each class plus pixel noise.
 
     Args:
         split_seed: Seed of patterns, labels and noise.
-        like: A data set whose shape and number of classes to take, e.g. "cifar100".
+        like: Data set whose shape and number of classes are used, e.g. "cifar100".
         shape: Shape of one image (c, h, w), or of any input; (3, 32, 32) when left out.
         num_classes: Number of classes; 10 when left out.
-        num_train: Number of training images; validation is cut out of them.
+        num_train: Number of training images; the validation set is taken from them.
         num_test: Number of test images.
-        noise: Standard deviation of the noise, in those of the patterns.
+        noise: Standard deviation of the noise, relative to that of the patterns.
 
     Raises:
         ValueError: If sizes are out of range, or both `like` and a shape or number of classes are given.
     """
     if like is not None:
         if shape is not None or num_classes is not None:
-            raise ValueError("data.options.like gives shape and num_classes; leave these out, or leave like out.")
+            raise ValueError(
+                "Cannot combine data.options.like with shape or num_classes: it sets both. Leave one of them out."
+            )
         shape, num_classes = choose(SHAPES, like, "data set of known shape")
     shape = (3, 32, 32) if shape is None else tuple(shape)
     num_classes = 10 if num_classes is None else num_classes

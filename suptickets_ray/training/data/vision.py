@@ -89,7 +89,7 @@ def _idx(reader: Any, title: str, folder: Path, paths: list[Path]) -> dict[str, 
 
 
 def _cifar(reader: Any, title: str, folder: Path, paths: list[Path]) -> dict[str, Any]:
-    """Reads the files without torchvision, which unpickles them with whatever they name."""
+    """Reads the files without torchvision, whose unpickling runs any code that a file names."""
     num_classes = {"CIFAR10": 10, "CIFAR100": 100}[reader.__name__]
     *batch_paths, meta_path = paths
     batches = read_cifar(batch_paths, meta_path, reader.meta["key"], title, num_classes)
@@ -109,9 +109,9 @@ def _tensors(source: Any) -> tuple[Tensor, Tensor]:
 def _fetched(reader: Any, title: str, folder: Path) -> None:
     try:
         reader(str(folder), download=True)
-    except Exception as error:  # no network, no room, no right to write
+    except Exception as error:  # network, disk space or permissions
         raise ValueError(
-            f"data.download=true must reach {title}'s server, and {folder} take its files; it failed: {error}."
+            f"Cannot download {title} to {folder}: {error}. Check the network, the disk space and the permissions."
         ) from error
 
 
@@ -125,10 +125,10 @@ def _idx_paths(reader: Any, folder: Path) -> list[Path]:
 
 
 def _checked_idx(reader: Any, title: str, paths: list[Path]) -> Any:
-    """The reader of torchvision, for files that are whole."""
+    """Checks the files and returns torchvision's reader for them."""
     for images_path, labels_path in (paths[:2], paths[2:]):
         check_idx(images_path, labels_path, title, len(reader.classes))
-    # Torchvision would rather read MNIST/processed/*.pt, which it wrote years ago, than the files that are checked.
+    # Torchvision prefers the legacy files MNIST/processed/*.pt over the files that are checked.
     return type(reader.__name__, (reader,), {"_check_legacy_exist": lambda self: False})
 
 

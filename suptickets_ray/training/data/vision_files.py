@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _UBYTE = 8
-"""IDX's number of the type uint8."""
-_REMEDY = "Remove it, and let it be fetched with data.download=true."
+"""IDX's code of the type uint8."""
+_REMEDY = "Remove it, and fetch it with data.download=true."
 
 
 def check_idx(images_path: Path, labels_path: Path, title: str, num_classes: int) -> None:
@@ -25,10 +25,10 @@ def check_idx(images_path: Path, labels_path: Path, title: str, num_classes: int
         images_path: File of the images.
         labels_path: File of the labels.
         title: The data set's name.
-        num_classes: Labels are below.
+        num_classes: Number of classes; labels are below it.
 
     Raises:
-        ValueError: If a file is missing, damaged, or does not fit.
+        ValueError: If a file is missing, damaged, or does not fit the data set.
     """
     for path in (images_path, labels_path):
         if not path.is_file():
@@ -49,7 +49,7 @@ def check_idx(images_path: Path, labels_path: Path, title: str, num_classes: int
 
 
 def _idx_shape(path: Path, num_dimensions: int, title: str) -> list[int]:
-    """The shape that an IDX file's first bytes give. Raises ValueError if the rest is not of this shape."""
+    """Returns the shape in an IDX file's header. Raises ValueError if the file's size does not fit the shape."""
     size = 4 * (1 + num_dimensions)
     with path.open("rb") as file:
         header = file.read(size)
@@ -61,14 +61,14 @@ def _idx_shape(path: Path, num_dimensions: int, title: str) -> list[int]:
     shape = list(struct.unpack(f">{num_dimensions}I", header[4:]))
     expected, found = size + int(np.prod(shape, dtype=object)), path.stat().st_size
     if found != expected:
-        raise ValueError(f"{path} must have {expected} bytes for {title}, as it says itself; it has {found}. {_REMEDY}")
+        raise ValueError(f"{path} must have {expected} bytes by its header, for {title}; it has {found}. {_REMEDY}")
     return shape
 
 
 def read_cifar(
     paths: Sequence[Path], meta_path: Path, names_key: str, title: str, num_classes: int
 ) -> list[tuple[NDArray[np.uint8], list[int]]]:
-    """Reads pickled batches without letting a file choose what is called, imported or allocated.
+    """Reads pickled batches safely: a file cannot choose what is called, imported or allocated.
 
     Args:
         paths: Files of the batches.
@@ -93,7 +93,7 @@ def read_cifar(
                 batches.append(_checked_batch(content, num_classes))
             elif len(content[names_key]) != num_classes:
                 raise ValueError(f"it must name {num_classes} classes")
-        except Exception as error:  # damage shows itself in any way
+        except Exception as error:  # a damaged file may raise any type
             reason = f"there is no {error}" if isinstance(error, KeyError) else str(error) or "it ends too early"
             raise ValueError(
                 f"{path} must be a file of {title}; it is damaged or holds more than arrays: {reason}. {_REMEDY}"
@@ -120,14 +120,14 @@ def _unpickle_arrays(path: Path) -> Any:
 
 
 class _Dtype:
-    """Stands for numpy.dtype: only that of bytes exists."""
+    """Replaces numpy.dtype; only uint8 exists."""
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and alignment mean nothing for single bytes."""
+        """Ignores byte order and alignment, which do not matter for single bytes."""
 
 
 class _Array:
-    """Stands for an array until its state arrives: a uint8 array whose shape and bytes agree."""
+    """Replaces an array until its state is loaded: a uint8 array whose shape and bytes agree."""
 
     pixels: NDArray[np.uint8] | None = None
 
@@ -135,7 +135,7 @@ class _Array:
         self._spend = spend
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Takes NumPy's state (version, shape, dtype, is_fortran, bytes)."""
+        """Loads NumPy's state (version, shape, dtype, is_fortran, bytes)."""
         _, shape, _, is_fortran, raw = state
         self._spend(len(raw) if isinstance(raw, str) else 0)
         self.pixels = _pixels(raw, shape, "F" if is_fortran else "C")
@@ -150,17 +150,17 @@ def _pixels(raw: object, shape: object, order: object) -> NDArray[np.uint8]:
     return np.frombuffer(raw, np.uint8).reshape(sizes, order="F" if order == "F" else "C")
 
 
-# Python's own implementation: the C one resizes its memo to any index that a file names.
+# The Python implementation, because the C one resizes its memo to any index that a file names.
 class _ArrayUnpickler(pickle._Unpickler):
-    """Reads plain values and uint8 arrays. What a file names is replaced by functions of this module.
+    """Reads plain values and uint8 arrays. Names in a file resolve to functions of this module.
 
-    NumPy's own constructors would follow pointers of the file's choosing.
+    NumPy's constructors would follow pointers that the file chooses.
     """
 
     def __init__(self, file: IO[bytes], budget: int) -> None:
         super().__init__(file, encoding="latin1")
         self._budget = budget
-        """Bytes that calls may still make: a file can repeat one of its strings at one byte a time."""
+        """Bytes that calls may still allocate: a file can repeat a string at a cost of one byte each time."""
         self._functions: dict[tuple[str, str], Callable[..., Any]] = {
             ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(self._spend),
             ("numpy._core.numeric", "_frombuffer"): self._from_buffer,
@@ -170,7 +170,7 @@ class _ArrayUnpickler(pickle._Unpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns what stands for a name. Raises pickle.UnpicklingError for all but those of arrays."""
+        """Returns the replacement of a name. Raises pickle.UnpicklingError for names other than those of arrays."""
         module = module.replace("numpy.core.", "numpy._core.")  # the old name, in the published files
         if (module, name) not in self._functions:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
@@ -208,6 +208,6 @@ def _refuse(*_: object) -> None:
 
 def _missing(title: str, path: Path, what: str) -> ValueError:
     return ValueError(
-        f"data.root must hold {title}; there is no {path}. Put {what} there, say with data.root where it lies, or let "
-        "it be fetched with data.download=true."
+        f"data.root must hold {title}; there is no {path}. Put {what} there, set data.root to its folder, or fetch it "
+        "with data.download=true."
     )

@@ -1,4 +1,4 @@
-"""Networks by name. A new model is one function and one row; torchvision's need none."""
+"""Networks by name. A new model takes one function and one row; torchvision's models take none."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ MODELS: dict[str, Callable[..., Module]] = {
     "wrn_22_2": wrn_22_2,
     "wrn_28_10": wrn_28_10,
 }
-"""Our own; none has a name of torchvision's, so that e.g. resnet50 is torchvision's and cifar_resnet50 ours."""
+"""Models of this package. No name is one of torchvision's: resnet50 is torchvision's, and cifar_resnet50 is ours."""
 
 
 def find_builder(name: str) -> Callable[..., Module]:
-    """Returns the function that builds a model: a row of `MODELS`, torchvision's, or that of "package.module:function".
+    """Returns the builder of a model: a row of `MODELS`, a model of torchvision, or "package.module:function".
 
     Raises:
-        ValueError: If there is none; the sentence names the nearest one and all rows.
+        ValueError: If the name is unknown; the error names the nearest model and all rows.
     """
     if name in MODELS or ":" in name:
         return choose_or_import(MODELS, name, "model")
@@ -62,12 +62,12 @@ def find_builder(name: str) -> Callable[..., Module]:
         return torchvision_builder(name)
     raise ValueError(
         f"unknown model {name!r}{suggestion(name, [*MODELS, *names])} Known: {', '.join(MODELS)}, or any "
-        "classification model of torchvision. Your own is named 'package.module:function'."
+        "classification model of torchvision. A user-defined one is named 'package.module:function'."
     )
 
 
 def build_model(config: ModelConfig, sample_shape: Sequence[int], num_classes: int) -> Module:
-    """Returns a new network that gives logits (batch, num_classes).
+    """Returns a new network with logits (batch, num_classes).
 
     Args:
         config: Name and options of the network.
@@ -75,7 +75,7 @@ def build_model(config: ModelConfig, sample_shape: Sequence[int], num_classes: i
         num_classes: Number of classes.
 
     Raises:
-        ValueError: If the model is unknown, does not take an option, does not suit the inputs, or is no model.
+        ValueError: If the model is unknown, does not take an option, does not fit the inputs, or is not a Module.
     """
     builder = find_builder(config.name)
     offered = {"sample_shape": tuple(sample_shape), "num_classes": num_classes}

@@ -19,9 +19,9 @@ from suptickets_ray.training.models.mlp import hidden_layers
 def cifar_alexnet(sample_shape: Sequence[int], num_classes: int, hidden_units: int = 1024) -> nn.Module:
     """AlexNet for small images: five convolutions and two hidden layers, 5.1 M parameters.
 
-    Kernels and channels are those of AlexNet without its two groups. Each convolution halves the image, in place of a
-    stride of 4 and poolings, so that 1x1 is left of 32x32, and BatchNorm takes the place of the local response
-    normalization and of dropout. Logits are (batch, num_classes).
+    Kernels and channels are those of AlexNet without its two groups. Each convolution halves the image, from 32x32 to
+    1x1, instead of a stride of 4 and poolings. BatchNorm replaces local response normalization and dropout. Logits are
+    (batch, num_classes).
 
     Args:
         sample_shape: Shape of one image, (channels, height, width); any size works.
@@ -30,7 +30,7 @@ def cifar_alexnet(sample_shape: Sequence[int], num_classes: int, hidden_units: i
             AlexNet-b.
 
     Raises:
-        ValueError: If the examples are no images, or hidden_units is below 1.
+        ValueError: If the examples are not images, or hidden_units is below 1.
 
     Source: Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012, section 3.5; the
     strides and hidden layers are our reading of the counts in Lee et al., 1810.02340, table 2.

@@ -1,4 +1,4 @@
-"""What the convolutional networks share: their convolutions, initial weights, pooling, and the check of the images."""
+"""Parts that the convolutional networks share: convolutions, initial weights, pooling, and the check of the images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def convolution(num_inputs: int, num_outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
     """Returns a convolution with weights (num_outputs, num_inputs, kernel, kernel) that keeps the size at stride 1.
 
-    It has no bias: a BatchNorm follows it or what it is added to, whose shift makes one redundant.
+    It has no bias, because the shift of a BatchNorm after it, or after the sum it is added to, makes one redundant.
     """
     return nn.Conv2d(num_inputs, num_outputs, kernel, stride, padding=kernel // 2, bias=False)
 
@@ -27,7 +27,7 @@ def convolution_unit(num_inputs: int, num_outputs: int, kernel: int = 3, stride:
 class GlobalAverage(nn.Module):
     """The mean of each channel over the image: (batch, channels, height, width) to (batch, channels).
 
-    Unlike torch's adaptive pooling, its backward pass on a GPU always gives the same bits.
+    Unlike torch's adaptive pooling, its backward pass is deterministic on a GPU.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -54,10 +54,10 @@ def image_shape(sample_shape: Sequence[int], smallest: int = 1) -> tuple[int, in
 
     Args:
         sample_shape: Shape of one input.
-        smallest: Least height and width.
+        smallest: Minimum height and width.
 
     Raises:
-        ValueError: If the inputs are no images, or too small ones.
+        ValueError: If the inputs are not images, or too small.
     """
     if len(sample_shape) != 3:
         raise ValueError(

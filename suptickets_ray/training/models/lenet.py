@@ -11,13 +11,13 @@ from suptickets_ray.training.models.convolutions import image_shape, initialize_
 from suptickets_ray.training.models.mlp import mlp
 
 _SMALLEST = 16
-"""Pixels of which two convolutions of 5x5 and two poolings leave one."""
+"""Minimum height and width (pixels), which two 5x5 convolutions and two poolings reduce to one pixel."""
 
 
 def lenet_300_100(sample_shape: Sequence[int], num_classes: int) -> nn.Module:
     """LeNet-300-100: two hidden layers without BatchNorm, 266,610 parameters on 28x28.
 
-    Logits are (batch, num_classes). ReLU stands in place of the sigmoids of 1998.
+    Logits are (batch, num_classes). ReLU replaces the sigmoids of 1998.
 
     Args:
         sample_shape: Shape of one input; it is flattened.
@@ -40,7 +40,7 @@ def lenet5(sample_shape: Sequence[int], num_classes: int) -> nn.Module:
         num_classes: Number of classes.
 
     Raises:
-        ValueError: If the examples are no images, or too small ones.
+        ValueError: If the examples are not images, or too small.
 
     Source: Han et al., 1506.02626, section 4.1 and table 1.
     """

@@ -36,7 +36,7 @@ def cifar_mlp(
 
     Args, errors and shapes are those of `mlp`.
 
-    Source: Mocanu et al., 1707.04780, the MLP for CIFAR-10, with ReLU and BatchNorm in place of SReLU and dropout.
+    Source: Mocanu et al., 1707.04780, the MLP for CIFAR-10, with ReLU and BatchNorm instead of SReLU and dropout.
     """
     return mlp(sample_shape, num_classes, widths, batchnorm)
 
@@ -46,7 +46,7 @@ def hidden_layers(sizes: Sequence[int], batchnorm: bool = True) -> list[nn.Modul
 
     Args:
         sizes: Number of inputs, then units of each layer.
-        batchnorm: Whether BatchNorm stands before ReLU; its shift makes a bias of the linear layer redundant.
+        batchnorm: Whether BatchNorm precedes ReLU; its shift makes a bias of the linear layer redundant.
     """
     layers: list[nn.Module] = []
     for num_inputs, num_outputs in pairwise(sizes):

@@ -20,8 +20,8 @@ from suptickets_ray.training.models.convolutions import (
 def cifar_resnet18(sample_shape: Sequence[int], num_classes: int) -> nn.Module:
     """ResNet-18 with a 3x3 stem for small images: 11.2 M parameters, logits (batch, num_classes).
 
-    One 3x3 convolution of stride 1 is in place of the 7x7 one of stride 2 and the pooling, which would leave 8x8 of an
-    image of 32x32. In ResNet-50's bottlenecks the 3x3 convolution has the stride, as in torchvision, not the 1x1 one
+    One 3x3 convolution of stride 1 replaces the 7x7 convolution of stride 2 and the pooling, which would reduce 32x32
+    to 8x8. In ResNet-50's bottlenecks the 3x3 convolution has the stride, as in torchvision, not the 1x1 convolution
     before it. The stages halve the image three times; any size works.
 
     Args:
@@ -29,7 +29,7 @@ def cifar_resnet18(sample_shape: Sequence[int], num_classes: int) -> nn.Module:
         num_classes: Number of classes.
 
     Raises:
-        ValueError: If the examples are no images.
+        ValueError: If the examples are not images.
 
     Source: He et al., 1512.03385, table 1, with projections where the shape changes (option B).
     """
@@ -55,8 +55,8 @@ def cifar_resnet50(sample_shape: Sequence[int], num_classes: int) -> nn.Module:
 def resnet20(sample_shape: Sequence[int], num_classes: int, width: int = 16) -> nn.Module:
     """ResNet-20 for small images: 0.27 M parameters, logits (batch, num_classes).
 
-    Where the shape changes, the shortcut takes every second pixel and adds channels of zeros (option A): the paper
-    does so on CIFAR, and only so has ResNet-56 the 0.85 M parameters that it prints (with projections 0.86 M).
+    Where the shape changes, the shortcut takes every second pixel and adds channels of zeros (option A), as in the
+    paper on CIFAR. Only this gives ResNet-56 its published 0.85 M parameters (0.86 M with projections).
 
     Args:
         sample_shape: Shape of one image, (channels, height, width); any size works.
@@ -64,7 +64,7 @@ def resnet20(sample_shape: Sequence[int], num_classes: int, width: int = 16) -> 
         width: Channels of the first stage; the next two have twice and four times as many.
 
     Raises:
-        ValueError: If the examples are no images, or width is below 1.
+        ValueError: If the examples are not images, or width is below 1.
 
     Source: He et al., 1512.03385, section 4.2.
     """
@@ -96,10 +96,10 @@ def residual_stages(
     """Returns stages of residual blocks; the first block of each but the first stage halves the image.
 
     Args:
-        num_inputs: Channels that the first block gets.
-        stage_channels: Channels that each stage gives.
-        num_blocks: Blocks of each stage.
-        block: Makes a block of input channels, output channels and stride.
+        num_inputs: Input channels of the first block.
+        stage_channels: Output channels of each stage.
+        num_blocks: Number of blocks of each stage.
+        block: Builds a block from input channels, output channels and stride.
     """
     stages: list[nn.Module] = []
     for num_outputs, count in zip(stage_channels, num_blocks, strict=True):

@@ -1,4 +1,4 @@
-"""The classification models of torchvision by their own names; it is imported only when one is asked for."""
+"""Torchvision's classification models by their names. Torchvision is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WITHOUT_EFFECT = {
 
 
 def torchvision_names() -> list[str]:
-    """Returns the names of torchvision's models for the classification of images."""
+    """Returns the names of torchvision's models for image classification."""
     torchvision_models = _load()
     names: list[str] = torchvision_models.list_models(module=torchvision_models)
     return names
@@ -29,9 +29,9 @@ def torchvision_names() -> list[str]:
 def torchvision_builder(name: str) -> Callable[..., Module]:
     """Returns the function that builds torchvision's model of this name, with random weights.
 
-    It takes sample_shape (3, height, width), num_classes, and the options of torchvision's own function. The model
-    gives logits (batch, num_classes), in training too: auxiliary classifiers are left out. The function raises
-    ValueError if the inputs are no images of 3 channels, or an option has no effect.
+    It takes sample_shape (3, height, width), num_classes, and the options of torchvision's function. The model returns
+    logits (batch, num_classes), in training too: auxiliary classifiers are left out. The function raises ValueError if
+    the inputs are not images with 3 channels, or an option has no effect.
     """
 
     def build(sample_shape: Sequence[int], num_classes: int, **options: Any) -> Module:
@@ -56,7 +56,7 @@ def torchvision_builder(name: str) -> Callable[..., Module]:
 
 
 def _settings(name: str, height: int, width: int) -> dict[str, Any]:
-    """What a model needs to know to give plain logits, without warnings, for images of this size."""
+    """Returns the options with which a model returns plain logits, without warnings, for images of this size."""
     if name in _WITH_AUXILIARY_LOGITS:
         return {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_"):
@@ -67,5 +67,5 @@ def _settings(name: str, height: int, width: int) -> dict[str, Any]:
 
 
 def _load() -> ModuleType:
-    """Seconds where it is the first time; so not at the top."""
+    """Imports torchvision's models; here and not at the top, because the first import takes seconds."""
     return importlib.import_module("torchvision.models")

@@ -16,7 +16,7 @@ from suptickets_ray.training.models.convolutions import (
 
 _CHANNELS = (64, 128, 256, 512, 512)
 _NUM_CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-"""Of each stage, by the number of layers with weights in the paper, which has three linear ones."""
+"""Convolutions of each stage, by the paper's number of layers with weights, three of which are linear."""
 
 
 def cifar_vgg11(sample_shape: Sequence[int], num_classes: int) -> nn.Module:
@@ -38,16 +38,15 @@ def cifar_vgg13(sample_shape: Sequence[int], num_classes: int) -> nn.Module:
 def cifar_vgg16(sample_shape: Sequence[int], num_classes: int) -> nn.Module:
     """VGG-16 with BatchNorm and one linear layer: 14.7 M parameters, logits (batch, num_classes).
 
-    Each convolution is followed by BatchNorm, and one linear layer on the mean over the image takes the place of the
-    paper's three, as is usual on CIFAR. Pooling rounds odd sizes up, so that images of any size work; of 32x32 it
-    leaves 1x1.
+    Each convolution is followed by BatchNorm. One linear layer on the mean over the image replaces the paper's three,
+    as is usual on CIFAR. Pooling reduces 32x32 to 1x1, and rounds odd sizes up, so that images of any size work.
 
     Args:
         sample_shape: Shape of one image, (channels, height, width).
         num_classes: Number of classes.
 
     Raises:
-        ValueError: If the examples are no images.
+        ValueError: If the examples are not images.
 
     Source: Simonyan and Zisserman, 1409.1556, table 1, D.
     """
@@ -65,18 +64,18 @@ def cifar_vgg19(sample_shape: Sequence[int], num_classes: int) -> nn.Module:
 def vgg_like(sample_shape: Sequence[int], num_classes: int) -> nn.Module:
     """VGG-like: VGG-16 with BatchNorm, dropout and a hidden layer of 512: 15.0 M parameters.
 
-    Dropout follows every convolution but the last of a stage, with rate 0.3 in the first stage and 0.4 in the others,
-    and stands before both linear layers with rate 0.5. Logits are (batch, num_classes).
+    Dropout follows every convolution except the last of a stage, with rate 0.3 in the first stage and 0.4 in the
+    others. It precedes both linear layers with rate 0.5. Logits are (batch, num_classes).
 
     Args:
         sample_shape: Shape of one image, (channels, height, width); any size works.
         num_classes: Number of classes.
 
     Raises:
-        ValueError: If the examples are no images.
+        ValueError: If the examples are not images.
 
-    Source: Zagoruyko, "92.45% on CIFAR-10 in Torch", torch.ch/blog/2015/07/30/cifar.html, but for the biases before
-    BatchNorm, which do nothing; the count is that of Lee et al., 1810.02340, table 2.
+    Source: Zagoruyko, "92.45% on CIFAR-10 in Torch", torch.ch/blog/2015/07/30/cifar.html, without the biases before
+    BatchNorm, which have no effect; the count is that of Lee et al., 1810.02340, table 2.
     """
     num_features = _CHANNELS[-1]
     parts: OrderedDict[str, nn.Module] = OrderedDict(

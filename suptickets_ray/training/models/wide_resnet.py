@@ -22,11 +22,11 @@ def wrn_28_10(sample_shape: Sequence[int], num_classes: int, dropout_rate: float
     Args:
         sample_shape: Shape of one image, (channels, height, width); any size works.
         num_classes: Number of classes.
-        dropout_rate: Share of the activations between a block's two convolutions that dropout sets to zero; the paper
-            takes 0.3 where it uses dropout on CIFAR.
+        dropout_rate: Fraction of the activations between a block's two convolutions that dropout sets to zero; 0.3 in
+            the paper's runs with dropout on CIFAR.
 
     Raises:
-        ValueError: If the examples are no images, or dropout_rate is not in [0, 1).
+        ValueError: If the examples are not images, or dropout_rate is not in [0, 1).
 
     Source: Zagoruyko and Komodakis, 1605.07146, table 1 and sections 2 and 2.4.
     """

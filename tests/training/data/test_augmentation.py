@@ -224,7 +224,7 @@ def test_an_epoch_is_a_function_of_seed_and_rank():
 
 def test_ranks_draw_crops_and_flips_of_their_own():
     examples = augmented()
-    first, second = (torch.randint(100, (50,), generator=examples.augmenting(1, rank)) for rank in (0, 1))
+    first, second = (torch.randint(100, (50,), generator=examples.augmentation_generator(1, rank)) for rank in (0, 1))
     assert not torch.equal(first, second)
 
 
@@ -236,4 +236,4 @@ def test_reading_by_index_and_in_order_is_never_augmented():
 
 
 def test_without_augmentation_no_generator_is_made():
-    assert Examples((pixels(2, 1, 2, 2), torch.arange(2))).augmenting(0, 0) is None
+    assert Examples((pixels(2, 1, 2, 2), torch.arange(2))).augmentation_generator(0, 0) is None

@@ -10,11 +10,12 @@ from torch.utils.data import Dataset, Subset, TensorDataset, random_split
 from suptickets_ray import load_config
 from suptickets_ray.distributed.pipeline.result import stored_result
 from suptickets_ray.recipes.load import config_digest, to_yaml
+from suptickets_ray.tickets.run_folder import DATA_FILE
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.training.data import fingerprint as fingerprint_module
 from suptickets_ray.training.data.convert import convert
 from suptickets_ray.training.data.examples import Examples, LabelledDataset
-from suptickets_ray.training.data.fingerprint import DATA_FILE, check_data, fingerprint
+from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 from suptickets_ray.training.data.parquet import parquet
 from suptickets_ray.training.data.splits import with_labels
 from suptickets_ray.training.preflight import preflight
@@ -138,7 +139,7 @@ def test_data_that_differ_at_every_call_are_refused_before_anything_starts(tmp_p
     )
     config = load_config(None, ["data.name=unseeded_data:load", "data.batch_size=10", f"storage={tmp_path}"])
     with pytest.raises(
-        ValueError, match="data.name must give the same examples in every process .* Seed what it draws"
+        ValueError, match="data.name must give the same examples in every process .* Seed its random choices"
     ):
         preflight(config)
 

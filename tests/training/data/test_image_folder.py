@@ -326,7 +326,7 @@ def test_damaged_bytes_give_an_image_or_a_clear_error(kind):
 def test_a_file_that_vanished_is_named(tree):
     source = load(tree)["train"]
     (tree / "train" / "ant" / "a.jpg").unlink()
-    with pytest.raises(ValueError, match=r"a\.jpg must be a file that can be read; it failed: No such file"):
+    with pytest.raises(ValueError, match=r"Cannot read .*a\.jpg: No such file"):
         source.read([0], None)
 
 

@@ -83,7 +83,7 @@ def test_it_splits_like_any_other_set():
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     for name in ("mnist1d", "mnist1d.data"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=r"package mnist1d; it is missing.*Install suptickets-ray\[mnist1d\]"):
+    with pytest.raises(ValueError, match=r"without the package mnist1d: .*Install suptickets-ray\[mnist1d\]"):
         mnist1d(0)
 
 

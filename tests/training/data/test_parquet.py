@@ -172,7 +172,7 @@ def test_only_the_row_groups_that_hold_the_rows_are_read(numbered, monkeypatch):
 
 
 def test_no_more_files_are_held_open_than_allowed(numbered, monkeypatch):
-    monkeypatch.setattr(parquet_files, "_MOST_OPEN_FILES", 2)
+    monkeypatch.setattr(parquet_files, "_MAX_OPEN_FILES", 2)
     files = ParquetFiles(str(numbered), "train")
     for index in (0, 10, 30, 1, 11, 31):
         assert files.rows("label", [index]).to_pylist() == [index % 7]

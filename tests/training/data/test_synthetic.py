@@ -75,8 +75,8 @@ def test_large_images_of_many_classes_are_cheap():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"like": "cifar10", "shape": [3, 8, 8]}, "like gives shape and num_classes; leave these out"),
-        ({"like": "cifar10", "num_classes": 3}, "like gives shape and num_classes; leave these out"),
+        ({"like": "cifar10", "shape": [3, 8, 8]}, "Cannot combine data.options.like with shape or num_classes"),
+        ({"like": "cifar10", "num_classes": 3}, "Cannot combine data.options.like with shape or num_classes"),
         ({"like": "cifar11"}, "unknown data set of known shape 'cifar11'; did you mean 'cifar10"),
         ({"shape": []}, "must hold a shape, num_classes"),
         ({"shape": [3, 0, 4]}, "must hold a shape, num_classes"),

@@ -1,0 +1,34 @@
+"""The one form of a masked tensor: its active values and where they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MaskedValues:
+    """A masked tensor by its active entries alone."""
+
+    shape: tuple[int, ...]
+    positions: Tensor
+    """Flat indices of the active entries, int64 (count,), ascending."""
+    values: Tensor
+    """The active entries, (count,)."""
+
+    def dense(self) -> Tensor:
+        """Returns the tensor, of `shape`, 0 where nothing is active."""
+        flat = self.values.new_zeros(math.prod(self.shape))
+        return flat.index_copy_(0, self.positions.to(flat.device), self.values).view(self.shape)
+
+    def mask(self) -> Tensor:
+        """Returns the bool mask, of `shape`."""
+        flat = torch.zeros(math.prod(self.shape), dtype=torch.bool)
+        return flat.index_fill_(0, self.positions, True).view(self.shape)
+
+
+TicketTensor = Tensor | MaskedValues
+"""A dense tensor, or the active values of a masked one."""
