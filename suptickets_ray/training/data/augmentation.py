@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,14 +57,16 @@ def random_crop(images: Tensor, padding: int, mode: str, generator: Generator) -
     """
     num_images, _, height, width = images.shape
     padded = _padded(images, padding, mode)
-    tops, lefts = torch.randint(2 * padding + 1, (2, num_images), generator=generator)
+    offsets = torch.randint(2 * padding + 1, (2, num_images), generator=generator)
     if images.device.type == "cpu" and images.dtype != torch.bfloat16:  # NumPy has no bfloat16
         # NumPy copies whole windows, several times faster than torch's indexing.
         views = np.lib.stride_tricks.sliding_window_view(padded.numpy(), (height, width), axis=(2, 3))
+        tops, lefts = offsets
         return torch.from_numpy(views[np.arange(num_images), :, tops.numpy(), lefts.numpy()])
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view (n, c, 2p + 1, 2p + 1, h, w)
     rows = torch.arange(num_images, device=images.device)
-    return windows[rows, :, tops.to(images.device), lefts.to(images.device)]
+    tops, lefts = copied_ahead(offsets, images.device)
+    return windows[rows, :, tops, lefts]
 
 
 def random_flip(images: Tensor, generator: Generator) -> Tensor:
@@ -71,8 +74,15 @@ def random_flip(images: Tensor, generator: Generator) -> Tensor:
     num_images = len(images)
     flips = torch.rand(num_images, generator=generator).lt(0.5)
     # Both versions of all images, then one selection of whole images: faster than selecting single pixels.
-    chosen = torch.arange(num_images).add(flips, alpha=num_images).to(images.device)
-    return torch.cat([images, images.flip(3)]).index_select(0, chosen)
+    chosen = torch.arange(num_images).add(flips, alpha=num_images)
+    return torch.cat([images, images.flip(3)]).index_select(0, copied_ahead(chosen, images.device))
+
+
+def copied_ahead(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns a CPU tensor on a device, copied from pinned memory, so that the host does not wait for a GPU."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _padded(images: Tensor, padding: int, mode: str) -> Tensor:
@@ -113,6 +123,7 @@ class Scaling:
         ):
             raise ValueError(f"mean and std must hold one number per channel, std above 0; got {mean} and {std}.")
         self._factor, self._offset = 1 / deviations, means / deviations
+        self._constants: dict[tuple[torch.device, bool], tuple[Tensor, Tensor]] = {}
         self._is_identity = bool((means == 0).all() and (deviations == 1).all())
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -135,8 +146,20 @@ class Scaling:
             )
         scaled = inputs.to(torch.float32, copy=True)
         shape = (-1, *(1,) * (inputs.ndim - 2))
-        scaled.mul_((self._factor / 255 if is_pixels else self._factor).to(scaled).view(shape))
-        return scaled if self._is_identity else scaled.sub_(self._offset.to(scaled).view(shape))
+        factor, offset = self._on(scaled.device, is_pixels)
+        scaled.mul_(factor.view(shape))
+        return scaled if self._is_identity else scaled.sub_(offset.view(shape))
+
+    def _on(self, device: torch.device, is_pixels: bool) -> tuple[Tensor, Tensor]:
+        """Returns factor and offset, float32 (c,), on a device; copied once, because a copy makes a GPU wait."""
+        key = (device, is_pixels)
+        if key not in self._constants:
+            factor = self._factor / 255 if is_pixels else self._factor
+            self._constants[key] = factor.float().to(device), self._offset.float().to(device)
+        return self._constants[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_constants": {}}  # another process has other devices
 
 
 def _numbers(given: Sequence[float] | None, default: float) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.utils.data import default_collate
 
 from suptickets_ray.seeding import derive_seed
-from suptickets_ray.training.data.augmentation import Augmentation, Scaling
+from suptickets_ray.training.data.augmentation import Augmentation, Scaling, copied_ahead
 
 Batch = tuple[Tensor, Tensor]
 """Network inputs (n, ...) and labels (n,)."""
@@ -172,7 +172,7 @@ class Examples:
         return batch
 
     def _prepare(self, inputs: Tensor, labels: Tensor, device: torch.device, generator: Generator | None) -> Batch:
-        inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        inputs, labels = copied_ahead(inputs, device), copied_ahead(labels, device)
         if generator is not None:
             inputs = self.augmentation(inputs, generator)
         return self._scaling(inputs), labels
