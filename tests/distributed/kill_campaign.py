@@ -42,9 +42,17 @@ MOST_TRIES = 5
 class Campaign:
     """A folder, and what is common to all runs."""
 
-    def __init__(self, folder, seed, digest=None):
-        """Makes an undisturbed run, unless its digest is known."""
+    def __init__(self, folder, seed, digest=None, victim=""):
+        """Makes an undisturbed run, unless its digest is known.
+
+        Args:
+            folder: A short path: Ray makes sockets below it.
+            seed: Of moments and victims.
+            digest: Of the sup-ticket of an undisturbed run.
+            victim: Start of the title of the processes that are struck; all when left out.
+        """
         self.folder, self.random, self.digest, self.seconds = Path(folder), random.Random(seed), digest, 35.0
+        self.victim = victim
         self.can_mount = self._mount(self.folder / "probe", "1m")
         if self.can_mount:
             self._unmount(self.folder / "probe")
@@ -84,9 +92,9 @@ class Campaign:
             with contextlib.suppress(psutil.Error):
                 for child in psutil.Process(process.pid).children(recursive=True):
                     known.setdefault(child.pid, child)
-            if delay is not None and time.monotonic() - began > delay:
-                seen["after_seconds"], delay = round(delay, 1), None
-                seen["victim"] = strike(process.pid)
+            if delay is not None and time.monotonic() - began > delay and (victim := strike(process.pid)):
+                seen["after_seconds"], delay = round(time.monotonic() - began, 1), None
+                seen["victim"] = victim
             if time.monotonic() > deadline:
                 seen["hung"] = True
                 os.killpg(process.pid, signal.SIGKILL)
@@ -119,16 +127,19 @@ class Campaign:
 
     def _victim(self, pid):
         parent = psutil.Process(pid)
-        return self.random.choice([parent, *parent.children(recursive=True)])
+        found = [one for one in (parent, *parent.children(recursive=True)) if _title(one).startswith(self.victim)]
+        return self.random.choice(found) if found else None
 
     def _kill(self, pid):
-        victim = self._victim(pid)
+        if (victim := self._victim(pid)) is None:
+            return None
         title = _title(victim)
         victim.kill()
         return title
 
     def _stop(self, pid):
-        victim = self._victim(pid)
+        if (victim := self._victim(pid)) is None:
+            return None
         title = _title(victim)
         victim.suspend()
 
