@@ -214,6 +214,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
     if options.from_flags is not None:
         return _print_translated(options)
+    _announce(options, console)
     from suptickets_ray.recipes.load import load_config
 
     recipe, overrides = _recipe_and_overrides(options.settings)
@@ -241,6 +242,12 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     return EXIT_DONE
 
 
+def _announce(options: argparse.Namespace, console: Console) -> None:
+    """Prints a line at once: importing torch takes seconds."""
+    if options.log_format == "text" and not options.dry_run:
+        console.print("Checking the recipe, the network and the data.")
+
+
 def _print_dry_run(config: Config, console: Console, *, searches: bool = False) -> int:
     from rich.table import Table
 
@@ -263,6 +270,7 @@ def _tune(options: argparse.Namespace, console: Console) -> int:
     if not options.verbose:
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+    _announce(options, console)
     from suptickets_ray.recipes.load import load_config
 
     config = load_config(*_recipe_and_overrides(options.settings))
