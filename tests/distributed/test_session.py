@@ -19,10 +19,9 @@ from suptickets_ray.distributed.cluster.session import (
     _quick_start,
     check_address,
     cluster_address,
-    ensure_token,
     ray_session,
-    requires_token,
 )
+from suptickets_ray.distributed.cluster.token import ensure_token, requires_token
 
 
 def node(node_id="n", alive=True, head=False, **resources):

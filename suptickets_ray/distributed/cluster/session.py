@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
 import ray
 
@@ -19,17 +17,19 @@ from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed.cluster.capacity import wait_for_capacity
 from suptickets_ray.distributed.cluster.event_queue import OnEvent
 from suptickets_ray.distributed.cluster.local_ray import check_local, loopback_only, mark_session, remove_old_sessions
+from suptickets_ray.distributed.cluster.token import (
+    enable_token,
+    ensure_token,
+    has_token,
+    requires_token,
+    restrict_token_file,
+    token_headers,
+)
 from suptickets_ray.supervisor import report_local_ray, report_lost_ray
 
-TOKEN_PATH = "~/.ray/auth_token"  # noqa: S105 - the path of the token, not the token
 _OPEN = (
     "this Ray is not authenticated: anyone who can reach its ports can run code on its machines. Start every node of "
     "it with RAY_AUTH_MODE=token, and create a token with ray get-auth-token --generate."
-)
-_NO_TOKEN = (
-    "Cannot join the Ray cluster at {address}: it requires a token, and this process has none. Put the token into "
-    + TOKEN_PATH
-    + " (mode 0600), or into RAY_AUTH_TOKEN."
 )
 _WRONG_TOKEN = "its token differs from this process's"  # noqa: S105 - an error text
 _CONNECT_SECONDS = 10
@@ -169,9 +169,9 @@ def _join(address: str, verbose: bool) -> bool:
     host_port = _host_and_port(address)
     is_open = accepts(host_port) if host_port else None
     if is_open is False:
-        _enable_token(address)
+        enable_token(address)
         # Ray itself would retry for 20 seconds before it reports a wrong token.
-        if host_port and accepts(host_port, _token_headers()) is False:
+        if host_port and accepts(host_port, token_headers()) is False:
             raise ValueError(_no_cluster(address, _WRONG_TOKEN))
     elif is_open and os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
         raise ValueError(
@@ -231,67 +231,6 @@ def accepts(host_port: str, token_headers: Sequence[tuple[str, str]] = ()) -> bo
             refused = error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
             return False if refused else None
     return True
-
-
-def _enable_token(address: str) -> None:
-    """Makes this process send its token, which Ray does not do by default for an explicit address.
-
-    Raises:
-        ValueError: If there is no token, or RAY_AUTH_MODE disables it.
-    """
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
-        raise ValueError(
-            f"Cannot join the Ray cluster at {address}: it requires a token, and RAY_AUTH_MODE="
-            f"{os.environ['RAY_AUTH_MODE']} disables tokens. Unset RAY_AUTH_MODE, or set it to token."
-        )
-    if not requires_token():
-        raise ValueError(_NO_TOKEN.format(address=address))
-    os.environ["RAY_AUTH_MODE"] = "token"
-    # Ray read the mode when it was imported. This is its own call to read it again; there is no public API.
-    ray._raylet.Config.initialize("")
-
-
-def _token_headers() -> list[tuple[str, str]]:
-    """Returns the headers with which Ray sends this process's token; there is no public API."""
-    return list(ray._raylet.AuthenticationTokenLoader.instance().get_token_for_http_header().items())
-
-
-def has_token() -> bool:
-    """Returns whether a local Ray needs no new token, because one exists or the environment disables tokens."""
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    wanted = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
-    return bool(named) or not wanted or Path(TOKEN_PATH).expanduser().exists()
-
-
-def ensure_token() -> None:
-    """Creates the token of a local Ray if it is missing. Ray itself would create a file that all users can read."""
-    path = Path(TOKEN_PATH).expanduser()
-    if has_token():
-        restrict_token_file()
-        return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))  # the format of Ray's own tokens
-    with suppress(FileExistsError):  # another process created one first, which is kept
-        path.hardlink_to(temporary)
-    temporary.unlink()
-
-
-def restrict_token_file() -> None:
-    """Makes the token file readable by its owner only, because Ray creates it readable by all users."""
-    path = Path(TOKEN_PATH).expanduser()
-    with suppress(OSError):  # missing, or owned by another user
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o600)
-
-
-def requires_token() -> bool:
-    """Returns whether this process has a token. A Ray that it starts then requires the token from every client."""
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
-        return False
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(named) or Path(TOKEN_PATH).expanduser().is_file()
 
 
 def cluster_address(config: ClusterConfig) -> str | None:

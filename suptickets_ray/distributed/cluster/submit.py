@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from suptickets_ray.config import Config
-from suptickets_ray.distributed.cluster.session import TOKEN_PATH, requires_token, restrict_token_file
+from suptickets_ray.distributed.cluster.token import TOKEN_PATH, requires_token, restrict_token_file
 from suptickets_ray.recipes.load import to_dict, to_yaml
 
 RECIPE_FILE = "recipe.yaml"
