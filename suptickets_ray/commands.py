@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from suptickets_ray.config import Config
-from suptickets_ray.tickets.run_folder import BEST_FILE, TENSORBOARD_FOLDER
+from suptickets_ray.tickets.run_folder import BEST_FILE, REPORT_FILE, SUPERPOSED_FILE, TENSORBOARD_FOLDER
 
 EXIT_DONE, EXIT_INTERRUPTED = 0, 130
 
@@ -226,6 +226,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
     from suptickets_ray.distributed.pipeline.run import train
     from suptickets_ray.progress.summary_table import closing_table
+    from suptickets_ray.tickets.store import child
 
     with _view(console, options.log_format) as view:
         finished = train(config, view, verbose=options.verbose)
@@ -238,7 +239,10 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     for warning in finished.result["warnings"]:
         console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
     _print_path(console, "Files:", finished.path)
+    _print_path(console, "Report:", child(finished.path, REPORT_FILE))
     _print_curves(console, finished.path)
+    _print_path(console, "Evaluate: suptickets evaluate", child(finished.path, SUPERPOSED_FILE))
+    _print_path(console, "Export: suptickets export --format onnx", child(finished.path, SUPERPOSED_FILE))
     return EXIT_DONE
 
 
