@@ -1,6 +1,5 @@
 """A private HOME for all tests, and one Ray for those that need it."""
 
-import gc
 import itertools
 import os
 import pickle
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+from suptickets_ray.process_start import collect_normally, collect_rarely
 
 pytest_plugins = ["small_runs"]
 _PRIVATE = tempfile.TemporaryDirectory(prefix="suptickets-", ignore_cleanup_errors=True)
@@ -26,7 +27,7 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 os.environ["RAY_preload_python_modules"] = "suptickets_ray.distributed.cluster.preload"  # noqa: SIM112 - as a local Ray has it
-gc.set_threshold(10_000, 10, 10)  # imports are faster
+collect_rarely()  # imports are faster
 # Tensors are small here: a second thread only waits for the first one.
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -65,6 +66,11 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
     config.stash[_slow_left_out] = len(slow)
+
+
+def pytest_collection_finish(session):
+    """All test modules are imported. Rare collections would let large tensors in reference cycles pile up."""
+    collect_normally()
 
 
 def _place(item):
