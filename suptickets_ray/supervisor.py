@@ -31,7 +31,7 @@ def report_local_ray() -> None:
 
 
 def report_lost_ray() -> None:
-    """Tells the parent process, if there is one, that this driver fails because a part of its local Ray died."""
+    """Tells the parent process, if there is one, that this driver fails because its local Ray failed."""
     _report(_LOST_RAY)
 
 
@@ -48,11 +48,13 @@ def supervise(drive: Callable[[], int]) -> int:
         return drive()
     _set_process_control(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the driver become children of this process
     end = _run(drive)
+    again = ""
     if end.lost_ray and not end.interrupted:
-        _say("A process of the local Ray died. Ray is started again; the run continues from what is finished.")
+        again = " again"
+        _say("The local Ray failed. It is started again, once; the run continues from what is finished.")
         end = _run(drive)
     if end.lost_ray:
-        _say("Cannot continue: a process of the local Ray died. The same command continues from what is finished.")
+        _say(f"Cannot continue: the local Ray failed{again}. The same command continues from what is finished.")
     elif not end.is_orderly:
         _say(f"Cannot continue: {end.cause}. The same command continues from what is finished.")
     return end.code if end.is_orderly else EXIT_FAILED

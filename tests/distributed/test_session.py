@@ -7,11 +7,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from suptickets_ray import load_config, train
 from suptickets_ray.config import ClusterConfig
+from suptickets_ray.distributed.cluster import session
 from suptickets_ray.distributed.cluster.capacity import worker_capacity, worker_labels
 from suptickets_ray.distributed.cluster.local_ray import remove_old_sessions
 from suptickets_ray.distributed.cluster.session import (
@@ -76,6 +78,26 @@ def test_a_local_ray_starts_quickly_unless_the_environment_says_otherwise(monkey
         assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "3"
         assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
     assert "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("error", "dead", "is_lost"),
+    [
+        (RuntimeError("the node timed out during startup"), None, True),
+        (ValueError("num_cpus must be positive"), None, False),
+        (RuntimeError("a cycle failed"), [], False),
+        (RuntimeError("the actor died"), ["raylet"], True),
+    ],
+)
+def test_a_local_ray_that_failed_is_reported_to_the_supervisor(monkeypatch, error, dead, is_lost):
+    reports = []
+    monkeypatch.setattr(session, "report_local_ray", lambda: reports.append("local"))
+    monkeypatch.setattr(session, "report_lost_ray", lambda: reports.append("lost"))
+    node = None if dead is None else SimpleNamespace(dead_processes=lambda: dead)
+    monkeypatch.setattr("ray._private.worker._global_node", node)
+    with pytest.raises(type(error)), session._report_losses():
+        raise error
+    assert reports == ["local", *(["lost"] if is_lost else [])]
 
 
 @pytest.mark.ray

@@ -77,8 +77,8 @@ def ray_session(
             ensure_token()
             stack.enter_context(_quick_start())
             stack.enter_context(loopback_only())
-            _start_local(config, verbose)
             stack.enter_context(_report_losses())
+            _start_local(config, verbose)
             is_open = not requires_token()
         if is_open:
             on_event({"kind": "warning", "text": _OPEN})
@@ -110,14 +110,14 @@ def _interrupts_deferred() -> Iterator[None]:
 
 @contextmanager
 def _report_losses() -> Iterator[None]:
-    """Reports a local Ray to the supervisor, and a failure if one of Ray's processes has died."""
+    """Reports a local Ray to the supervisor, and whether it failed to start or lost one of its processes."""
     report_local_ray()
     try:
         yield
-    except Exception:
-        # Ray has no public API for it.
+    except Exception as error:  # raised again
+        # Ray has no public API for it. Without a node Ray did not start; a ValueError would be raised at every start.
         node = ray._private.worker._global_node
-        if node is None or node.dead_processes():
+        if node.dead_processes() if node else not isinstance(error, ValueError):
             report_lost_ray()
         raise
 
