@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, _interrupt)
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     try:
+        if getattr(options, "dry_run", False):
+            _check_dry_run(options)
         if getattr(options, "submit", None):
             return submit_job(options, console)
         if getattr(options, "no_wait", False):
@@ -77,6 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "--verbose prints the traceback. Finished work is stored; run the same command again to resume."
             )
         return EXIT_FAILED
+
+
+def _check_dry_run(options: argparse.Namespace) -> None:
+    others = {"--submit": options.submit, "--log-format": options.log_format != "text"}
+    others["--from-flags"] = getattr(options, "from_flags", None) is not None
+    for name, is_given in others.items():
+        if is_given:
+            raise ValueError(f"{name} has no effect with --dry-run, which starts nothing. Leave one of them out.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -257,15 +257,17 @@ def _print_dry_run(config: Config, console: Console, *, searches: bool = False) 
 
     from suptickets_ray.offline.dry_run import describe_run, describe_search, warnings_about
     from suptickets_ray.recipes.load import to_yaml
+    from suptickets_ray.training.data import load_data
 
+    splits = load_data(config.data)
     console.print(to_yaml(config), markup=False, soft_wrap=True, end="")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), title="Nothing was started", title_justify="left")
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    for title, text in [*(describe_search(config) if searches else []), *describe_run(config)]:
+    for title, text in [*(describe_search(config) if searches else []), *describe_run(config, splits)]:
         table.add_row(Text(title), Text(text))
     console.print(table)
-    for warning in warnings_about(config):
+    for warning in warnings_about(config, splits):
         console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
     return EXIT_DONE
 

@@ -74,7 +74,7 @@ def make_run(path, overrides=(), base=SMALL):
         learner = build_learner(config, splits, device)
         for epoch in range(budget.pretrain_epochs):
             seed = order_seed(config.seed, epoch)
-            train_epoch(learner, learner.forward, config, splits, seed, lambda step: config.train.lr)
+            train_epoch(learner, learner.model, config, splits, seed, lambda step: config.train.lr)
         state = learner.to_bytes(epoch=budget.pretrain_epochs, recipe=int(pretraining_key(config), 16))
         store.write("pretrained.pt", state)
         provenance = {"run": config.name, "config_digest": config_digest(config)}

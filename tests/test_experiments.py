@@ -240,7 +240,7 @@ def test_a_recipe_trains_two_steps_on_synthetic_data_of_its_shape(name):
     learner = build_learner(config, splits, torch.device("cpu"))
     before = num_active(learner.sparsifier.masks)
     seed = order_seed(config.seed, 0)
-    loss = train_epoch(learner, learner.forward, config, splits, seed, lambda step: config.train.lr)
+    loss = train_epoch(learner, learner.model, config, splits, seed, lambda step: config.train.lr)
     assert 0 < loss < 100
     assert learner.sparsifier.num_steps == 2
     masks = learner.sparsifier.masks

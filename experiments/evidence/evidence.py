@@ -336,7 +336,7 @@ def trained(
         def rate(step: int, epoch: int = epoch) -> float:
             return pretrain_lr(config.train, epoch * epoch_steps + step, epoch_steps, schedule_epochs or epochs)
 
-        train_epoch(learner, learner.forward, config, splits, order_seed(config.seed, epoch), rate)
+        train_epoch(learner, learner.model, config, splits, order_seed(config.seed, epoch), rate)
         after_epoch(learner)
     learner.sparsifier.end_phase()
     return learner

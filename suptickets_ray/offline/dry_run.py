@@ -10,7 +10,7 @@ from suptickets_ray.config import Config
 from suptickets_ray.search.plan import SearchPlan
 from suptickets_ray.sparse.maskable import maskable_parameters
 from suptickets_ray.tickets.store import child
-from suptickets_ray.training.data import Splits, load_data
+from suptickets_ray.training.data import Splits
 from suptickets_ray.training.loop import budget_of, steps_per_epoch
 from suptickets_ray.training.models import build_model
 
@@ -18,16 +18,16 @@ _FLOAT_BYTES = 4
 Row = tuple[str, str]
 
 
-def describe_run(config: Config) -> list[Row]:
-    """Returns titles and sentences about one run. Loads the data and builds the network; needs no Ray.
+def describe_run(config: Config, splits: Splits) -> list[Row]:
+    """Returns titles and sentences about one run. Builds the network; needs no Ray.
 
     Args:
         config: The resolved recipe.
+        splits: Its data.
 
     Raises:
-        ValueError: If the data cannot be loaded or the network cannot be built.
+        ValueError: If the network cannot be built.
     """
-    splits = load_data(config.data)
     model = build_model(config.model, splits.sample_shape, splits.num_classes)
     return [
         ("data", _data(config, splits)),
@@ -52,9 +52,9 @@ def describe_search(config: Config) -> list[Row]:
     return [("search", f"{trials}; {len(plan.pretrainings()):,} pretrainings, shared by the trials")]
 
 
-def warnings_about(config: Config) -> list[str]:
+def warnings_about(config: Config, splits: Splits) -> list[str]:
     """Returns warnings about a validation set that is too small."""
-    splits, found = load_data(config.data), []
+    found = []
     count, tolerance = len(splits.validation), config.superposition.gate_tolerance
     if tolerance and count * tolerance < 1:
         found.append(

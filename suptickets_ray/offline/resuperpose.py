@@ -20,7 +20,7 @@ from suptickets_ray.tickets.run_folder import CONFIG_FILE, PRETRAINED_FILE
 from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.tickets.store import Origin, RunStore, TicketStore
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.checkpoint import read_progress, read_ticket, state_digest
+from suptickets_ray.training.checkpoint import read_progress, state_digest, ticket_from_state
 from suptickets_ray.training.data import Splits, load_source, make_splits
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 from suptickets_ray.training.determinism import worker_determinism
@@ -78,7 +78,7 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
     content = store.read(PRETRAINED_FILE)
     try:
         progress = read_progress(content)
-        pretrained = read_ticket(content, {"run": config.name, "config_digest": config_digest(config)})
+        pretrained = ticket_from_state(content, {"run": config.name, "config_digest": config_digest(config)})
     except ValueError as error:
         raise ValueError(f"{path}/{PRETRAINED_FILE}: {error}") from error
     if progress.get("recipe") != int(pretraining_key(config), 16):
@@ -188,14 +188,17 @@ def sweep(runs: Sequence[StoredRun]) -> tuple[list[dict[str, Any]], dict[str, An
     """
     rules: list[tuple[str, float | None]] = [("cia", None), ("caa", None), *(("cima", f) for f in SWEPT_FACTORS)]
     rules.append(("greedy", None))
-    rows, configs = [], []
+    rows: list[dict[str, Any]] = []
+    best, best_merge = -1, None
     for method, factor in rules:
         rule = [f"superposition.method={method}", *([f"superposition.cima_factor={factor}"] if factor else [])]
         config = load_config(to_dict(runs[0].config), rule)
         merger, reports = superpose_runs(runs, config)
-        configs.append(config)
         with worker_determinism(runs[0].config):
             validation = merger.score(merger.superposed, "validation")
+        # Only the best merger so far is held: each has an accumulator and a network.
+        if best_merge is None or validation["accuracy"] > rows[best]["validation_accuracy"]:
+            best, best_merge = len(rows), (merger, reports)
         rows.append(
             {
                 "method": method,
@@ -205,8 +208,8 @@ def sweep(runs: Sequence[StoredRun]) -> tuple[list[dict[str, Any]], dict[str, An
                 "density": merger.superposed.density,
             }
         )
-    best = max(range(len(rows)), key=lambda index: rows[index]["validation_accuracy"])
-    result = evaluate_runs(runs, *superpose_runs(runs, configs[best]))
+    assert best_merge is not None
+    result = evaluate_runs(runs, *best_merge)
     rows[best]["accuracy"] = result["superposed"]["accuracy"]
     return rows, result
 

@@ -41,7 +41,7 @@ from suptickets_ray.tickets.run_folder import (
 )
 from suptickets_ray.tickets.store import RunStore, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.checkpoint import read_ticket
+from suptickets_ray.training.checkpoint import ticket_from_state
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.fingerprint import load_recorded
 from suptickets_ray.training.determinism import worker_determinism
@@ -110,7 +110,7 @@ class RunFolder:
         if name == SUP_TICKET:
             return Ticket.from_bytes(self.store.read(SUPERPOSED_FILE))
         provenance = {"run": self.config.name, "config_digest": config_digest(self.config)}
-        return read_ticket(self.store.read(PRETRAINED_FILE), provenance)
+        return ticket_from_state(self.store.read(PRETRAINED_FILE), provenance)
 
     @property
     def compared(self) -> list[str | Key]:

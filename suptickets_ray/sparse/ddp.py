@@ -56,6 +56,8 @@ class _Layout(NamedTuple):
     """The active entries of one bucket, valid while it holds the same parameters under the same masks."""
 
     parameters: list[Tensor]
+    names: list[str]
+    """Name of each masked parameter; empty for the others."""
     layers: list[LayerMask | None]
     positions: Tensor
     """Positions of the active entries in the bucket's flat buffer, int64 (count,), ascending."""
@@ -88,12 +90,15 @@ class ActiveGradientReduction:
 
     def _index(self, bucket: Any) -> Tensor:
         """Returns the active positions of a bucket. They are computed once per mask: finding them makes a GPU wait."""
-        names = {id(parameter): name for name, parameter in self._sparsifier.parameters.items()}
-        masks = self._sparsifier.layer_masks
-        parameters = bucket.parameters()
-        layers = [masks.get(names.get(id(parameter), "")) for parameter in parameters]
+        parameters, masks = bucket.parameters(), self._sparsifier.layer_masks
         known = self._layouts.get(bucket.index())
-        if known is not None and _are_same(known.parameters, parameters) and _are_same(known.layers, layers):
+        if known is not None and _are_same(known.parameters, parameters):
+            names = known.names
+        else:
+            known, by_parameter = None, {id(own): name for name, own in self._sparsifier.parameters.items()}
+            names = [by_parameter.get(id(parameter), "") for parameter in parameters]
+        layers = [masks.get(name) for name in names]
+        if known is not None and _are_same(known.layers, layers):
             return known.positions
         buffer = bucket.buffer()
         is_active = torch.zeros(len(buffer), dtype=torch.bool, device=buffer.device)
@@ -105,7 +110,7 @@ class ActiveGradientReduction:
                 entries.fill_(True)
             else:
                 entries.copy_(layer.mask())
-        layout = _Layout(parameters, layers, is_active.nonzero().flatten())
+        layout = _Layout(parameters, names, layers, is_active.nonzero().flatten())
         self._layouts[bucket.index()] = layout
         return layout.positions
 

@@ -70,38 +70,28 @@ def read_state(content: bytes, device: torch.device | str = "cpu") -> dict[str, 
     """
     state = _checked(content, device)
     layouts = _layouts(state["sparsifier"])
-
-    def spread(entry: Any) -> Any:
-        if not isinstance(entry, dict):
-            return entry
-        return replace(layouts[entry["layer"]], values=entry["active"]).dense()
-
     entries = state["optimizer"]["state"].items()
     return {
         **state,
-        "model": {name: spread(entry) for name, entry in state["model"].items()},
-        "optimizer": {
-            **state["optimizer"],
-            "state": {index: {key: spread(entry) for key, entry in some.items()} for index, some in entries},
-        },
+        "model": _dense(state["model"], layouts),
+        "optimizer": {**state["optimizer"], "state": {index: _dense(some, layouts) for index, some in entries}},
     }
 
 
-def read_ticket(content: bytes, provenance: Mapping[str, Any], device: torch.device | str = "cpu") -> Ticket:
-    """Returns the network in what `write_state` stored, without building a model or an optimizer.
+def ticket_from_state(content: bytes, provenance: Mapping[str, Any]) -> Ticket:
+    """Returns the network in a state, without building a model or reading the optimizer's tensors.
 
     Args:
-        content: The stored state.
-        provenance: What the ticket says about its origin.
-        device: Where its tensors are placed.
+        content: Bytes that `write_state` returned.
+        provenance: The ticket's provenance.
 
     Raises:
         ValueError: If the content is damaged.
     """
-    state = read_state(content, device)
+    state = _checked(content)
     bits, shapes = state["sparsifier"]["masks"], state["sparsifier"]["shapes"]
     masks = {name: unpack(packed, shapes[name]) for name, packed in bits.items()}
-    return Ticket(state["model"], masks, dict(provenance))
+    return Ticket(_dense(state["model"], _layouts(state["sparsifier"])), masks, provenance)
 
 
 def restore(model: Module, tensors: Mapping[str, Tensor]) -> None:
@@ -169,6 +159,14 @@ def _layouts(sparsifier: Mapping[str, Any]) -> dict[str, MaskedValues]:
         if len(active) < mask.numel():
             found[name] = MaskedValues(tuple(mask.shape), active, torch.empty(0))
     return found
+
+
+def _dense(entries: Mapping[str, Any], layouts: Mapping[str, MaskedValues]) -> dict[str, Any]:
+    """Returns the entries with those that `_gathered` made as dense tensors."""
+    return {
+        name: replace(layouts[entry["layer"]], values=entry["active"]).dense() if isinstance(entry, dict) else entry
+        for name, entry in entries.items()
+    }
 
 
 def _gathered(entry: Any, layer: str, layouts: Mapping[str, MaskedValues]) -> Any:

@@ -73,6 +73,6 @@ def run_cycle(
             on_update(epoch * epoch_steps + step)
 
         order = order_seed(seed, chain, cycle, epoch)
-        loss = train_epoch(learner, learner.forward, config, splits, order, rate, on_update=updated)
+        loss = train_epoch(learner, learner.model, config, splits, order, rate, on_update=updated)
         if after_epoch is not None:
             after_epoch(epoch, loss)

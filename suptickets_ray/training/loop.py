@@ -72,8 +72,6 @@ class Learner:
     sparsifier: Sparsifier
     scaler: GradScaler
     """Scales losses in float16; does nothing otherwise."""
-    forward: Module
-    """The module that training calls."""
 
     def to_bytes(self, **progress: int) -> bytes:
         """Returns the complete training state and `progress`, in a format that is safe to read."""
@@ -150,7 +148,7 @@ def build_learner(config: Config, splits: Splits, device: torch.device, *, resto
     scaler = GradScaler(device.type, enabled=config.train.precision == "float16")
     if config.train.compile:
         model.compile()  # in place: names are kept, and DDP wraps one whole graph
-    return Learner(model, optimizer, sparsifier, scaler, model)
+    return Learner(model, optimizer, sparsifier, scaler)
 
 
 def compute_gradient(model: Module, splits: Splits, config: Config, seed: int) -> None:

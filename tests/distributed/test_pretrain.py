@@ -29,7 +29,7 @@ class FixedMasks:
 
 def learner(model):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    return Learner(model, optimizer, FixedMasks(), torch.amp.GradScaler("cpu", enabled=False), model)
+    return Learner(model, optimizer, FixedMasks(), torch.amp.GradScaler("cpu", enabled=False))
 
 
 def test_running_statistics_become_the_mean_over_ranks(monkeypatch):

@@ -2,13 +2,20 @@
 
 import sys
 
+import pytest
+
 from suptickets_ray import load_config
 from suptickets_ray.cli import main
 from suptickets_ray.offline.dry_run import describe_run, describe_search, warnings_about
+from suptickets_ray.training.data import load_data
+
+
+def described(config):
+    return dict(describe_run(config, load_data(config.data)))
 
 
 def test_the_budget_of_the_built_in_recipe():
-    rows = dict(describe_run(load_config(None, ["cluster.num_workers=2"])))
+    rows = described(load_config(None, ["cluster.num_workers=2"]))
     # 150 epochs, a tenth of them for cycles of 5; 500 training examples in batches of 25.
     assert rows["pretraining"] == "rigl, 135 epochs of 20 steps = 2,700 steps of 25 examples"
     assert rows["exploration"] == "4 chains x 3 cycles = 12 tickets, each of 5 epochs = 100 steps"
@@ -18,7 +25,7 @@ def test_the_budget_of_the_built_in_recipe():
 
 def test_the_network_and_its_files_by_hand():
     config = load_config(None, ["model.options.widths=[16]", "method.density=0.25", "model.initialization=default"])
-    rows = dict(describe_run(config))
+    rows = described(config)
     # 64 x 16 and 16 x 10 weights. Beside them biases, and BatchNorm where the network has it.
     assert "1,184 of them maskable; 296 active at density 0.25" in rows["network"]
     assert rows["files"] == "runs/digits"
@@ -32,9 +39,10 @@ def test_a_search_counts_trials_and_shared_pretrainings():
 
 def test_a_validation_set_too_small_for_the_gate_is_a_warning_with_the_numbers():
     config = load_config(None, ["superposition.gate_tolerance=0.001"])
-    (warning,) = warnings_about(config)
+    (warning,) = warnings_about(config, load_data(config.data))
     assert "one of the 297 validation examples is 0.34% of the accuracy" in warning
-    assert warnings_about(load_config(None, ["superposition.gate_tolerance=none"])) == []
+    ungated = load_config(None, ["superposition.gate_tolerance=none"])
+    assert warnings_about(ungated, load_data(ungated.data)) == []
 
 
 def test_the_command_prints_the_resolved_recipe_and_writes_nothing(tmp_path, capsys, monkeypatch):
@@ -48,3 +56,9 @@ def test_the_command_prints_the_resolved_recipe_and_writes_nothing(tmp_path, cap
     assert main(["tune", "--dry-run"]) == 0
     assert "pretrainings, shared by the trials" in capsys.readouterr().out
     assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+@pytest.mark.parametrize("other", [["--submit", "http://127.0.0.1:1"], ["--log-format", "json"], ["--from-flags", "x"]])
+def test_options_that_do_nothing_beside_it_are_refused(other, capsys):
+    assert main(["train", "--dry-run", *other]) == 2
+    assert f"{other[0]} has no effect with --dry-run" in " ".join(capsys.readouterr().err.split())

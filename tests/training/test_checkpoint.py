@@ -9,7 +9,7 @@ from torch import nn
 
 from suptickets_ray.sparse import Sparsifier
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.checkpoint import is_whole, read_progress, read_state, read_ticket, write_state
+from suptickets_ray.training.checkpoint import is_whole, read_progress, read_state, ticket_from_state, write_state
 
 
 def trained(make_optimizer, density=0.1, method="rigl", width=300):
@@ -118,4 +118,4 @@ def test_the_network_in_a_state_is_read_without_a_model():
     model, optimizer, sparsifier = trained(OPTIMIZERS["momentum"])
     content = write_state(model, optimizer, sparsifier.state_dict(), {"epoch": 3})
     expected = Ticket(model.state_dict(), sparsifier.masks, {"run": "a"})
-    assert read_ticket(content, {"run": "a"}).digest == expected.digest
+    assert ticket_from_state(content, {"run": "a"}).digest == expected.digest

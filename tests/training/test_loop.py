@@ -43,7 +43,7 @@ def pretrain(config, splits, learner, epochs=None):
     total = budget_of(config).pretrain_epochs
     for epoch in range(total if epochs is None else epochs):
         seed = order_seed(config.seed, epoch)
-        train_epoch(learner, learner.forward, config, splits, seed, lambda step: config.train.lr)
+        train_epoch(learner, learner.model, config, splits, seed, lambda step: config.train.lr)
     return learner
 
 
@@ -238,7 +238,7 @@ def test_pretraining_that_diverges_stops_with_the_step_and_a_remedy():
     def rate(step):
         return 1e30 if step == 2 else config.train.lr
 
-    train_epoch(learner, learner.forward, config, splits, 0, rate, on_diverged=seen.append)
+    train_epoch(learner, learner.model, config, splits, 0, rate, on_diverged=seen.append)
     assert seen == [4]  # the step after the one that was too large
     with pytest.raises(DivergedError, match=r"not finite from step 4 of epoch 1 on. Lower train.lr \(0.1\), clip"):
         check_finite(learner, config.train, 1, seen[0])

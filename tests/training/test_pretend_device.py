@@ -48,7 +48,7 @@ def lived(device, overrides):
     config = load_config(None, overrides)
     splits = load_data(config.data)
     learner = build_learner(config, splits, device)
-    train_epoch(learner, learner.forward, config, splits, 1, lambda step: 0.01)
+    train_epoch(learner, learner.model, config, splits, 1, lambda step: 0.01)
     again = build_learner(config, splits, device, restores=True)
     again.load_bytes(learner.to_bytes(epoch=1))
     pretrained = again.ticket({})
@@ -98,9 +98,9 @@ def test_a_step_on_augmented_images_does_not_make_the_host_wait(overrides):
     splits = load_data(config.data)
     with pretend_device() as account:
         learner = build_learner(config, splits, GPU)
-        train_epoch(learner, learner.forward, config, splits, 1, lambda step: 0.01)
+        train_epoch(learner, learner.model, config, splits, 1, lambda step: 0.01)
         account.clear()
-        train_epoch(learner, learner.forward, config, splits, 2, lambda step: 0.01)
+        train_epoch(learner, learner.model, config, splits, 2, lambda step: 0.01)
     # Twice in an epoch, however many steps it has: its mean loss, and whether all losses were finite.
     assert steps_per_epoch(config, splits) == 4
     assert {kind: number for (kind, _), number in account.waits.items()} == {"item": 2}, account.table()

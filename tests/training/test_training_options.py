@@ -43,7 +43,7 @@ def trained(*overrides, epochs=1, small=SMALL):
     splits = load_data(config.data)
     learner = build_learner(config, splits, torch.device("cpu"))
     losses = [
-        train_epoch(learner, learner.forward, config, splits, order_seed(0, epoch), lambda step: config.train.lr)
+        train_epoch(learner, learner.model, config, splits, order_seed(0, epoch), lambda step: config.train.lr)
         for epoch in range(epochs)
     ]
     return learner, config, splits, losses
@@ -60,7 +60,7 @@ def gradient(*overrides):
     learner = build_learner(config, splits, torch.device("cpu"))
     learner.model.train()
     inputs, labels = next(splits.train.epoch(0, [config.data.batch_size]))
-    backward(learner, learner.forward, config.train, inputs, labels, 1 / len(labels))
+    backward(learner, learner.model, config.train, inputs, labels, 1 / len(labels))
     return {name: parameter.grad.clone() for name, parameter in learner.model.named_parameters()}
 
 
@@ -86,7 +86,7 @@ def test_accumulation_shows_the_network_smaller_batches():
     splits = load_data(config.data)
     learner = build_learner(config, splits, torch.device("cpu"))
     learner.model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    train_epoch(learner, learner.forward, config, splits, 0, lambda step: 0.1)
+    train_epoch(learner, learner.model, config, splits, 0, lambda step: 0.1)
     assert seen == [9, 8, 8] * 8
 
 
@@ -99,7 +99,7 @@ def test_clipping_bounds_the_norm_of_the_active_gradient_and_no_other():
         before = weights(learner)
         steps = ["train.limit_batches=1", "train.momentum=0", "train.weight_decay=0", *overrides]
         config = load_config(None, [*SMALL[:-1], "method.update_interval_steps=1", *steps])
-        train_epoch(learner, learner.forward, config, splits, 0, lambda step: 1.0)
+        train_epoch(learner, learner.model, config, splits, 0, lambda step: 1.0)
         norms.append(float((weights(learner) - before).norm()))
     assert norms[0] > 0.2
     assert norms[1] == pytest.approx(0.05, rel=1e-4)
@@ -123,7 +123,7 @@ def test_lower_precision_multiplies_in_it_and_keeps_weights_in_float32(precision
     before = evaluate(learner.model, splits.validation)["accuracy"]
     seen.clear()
     for epoch in range(3):
-        train_epoch(learner, learner.forward, config, splits, order_seed(0, epoch), lambda step: 0.05)
+        train_epoch(learner, learner.model, config, splits, order_seed(0, epoch), lambda step: 0.05)
     assert seen == {getattr(torch, precision)}
     assert {parameter.dtype for parameter in learner.model.parameters()} == {torch.float32}
     assert evaluate(learner.model, splits.validation)["accuracy"] > before + 0.3
@@ -137,7 +137,7 @@ def test_float16_scales_losses_and_skips_a_step_that_overflows():
     with torch.no_grad():
         learner.model[1].weight.mul_(1e30)
     blown = weights(learner)
-    train_epoch(learner, learner.forward, config, splits, 0, lambda step: 0.1)
+    train_epoch(learner, learner.model, config, splits, 0, lambda step: 0.1)
     assert torch.equal(weights(learner), blown)
     assert learner.sparsifier.num_steps == steps
     assert learner.scaler.get_scale() < scale
@@ -233,7 +233,7 @@ def test_a_compiled_network_is_one_graph_under_ddp(model, monkeypatch):
     names = [name for name, _ in learner.model.named_parameters()]
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
     try:
-        ddp = nn.parallel.DistributedDataParallel(learner.forward, find_unused_parameters=True)
+        ddp = nn.parallel.DistributedDataParallel(learner.model, find_unused_parameters=True)
         inputs, _ = next(iter(splits.train.epoch(0, [4], torch.device("cpu"))))
         for _ in range(2):
             ddp(inputs).sum().backward()

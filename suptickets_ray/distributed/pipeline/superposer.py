@@ -20,7 +20,7 @@ from suptickets_ray.tickets.accumulator import Accumulator, join_shards
 from suptickets_ray.tickets.averaging import Rule
 from suptickets_ray.tickets.store import TicketStore
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.checkpoint import read_ticket
+from suptickets_ray.training.checkpoint import ticket_from_state
 from suptickets_ray.training.tensorboard import Scalars
 
 _MAX_OPTIONAL_VALIDATION_SECONDS = 60.0
@@ -42,7 +42,7 @@ class Superposer:
         self._worker = start_worker(settings, device)
         config, splits = self._worker.config, self._worker.splits
         provenance = {"run": config.name, "config_digest": config_digest(config), "versions": versions()}
-        net = read_ticket(pretrained, provenance, device)
+        net = ticket_from_state(pretrained, provenance)
         began = time.monotonic()
         self._merger = Merger(config, splits, net, device)  # validates the pretrained network
         seconds = (time.monotonic() - began) * self._merger.validation_examples / len(splits.validation)

@@ -27,7 +27,7 @@ from suptickets_ray.superposition.merger import Merger
 from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.tickets.store import Origin, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.checkpoint import read_ticket, state_digest
+from suptickets_ray.training.checkpoint import state_digest, ticket_from_state
 from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.tensorboard import Scalars
 
@@ -142,7 +142,7 @@ class _Seed:
         self._worker = start_worker(self._settings, device)
         self._state = files.pretrained_state(config)
         provenance = {"run": config.name, "config_digest": config_digest(config), "versions": versions()}
-        net = read_ticket(self._state, provenance, device)
+        net = ticket_from_state(self._state, provenance)
         self._merger = Merger(config, self._worker.splits, net, device)
 
     @property

@@ -55,18 +55,19 @@ def test_crafted_images_are_pixels_or_a_value_error(kind, data):
     assert time.monotonic() - began < SECONDS
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pillow refuses twice as many
 def test_a_small_file_of_very_many_pixels_is_refused():
     buffer = io.BytesIO()
-    Image.new("1", (30_000, 6_000)).save(buffer, "PNG")
+    Image.new("1", (10_000, 9_500)).save(buffer, "PNG")
     assert len(buffer.getvalue()) < 100_000
-    with pytest.raises(ValueError, match="a.png must be an image that can be read"):
+    with pytest.raises(ValueError, match="a.png .*it has 10000 x 9500 pixels, more than 89,000,000"):
         DECODER(buffer.getvalue(), "a.png", None)
 
 
 def test_a_format_that_needs_an_interpreter_is_refused():
     buffer = io.BytesIO()
     Image.new("RGB", (10, 10)).save(buffer, "EPS")
-    with pytest.raises(ValueError, match="a.jpg must be an image that can be read"):
+    with pytest.raises(ValueError, match="a.jpg .*its format is unknown"):  # not that the interpreter is missing
         DECODER(buffer.getvalue(), "a.jpg", None)
 
 
