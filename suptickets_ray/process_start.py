@@ -1,4 +1,4 @@
-"""Garbage collection while a process starts: importing torch makes a million objects and almost no garbage."""
+"""Garbage collection at the start of a process: importing torch creates many objects and almost no garbage."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ _RARE, _NORMAL = (10_000, 10, 10), gc.get_threshold()
 
 
 def collect_rarely() -> None:
-    """Makes imports a sixth to a third faster. Call `collect_normally` before the first large tensor."""
+    """Collects rarely, which makes imports faster. Call `collect_normally` before large tensors are created."""
     gc.set_threshold(*_RARE)
 
 
 def collect_normally() -> None:
-    """Sets the thresholds that this process started with, and leaves out of later collections what is loaded now."""
+    """Restores the thresholds, and excludes all existing objects from later collections."""
     if gc.get_threshold() == _RARE:
         gc.set_threshold(*_NORMAL)
         gc.freeze()

@@ -1,7 +1,7 @@
-"""A parent process for a driver, which outlives it.
+"""The parent process of a driver.
 
-When a part of a local Ray dies, Ray ends the driver's process too, without a Python exception. The parent then starts
-the driver again, once, and after any end of it removes those processes of its Ray that are still there.
+If a process of a local Ray dies, Ray also ends the driver, without a Python exception. The parent then starts the
+driver again, once. After any end of the driver it removes the remaining processes of its local Ray.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib.util import find_spec
 
 EXIT_FAILED = 1
 _GRACE_SECONDS = 3.0
-"""Time that processes of a Ray are given to end by themselves."""
+"""Time for the processes of a Ray to end by themselves."""
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _USES_LOCAL_RAY, _LOST_RAY, _ENDED = b"l", b"x", b"e"
@@ -26,20 +26,20 @@ _to_parent: list[int] = []
 
 
 def report_local_ray() -> None:
-    """Tells the parent process, if there is one, that this driver has started a Ray that ends with it."""
+    """Reports to the parent process, if there is one, that this driver uses a local Ray."""
     _report(_USES_LOCAL_RAY)
 
 
 def report_lost_ray() -> None:
-    """Tells the parent process, if there is one, that this driver fails because its local Ray failed."""
+    """Reports to the parent process, if there is one, that this driver fails because its local Ray failed."""
     _report(_LOST_RAY)
 
 
 def supervise(drive: Callable[[], int]) -> int:
     """Runs a driver in a child process, and returns its exit code.
 
-    A driver that lost its local Ray is run a second time. SIGINT and SIGTERM are passed on. Where the system has no
-    fork, or is not Linux, the driver runs in this process.
+    A driver whose local Ray failed runs a second time. SIGINT and SIGTERM are forwarded. On other systems than Linux
+    the driver runs in this process.
 
     Args:
         drive: Runs the driver and returns its exit code. Called before anything large is imported.
@@ -65,13 +65,13 @@ class _End:
     """How a driver ended."""
 
     status: int
-    """As `os.waitpid` gives it."""
+    """The status that `os.waitpid` returned."""
     reports: bytes
     interrupted: bool
 
     @property
     def is_orderly(self) -> bool:
-        """Whether Python ended it, whatever the exit code."""
+        """Whether Python ended it, with any exit code."""
         return _ENDED in self.reports and self.code >= 0
 
     @property
@@ -80,7 +80,7 @@ class _End:
 
     @property
     def lost_ray(self) -> bool:
-        """Whether it lost its local Ray: it says so, or Ray ended it. The kernel or a user ends it by SIGKILL."""
+        """Whether its local Ray failed: it reported that, or Ray ended it. SIGKILL comes from the kernel or a user."""
         ended_by_ray = not self.is_orderly and _USES_LOCAL_RAY in self.reports and self.code != -signal.SIGKILL
         return _LOST_RAY in self.reports or ended_by_ray
 
@@ -93,7 +93,7 @@ class _End:
 
 @dataclass
 class _Signals:
-    """Those that reach the parent process while a driver runs, held back until they are waited for."""
+    """Blocks signals to the parent process until `_wait` reads them."""
 
     held: set[int] = field(default_factory=lambda: {signal.SIGCHLD, *_FORWARDED})
 
@@ -118,10 +118,10 @@ def _run(drive: Callable[[], int]) -> _End:
             os.close(reader)
             _to_parent[:] = [writer]
             signals.release()
-            # The driver ends with its parent, and ends its Ray: Ray's agents outlive a killed raylet by half a minute.
+            # The driver ends with its parent, and shuts its Ray down: Ray's agents outlive a killed raylet by 30 s.
             _set_process_control(_PR_SET_PDEATHSIG, signal.SIGTERM)
             try:
-                sys.exit(drive())  # handlers at exit run, Ray's among them
+                sys.exit(drive())  # runs exit handlers, Ray's among them
             finally:
                 _report(_ENDED)
         os.close(writer)
@@ -139,7 +139,7 @@ def _wait(driver: int) -> tuple[int, bool]:
         info = signal.sigwaitinfo({signal.SIGCHLD, *_FORWARDED})
         if info.si_signo in _FORWARDED:
             interrupted = True
-            if info.si_code <= 0:  # of one from the terminal the kernel has told the driver as well
+            if info.si_code <= 0:  # a signal from the terminal also reached the driver
                 os.kill(driver, info.si_signo)
             continue
         with contextlib.suppress(ChildProcessError):
@@ -149,7 +149,7 @@ def _wait(driver: int) -> tuple[int, bool]:
 
 
 def _read(pipe: int) -> bytes:
-    """What is in the pipe. It is not read to its end: a process that outlived the driver may hold it open."""
+    """Returns the content of the pipe without waiting for its end: a remaining process may hold it open."""
     os.set_blocking(pipe, False)
     with contextlib.suppress(BlockingIOError):
         return os.read(pipe, 1024)
@@ -157,7 +157,7 @@ def _read(pipe: int) -> bytes:
 
 
 def _end_ray() -> None:
-    """Ends the processes of a Ray that the driver has left behind; other programs that it started stay."""
+    """Ends the remaining processes of the driver's Ray. Other programs that the driver started keep running."""
     import psutil
 
     spec = find_spec("ray")
@@ -188,7 +188,7 @@ def _say(text: str) -> None:
 
 
 def _set_process_control(option: int, value: int) -> None:
-    """Calls prctl(2), which Python does not offer."""
+    """Calls prctl(2), which the standard library does not have."""
     import ctypes
 
     ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

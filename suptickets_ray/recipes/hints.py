@@ -1,4 +1,4 @@
-"""The right key for one that does not exist: what other tools call it, what it was called, or the nearest name."""
+"""Suggestions for unknown keys: names in other tools, old names, and similar spelling."""
 
 from __future__ import annotations
 

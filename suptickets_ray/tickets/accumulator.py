@@ -1,4 +1,4 @@
-"""What a merge of tickets holds: a value, made of one ticket, taken apart by tensors and put together again."""
+"""The running average of tickets, as a value that can be split by tensors and joined again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class FilledValues:
-    """A masked tensor so much of which is active that all entries are held: cheaper then than to look positions up."""
+    """A masked tensor with all its entries: cheaper than positions if most of them are active."""
 
     shape: tuple[int, ...]
     values: Tensor
@@ -33,7 +33,7 @@ class FilledValues:
         return cls(part.shape, part.dense().view(-1), part.mask().view(-1))
 
     def sparse(self) -> MaskedValues:
-        """Returns the same tensor by its active entries alone."""
+        """Returns the same tensor with its active entries only."""
         positions = true_positions(self.active)
         return MaskedValues(self.shape, positions, self.values[positions])
 
@@ -43,22 +43,22 @@ MeanTensor = TicketTensor | FilledValues
 
 @dataclass(frozen=True)
 class Accumulator:
-    """What the merge knows of the tickets so far, at the positions that any of them, or what survived, uses."""
+    """The merged tickets so far, at the positions that are active in any ticket, or that pruning kept."""
 
     mean: Mapping[str, MeanTensor]
     """Running average of every tensor; a sum for CAA's masked weights."""
     layer_counts: Mapping[str, int]
-    """Active weights of each layer in the first ticket, for `scope: layer`."""
+    """Active weights of each layer in the first ticket, for `prune_scope: layer`."""
     num_tickets: int
     num_unpruned: int
     """Active weights of all masked tensors before the last pruning."""
     num_active: Mapping[str, Tensor]
-    """CAA: in how many tickets each entry that the mean holds is active, int32 (count,), or (n,) where it is filled."""
+    """For CAA, the number of tickets in which each stored entry is active: int32 (count,), or (n,) if filled."""
     dtypes: Mapping[str, torch.dtype]
-    """The tickets' own types: half precision is averaged in float32, where a long mean stays the mean."""
+    """The tickets' types. Half precision is averaged in float32, which keeps a long mean accurate."""
 
     def only(self, names: Container[str]) -> Accumulator:
-        """Returns the merge of some tensors alone."""
+        """Returns the accumulator of some tensors."""
         mean = _only(self.mean, names)
         return Accumulator(
             mean=mean,
@@ -70,7 +70,7 @@ class Accumulator:
         )
 
     def sparse(self) -> tuple[dict[str, TicketTensor], dict[str, Tensor]]:
-        """Returns mean and num_active by the active entries alone, int32 (count,) the latter."""
+        """Returns mean and num_active, int32 (count,), with the active entries only."""
         mean: dict[str, TicketTensor] = {}
         num_active = dict(self.num_active)
         for name, part in self.mean.items():
@@ -83,7 +83,7 @@ class Accumulator:
         return mean, num_active
 
     def filled_beyond(self, share: float) -> Accumulator:
-        """Returns the same with every tensor filled of which more than a share is active."""
+        """Returns the same with every tensor filled of which more than a fraction is active."""
         mean, num_active = dict(self.mean), dict(self.num_active)
         for name, part in self.mean.items():
             if isinstance(part, MaskedValues) and len(part.positions) > share * math.prod(part.shape):
@@ -94,7 +94,7 @@ class Accumulator:
 
 
 def start(ticket: Ticket) -> Accumulator:
-    """Returns the merge of one ticket."""
+    """Returns the accumulator of one ticket."""
     masked = {name: part for name, part in ticket.parts.items() if isinstance(part, MaskedValues)}
     return Accumulator(
         mean={name: widened(part) for name, part in ticket.parts.items()},
@@ -107,10 +107,10 @@ def start(ticket: Ticket) -> Accumulator:
 
 
 def split_into_shards(sizes: Mapping[str, int], count: int) -> list[list[str]]:
-    """Returns the names of tensors of so many entries in at most `count` groups of about equal size, none empty.
+    """Returns the names of tensors in at most `count` groups of about equal size, none of them empty.
 
-    Without pruning in between every tensor is merged by itself, so that groups may be merged apart: `join_shards`
-    gives the bits of one merge.
+    Without pruning in between, tensors are independent, so that groups can be merged separately: `join_shards`
+    returns the bits of a single merge.
     """
     groups: list[list[str]] = [[] for _ in range(count)]
     totals = [0] * count
@@ -122,7 +122,7 @@ def split_into_shards(sizes: Mapping[str, int], count: int) -> list[list[str]]:
 
 
 def join_shards(accumulators: Sequence[Accumulator], names: Iterable[str]) -> Accumulator:
-    """Returns the merge of all tensors from the merges of `split_into_shards`, in the order of `names`."""
+    """Returns the accumulator of all tensors from those of `split_into_shards`, in the order of `names`."""
     means, counts, active, dtypes = (
         {name: value for some in accumulators for name, value in getattr(some, field).items()}
         for field in ("mean", "layer_counts", "num_active", "dtypes")
@@ -145,7 +145,7 @@ def count_active(parts: Mapping[str, MeanTensor]) -> int:
 
 
 def widened(part: TicketTensor) -> TicketTensor:
-    """Returns half precision as float32, everything else as it is."""
+    """Returns half precision as float32, and other types unchanged."""
     half = _entries(part).dtype in (torch.float16, torch.bfloat16)
     return _with_dtype(part, torch.float32) if half else part
 

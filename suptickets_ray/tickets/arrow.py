@@ -89,7 +89,7 @@ def _is_compressed(message: bytes) -> bool:
     """
 
     def field(table: int, number: int) -> int:
-        """Returns the position of a field, or 0 where it is left out."""
+        """Returns the position of a field, or 0 if it is absent."""
         layout = table - int(struct.unpack_from("<i", message, table)[0])
         if layout < 0 or 4 + 2 * number >= struct.unpack_from("<H", message, layout)[0]:
             return 0
@@ -142,12 +142,12 @@ def decode(row: Mapping[str, Any]) -> TicketTensor:
 
     Raises:
         ValueError: If shape, type, mask and values disagree.
-        TypeError, OverflowError or RuntimeError: If one of them is no such thing.
+        TypeError, OverflowError or RuntimeError: If one of them has another type or is out of range.
     """
     name, shape = row["name"], row["shape"]
     if row["dtype"] not in _DTYPES or any(size < 0 for size in shape):
         raise ValueError(f"tensor {name!r} must have a known type and shape; got {row['dtype']} and {shape}.")
-    torch.empty(shape, device="meta")  # takes no memory, and fails where the shape is none
+    torch.empty(shape, device="meta")  # allocates nothing, and raises if the shape is invalid
     dtype, num_positions = _DTYPES[row["dtype"]], math.prod(shape)
     positions = None
     num_values = num_positions

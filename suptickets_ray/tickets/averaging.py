@@ -30,7 +30,7 @@ from suptickets_ray.tickets.masked_values import MaskedValues, TicketTensor
 from suptickets_ray.tickets.ticket import Ticket
 
 FILLED_SHARE = 0.25
-"""Averages that are not pruned in between hold all entries of a tensor of which more than this share is active."""
+"""Averages that are not pruned in between hold a tensor densely if more than this fraction is active."""
 _PIECE = 1 << 16
 Average = Callable[[Tensor, Tensor, int, float | None], Tensor]
 """Takes the average so far, the newest ticket, the number of tickets with it, and cima_factor; returns the new average.
@@ -42,7 +42,7 @@ PRUNE_TIMES: dict[str, str] = {
     "end": "prune once, after all tickets",
 }
 _PRUNE_NAMES = {"each": "every_ticket", "last": "end"}
-"""The words of `superpose` to those of `superposition.prune_at`."""
+"""Values of the argument `prune` of `superpose`, with those of `superposition.prune_at`."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Rule:
 
     @property
     def average(self) -> Average:
-        """The function of `AVERAGES`, or the user's own, that takes one more ticket into the average.
+        """The function of `AVERAGES`, or the user-defined one, that adds a ticket to the average.
 
         Raises:
             ValueError: If there is none of this name.
@@ -85,7 +85,7 @@ class Rule:
             return found
 
         def apart(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:
-            """The user's own on copies: it may work in place, and the average so far may still be asked for."""
+            """Calls a user-defined average with copies, because it may work in place."""
             return found(old.clone(), new.clone(), num_tickets, factor)
 
         return apart
@@ -117,7 +117,7 @@ def connection_aware(old: Tensor, new: Tensor, num_tickets: int, factor: float |
 
 
 def greedy(old: Tensor, new: Tensor, num_tickets: int, factor: float | None) -> Tensor:
-    """Returns the mean as CIA, of tickets taken best first, each kept only if nothing is lost on validation.
+    """Returns the mean as CIA does. Tickets come best first; one is kept only if validation accuracy does not drop.
 
     Source: "greedy soup", Wortsman et al., 2203.05482, section 2, here with pruning after each ticket.
     """
@@ -133,10 +133,10 @@ AVERAGES: dict[str, Average] = {
 
 
 def merge(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumulator:
-    """Returns the merge of one more ticket; the given one stays as it was.
+    """Returns the accumulator with one more ticket. The given accumulator is not changed.
 
-    Integer buffers are never averaged: the newest ticket's are taken. Only positions that are active in the ticket or
-    in what is merged are touched, everywhere else both are 0, unless those are so many that all are cheaper.
+    Integer buffers are not averaged: the newest ticket's are used. Only positions that are active in the ticket or in
+    the accumulator are computed, because both are 0 elsewhere. If most positions are active, all are computed.
 
     Raises:
         ValueError: If the ticket is not of the same model.
@@ -166,7 +166,9 @@ def merge(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumu
     merged = replace(
         accumulator, mean=mean, num_tickets=num_tickets, num_unpruned=count_active(mean), num_active=num_active
     )
-    if rule.prune_at == "end" or rule.method == "caa":  # CAA keeps unpruned sums, so that pruning each ends like last
+    if (
+        rule.prune_at == "end" or rule.method == "caa"
+    ):  # CAA keeps unpruned sums: pruning at every ticket or at the end is the same
         return merged.filled_beyond(FILLED_SHARE)
     return replace(merged, mean=_pruned(merged, rule))
 
@@ -179,7 +181,7 @@ def _merge_masked(
     factor: float | None,
     counts: Tensor | None,
 ) -> tuple[MaskedValues | FilledValues, Tensor | None]:
-    """Returns the average and in how many tickets each of its entries is active, if that is counted."""
+    """Returns the average, and for CAA the number of tickets in which each entry is active."""
     if isinstance(old, FilledValues):
         # The same bits: where neither is active, every average of two zeros is 0. Piece by piece, in the cache.
         values = torch.empty_like(old.values)
@@ -199,14 +201,14 @@ def _merge_masked(
 
 
 def finish(accumulator: Accumulator, rule: Rule, provenance: Mapping[str, Any]) -> Ticket:
-    """Returns the superposed net, pruned to exactly the target density unless fewer weights are active at all."""
+    """Returns the superposed network, pruned to exactly the target density unless fewer weights are active at all."""
     return Ticket.of_parts(narrowed(_pruned(accumulator, rule), accumulator.dtypes), provenance)
 
 
 def finish_unpruned(accumulator: Accumulator, provenance: Mapping[str, Any]) -> Ticket:
-    """Returns the average as it is, with whatever density that has: the reference of stochastic weight averaging.
+    """Returns the unpruned average: the baseline of stochastic weight averaging.
 
-    Meant for a merge with CIA and `prune: last`.
+    Meant for CIA with `prune_at: end`.
 
     Source: Izmailov et al., 1803.05407.
     """
@@ -235,7 +237,7 @@ def _form(parts: Mapping[str, MeanTensor]) -> dict[str, tuple[tuple[int, ...], b
 
 @dataclass(frozen=True)
 class _Union:
-    """The positions that are active in either of two tensors of one shape, and which of them are whose."""
+    """The positions that are active in either of two tensors of one shape, and in which of them."""
 
     positions: Tensor
     """Flat indices, int64 (count,), ascending."""
@@ -264,7 +266,7 @@ def _pieces(part: MaskedValues) -> Iterator[tuple[int, Tensor]]:
 
 
 def _spread(values: Tensor, places: Tensor) -> Tensor:
-    """Returns `values` at the true places (count,), in order, and 0 elsewhere."""
+    """Returns `values` at the true entries of `places` (count,), in order, and 0 elsewhere."""
     return torch.zeros(len(places), dtype=values.dtype).index_copy_(0, true_positions(places), values)
 
 
@@ -278,7 +280,7 @@ def _pruned(accumulator: Accumulator, rule: Rule) -> dict[str, TicketTensor]:
         return parts
     sizes = {name: math.prod(part.shape) for name, part in masked.items()}
     total = count_down(rule.density, sum(sizes.values()))
-    # What is 0 in all tickets is not filled up, also where fewer connections are active than may be kept.
+    # Weights that are 0 in all tickets stay 0, even if fewer weights are active than the density allows.
     used = {name: part for name, part in masked.items() if len(part.positions)}
     scores = {name: part.values.abs() for name, part in used.items()}
     if rule.prune_scope == "global":
@@ -306,17 +308,17 @@ def superpose(
     scope: str = "global",
     accuracy: Callable[[Ticket], float] | None = None,
 ) -> Ticket:
-    """Returns the tickets superposed in the order given, at the target density. BatchNorm statistics are averaged.
+    """Returns the tickets superposed in the given order, at the target density. BatchNorm statistics are averaged.
 
     Args:
-        tickets: At least one; the pretrained network first when it is to count.
-        method: A name of `AVERAGES`, or an `Average` of your own as "package.module:function".
+        tickets: At least one. Put the pretrained network first if it counts as a ticket.
+        method: A name of `AVERAGES`, or a user-defined `Average` as "package.module:function".
         density: Target density in (0, 1].
-        cima_factor: Weight of the newest ticket, with CIMA, and with a method of your own if that reads it.
+        cima_factor: Weight of the newest ticket, for CIMA and for user-defined methods that read it.
         prune: When to prune: "each" ticket, or once after the "last".
-        scope: "global", or "layer": every layer keeps its share of connections of the first ticket.
-        accuracy: With method "greedy" only, which needs it: the validation accuracy of a ticket. The tickets are then
-            taken best first, and one is kept only if the pruned average with it is as accurate as the best so far.
+        scope: "global", or "layer": every layer keeps the fraction of active weights that it has in the first ticket.
+        accuracy: Returns the validation accuracy of a ticket; required by method "greedy" only. Tickets are then added
+            best first, and one is kept only if the pruned average with it is as accurate as the best so far.
 
     Raises:
         ValueError: If there is no ticket, they are of different models, or a setting is wrong.

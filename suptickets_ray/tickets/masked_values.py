@@ -1,4 +1,4 @@
-"""The one form of a masked tensor: its active values and where they are."""
+"""The common form of a masked tensor: its active values and their positions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MaskedValues:
-    """A masked tensor by its active entries alone."""
+    """The active entries of a masked tensor."""
 
     shape: tuple[int, ...]
     positions: Tensor
@@ -20,7 +20,7 @@ class MaskedValues:
     """The active entries, (count,)."""
 
     def dense(self) -> Tensor:
-        """Returns the tensor, of `shape`, 0 where nothing is active."""
+        """Returns the dense tensor, of `shape`, 0 at inactive positions."""
         flat = self.values.new_zeros(math.prod(self.shape))
         return flat.index_copy_(0, self.positions.to(flat.device), self.values).view(self.shape)
 

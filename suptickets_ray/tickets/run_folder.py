@@ -1,4 +1,4 @@
-"""The files in the folder of a run or a search: the one place that names them."""
+"""Names of the files in the folder of a run or a search."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ CONFIG_FILE = "config.yaml"
 DATA_FILE = "data.sha256"
 """The fingerprint of the data."""
 LOCK_FILE = ".lock"
-"""The sign of the process that works in the folder."""
+"""The heartbeat of the process that works in the folder."""
 PRETRAINED_FILE = "pretrained.pt"
-"""The state that pretraining ended in."""
+"""The state at the end of pretraining."""
 SUPERPOSED_FILE = "superposed.arrow"
 """The sup-ticket."""
 RESULT_FILE = "result.json"
@@ -21,18 +21,18 @@ TENSORBOARD_FOLDER = "tensorboard"
 RAY_TRAIN_FOLDER = "ray_train"
 """Ray Train's checkpoints, only while pretraining is not finished."""
 SEARCH_FILE = "search.json"
-"""Of a search: how often pretraining and cycles were trained. Written first: a folder that has it is a search's."""
+"""Number of pretrainings and cycles that a search trained. Written first, so that it identifies a search."""
 BEST_FILE = "best.yaml"
-"""Of a search: the recipe of the best trial."""
+"""The recipe of the best trial of a search."""
 TRIALS_FILE = "trials.parquet"
-"""Of a search: a row per trial."""
+"""A row per trial of a search."""
 
 
 def chain_state_path(chain: int) -> str:
-    """Returns the path, below the run's folder, of the state that a chain's last finished cycle ended in."""
+    """Returns the path, below the run's folder, of the state at the end of a chain's last finished cycle."""
     return f"chains/chain-{chain:03d}.pt"
 
 
 def partial_state_path(chain: int) -> str:
-    """Returns the path, below the run's folder, of a chain's state within a cycle: a long one, or a draining node's."""
+    """Returns the path, below the run's folder, of a chain's state within a long cycle, or on a draining node."""
     return f"chains/chain-{chain:03d}.part.pt"

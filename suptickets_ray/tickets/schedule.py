@@ -9,7 +9,7 @@ from fractions import Fraction
 
 @dataclass(frozen=True)
 class Budget:
-    """How the epochs are shared between the two phases."""
+    """How the epochs are divided between pretraining and cycles."""
 
     pretrain_epochs: int
     cycle_epochs: int
@@ -24,13 +24,13 @@ class Budget:
 def plan_budget(epochs: int, cycle_epochs: int, cycle_rate: float) -> Budget:
     """Returns the number of cycles and the epochs that pretraining gets.
 
-    The cycles share `epochs * cycle_rate`, in exact arithmetic on the decimal that was written; pretraining gets the
+    The cycles share `epochs * cycle_rate`, in exact decimal arithmetic; pretraining gets the
     rest. 250 epochs, cycles of 8 and a rate of 0.1 give 226 + 24 and 3 cycles.
 
     Args:
         epochs: Epochs of the whole run.
         cycle_epochs: Epochs of one cycle.
-        cycle_rate: Share of the epochs for the cycles, in (0, 1).
+        cycle_rate: Fraction of the epochs for the cycles, in (0, 1).
 
     Raises:
         ValueError: If no cycle fits, or none is left for pretraining.

@@ -1,4 +1,4 @@
-"""A run's files on any path that pyarrow.fs knows; every write is whole or not there."""
+"""The files of a run on any path that pyarrow.fs supports. Every write is atomic."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from pyarrow import fs
 from suptickets_ray.tickets.ticket import Ticket
 
 _PATIENCE_SECONDS = 90.0
-"""How long a storage that is out of reach is asked again before a run gives up."""
+"""How long requests to an unreachable storage are retried before the run fails."""
 _CHECK_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
 _PASSING = ("curlcode", "network_connection", "service_unavailable", "slow_down", "internal", "timeout", "timed out")
-"""What errors of object stores say that may have passed a little later."""
+"""Parts of the error texts of transient object store failures."""
 
 _WITHOUT_FOLDERS = ("s3",)
-"""File systems that only know names: making a folder there costs three requests and changes nothing."""
+"""File systems without folders: creating one there costs three requests and has no effect."""
 
 Result = TypeVar("Result")
 
 
 def child(root: str, *parts: str) -> str:
-    """Returns a path below a folder or URI; what follows a URI's question mark stays at its end."""
+    """Returns a path below a folder or URI. The query of a URI stays at its end."""
     path, mark, query = root.partition("?") if "://" in root else (root, "", "")
     return "/".join([path.rstrip("/"), *parts]) + mark + query
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """Returns folder and name of a file, for `RunStore`; what follows a URI's question mark stays with the folder.
+    """Returns the folder and the name of a file, for `RunStore`. The query of a URI stays with the folder.
 
     Args:
         path: Local path, which is made absolute, or a URI such as s3://bucket/path/file?region=us-east-1.
@@ -50,7 +50,7 @@ def split_path(path: str) -> tuple[str, str]:
 
 
 def patiently(action: Callable[[], Result], seconds: float = _PATIENCE_SECONDS) -> Result:
-    """Returns what the action returns; an object store that is out of reach is asked again for so many seconds."""
+    """Returns the result of `action`. Transient failures of an object store are retried for `seconds`."""
     deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE_SECONDS
     while True:
         try:
@@ -64,7 +64,7 @@ def patiently(action: Callable[[], Result], seconds: float = _PATIENCE_SECONDS) 
 
 
 class RunStore:
-    """Files of one run by their path under the run's folder. An object store may be out of reach for a while."""
+    """Files of one run by their path below its folder. Transient failures of an object store are retried."""
 
     def __init__(self, root: str) -> None:
         """Opens a folder, which need not exist yet.
@@ -83,14 +83,14 @@ class RunStore:
             ) from error
 
     def check(self, *, writes: bool, seconds: float = _CHECK_SECONDS) -> None:
-        """Finds out whether an object store answers, before anything is built on it.
+        """Checks that an object store answers.
 
         Args:
-            writes: Whether it must take a file as well.
+            writes: Whether it must also be writable.
             seconds: How long to wait for an answer.
 
         Raises:
-            ValueError: If it does not; the sentence says what to set.
+            ValueError: If it does not. The message names the settings to check.
         """
         if isinstance(self._filesystem, fs.LocalFileSystem):
             return
@@ -127,7 +127,7 @@ class RunStore:
         return self._patiently(lambda: self._read(self._absolute(path)))
 
     def write(self, path: str, content: bytes) -> None:
-        """Writes a file under a temporary name and moves it in place, so that a kill leaves the old file or the new."""
+        """Writes a file under a temporary name and then renames it, so that a kill leaves the old or the new file."""
         self._patiently(lambda: self._write(self._absolute(path), content))
 
     def _write(self, target: str, content: bytes) -> None:
@@ -139,7 +139,7 @@ class RunStore:
                 stream.write(content)
             self._filesystem.move(temporary, target)
         except BaseException:
-            with suppress(OSError):  # a storage out of reach; the next start removes it
+            with suppress(OSError):  # unreachable storage; the next start removes the file
                 if self._type_of(temporary) == fs.FileType.File:
                     self._filesystem.delete_file(temporary)
             raise
@@ -152,20 +152,20 @@ class RunStore:
         return self._filesystem.get_file_info(path).type
 
     def delete(self, path: str) -> None:
-        """Removes a file; one that is not there is no error."""
+        """Removes a file. A missing file is no error."""
         with suppress(FileNotFoundError):
             self._patiently(lambda: self._filesystem.delete_file(self._absolute(path)))
 
     def remove_temporaries(self) -> None:
-        """Removes the half-written files of killed processes; none may be writing."""
+        """Removes the partial files of killed processes. No other process may be writing."""
         selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
         for info in self._patiently(lambda: self._filesystem.get_file_info(selector)):
             if info.type == fs.FileType.File and info.path.endswith(".tmp"):
-                with suppress(FileNotFoundError):  # the lock's own has just been moved to its place
+                with suppress(FileNotFoundError):  # the lock's file was renamed meanwhile
                     self._filesystem.delete_file(info.path)
 
     def remove_folder(self, folder: str) -> None:
-        """Removes a folder and all that is in it; one that is not there is no error."""
+        """Removes a folder and its content. A missing folder is no error."""
         path = self._absolute(folder)
         if self._patiently(lambda: self._type_of(path)) == fs.FileType.Directory:
             self._patiently(lambda: self._filesystem.delete_dir(path))
@@ -179,12 +179,12 @@ class RunStore:
         return sorted(path for path in relative if not path.endswith(".tmp"))
 
     def _patiently(self, action: Callable[[], Result]) -> Result:
-        """A folder's errors do not pass; those of an object store may."""
+        """Returns the result of `action`, with retries for an object store. A folder's errors are not transient."""
         return action() if isinstance(self._filesystem, fs.LocalFileSystem) else patiently(action)
 
     @property
     def location(self) -> tuple[fs.FileSystem, str]:
-        """The file system and the folder's path in it, for libraries that take both."""
+        """The file system and the path of the folder in it, for libraries that need both."""
         return self._filesystem, self._root
 
     def _absolute(self, path: str) -> str:
@@ -193,7 +193,7 @@ class RunStore:
 
 @dataclass(frozen=True)
 class Origin:
-    """What the tickets of one exploration have in common; a file of another one is never taken for its own."""
+    """What identifies the tickets of one exploration, so that files of another one are not mistaken for them."""
 
     exploration: str
     """Digest of all settings that a ticket depends on."""
@@ -201,7 +201,7 @@ class Origin:
     """Digest of the state that the first cycle of every chain started from."""
 
     def is_of(self, ticket: Ticket) -> bool:
-        """Returns whether a ticket says that it comes from here."""
+        """Returns whether the provenance of a ticket names this origin."""
         provenance = ticket.provenance
         own = (provenance.get("exploration"), provenance.get("pretrained"))
         return own == (self.exploration, self.pretrained)
@@ -220,15 +220,15 @@ class TicketStore:
         return f"tickets/chain-{chain:03d}/cycle-{cycle:03d}.arrow"
 
     def put(self, ticket: Ticket, chain: int, cycle: int) -> None:
-        """Keeps a ticket; one of the same key is replaced."""
+        """Stores a ticket, and replaces one of the same key."""
         self._store.write(self.path(chain, cycle), ticket.to_bytes())
 
     def get(self, chain: int, cycle: int) -> Ticket:
         """Returns a ticket.
 
         Raises:
-            FileNotFoundError: If there is none of this key.
-            ValueError: If its file is damaged; the sentence names it.
+            FileNotFoundError: If there is no ticket of this key.
+            ValueError: If its file is damaged. The message names the file.
         """
         path = self.path(chain, cycle)
         try:
@@ -241,7 +241,7 @@ class TicketStore:
         return ticket
 
     def verify(self) -> dict[tuple[int, int], str]:
-        """Reads every ticket that is kept, and returns what is wrong with the damaged ones, by (chain, cycle)."""
+        """Reads every stored ticket, and returns the errors of the damaged ones by (chain, cycle)."""
         faults = {}
         for key in self.list():
             try:
@@ -269,7 +269,7 @@ class TicketStore:
         return found
 
     def list(self) -> list[tuple[int, int]]:
-        """Returns the (chain, cycle) of every ticket that is kept, sorted."""
+        """Returns the (chain, cycle) of every stored ticket, sorted."""
         paths = set(self._store.list("tickets"))
         matches = [re.fullmatch(r"tickets/chain-(\d+)/cycle-(\d+)\.arrow", path) for path in paths]
         keys = sorted((int(match[1]), int(match[2])) for match in matches if match)

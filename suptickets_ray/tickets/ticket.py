@@ -52,21 +52,21 @@ class Ticket:
             for name, tensor in state.items()
         }
         try:
-            # As it is read again: JSON knows no tuples, and no names but texts.
+            # As a reader gets it: JSON turns tuples into lists and keys into text.
             self._provenance: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"provenance must be JSON values; {error}.") from error
 
     @classmethod
     def of_parts(cls, parts: Mapping[str, TicketTensor], provenance: Mapping[str, Any]) -> Ticket:
-        """Returns the ticket of parts that nobody changes any more; they are not copied."""
+        """Returns a ticket of these tensors without copying them. The caller must not change them afterwards."""
         ticket = cls({}, {}, provenance)
         ticket._parts = dict(parts)
         return ticket
 
     @property
     def parts(self) -> Mapping[str, TicketTensor]:
-        """The tensors by name, masked ones by their active entries. Not to be changed."""
+        """The tensors by name; masked ones hold their active values. Read-only."""
         return self._parts
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ class Ticket:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """A copy of where the ticket comes from."""
+        """A copy of the provenance."""
         return dict(self._provenance)
 
     @property
@@ -97,18 +97,18 @@ class Ticket:
 
     @cached_property
     def density(self) -> float:
-        """The share of active weights among the masked tensors, in [0, 1]; 1 when none is masked."""
+        """The fraction of active weights in the masked tensors, in [0, 1]; 1 if none is masked."""
         return self.num_active / self.num_maskable if self.num_maskable else 1.0
 
     @cached_property
     def is_finite(self) -> bool:
-        """Whether no tensor holds NaN or infinity: a ticket of a diverged cycle does."""
+        """Whether all tensors are finite. Those of a diverged cycle are not."""
         entries = (part.values if isinstance(part, MaskedValues) else part for part in self._parts.values())
         return all(bool(some.isfinite().all()) for some in entries if some.is_floating_point())
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of names, shapes, types, masks and active values: equal for equal content, whatever its origin."""
+        """The sha256 of names, shapes, types, masks and active values; independent of the provenance."""
         return digest_of_rows(self._rows())
 
     def to_arrow(self) -> pa.Table:
@@ -143,7 +143,7 @@ class Ticket:
         rows = table.to_pylist()
         try:
             parts = {row["name"]: decode(row) for row in rows}
-        # Nothing where there must be something, or a shape that torch cannot have.
+        # A missing value, or a shape that torch does not support.
         except (TypeError, OverflowError, RuntimeError) as error:
             raise ValueError(f"the ticket's rows must be whole; they are damaged: {error}.") from error
         if len(parts) != len(rows):
@@ -156,11 +156,11 @@ class Ticket:
 
     @staticmethod
     def some_of(table: pa.Table, names: Collection[str]) -> Ticket:
-        """Returns some tensors of a table that never left memory since it was made or checked; it is not checked here.
+        """Returns some tensors of a table that was made or checked in memory; it is not checked again.
 
         Args:
-            table: What `to_arrow` gave in this Ray.
-            names: The tensors to take; the time that it takes goes with their size, not with that of the ticket.
+            table: A table that `to_arrow` returned in this Ray cluster.
+            names: Names of the tensors. The time depends on their size, not on the size of the ticket.
         """
         rows = table.filter(pc.is_in(table["name"], value_set=pa.array(sorted(names)))).to_pylist()
         return Ticket.of_parts({row["name"]: decode(row) for row in rows}, {})
@@ -192,7 +192,7 @@ class Ticket:
         return Ticket.from_arrow(table)
 
     def save(self, path: str | Path) -> None:
-        """Writes the ticket to a local file, which is then the old one or the new one, whole."""
+        """Writes the ticket to a local file. After a crash, the file is complete: the old one or the new one."""
         target = Path(path).absolute()
         temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
         try:
@@ -216,7 +216,7 @@ class Ticket:
 
 
 def overlap(first: Ticket, second: Ticket) -> float:
-    """Returns the share of the active positions of either ticket that are active in both, in [0, 1].
+    """Returns the fraction of the positions active in either ticket that are active in both, in [0, 1].
 
     The Jaccard index of the masks; 1 for two tickets without masked tensors. Tickets must be of one model.
     """
@@ -231,7 +231,7 @@ def overlap(first: Ticket, second: Ticket) -> float:
 
 
 def _owned(tensor: Tensor) -> Tensor:
-    """A contiguous CPU copy: a view would drag its whole storage along, and must not change under the ticket."""
+    """Returns a contiguous CPU copy. A view would keep its whole storage alive, and could be changed through it."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""What a phase or a cycle ends in, as bytes: of masked tensors the active entries alone, and no pickle to trust."""
+"""Training state as bytes: masked tensors hold their active values only, and reading needs no trusted pickle."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def write_state(
     progress: Mapping[str, int],
     scaler: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """Returns everything that further training depends on; a sparse network's is about its density times as large.
+    """Returns the complete training state. Its size is roughly proportional to the density.
 
     Args:
-        model: Its parameters and buffers.
-        optimizer: Its state; an entry of a masked weight's shape is stored as the weight is.
+        model: The network, with parameters and buffers.
+        optimizer: Its optimizer. Entries with the shape of a masked weight are stored like the weight.
         sparsifier: `Sparsifier.state_dict()`.
-        progress: What a reader wants to know of how far training is.
-        scaler: `GradScaler.state_dict()`, where there is one.
+        progress: Numbers that describe the progress of training.
+        scaler: `GradScaler.state_dict()`, if there is a scaler.
     """
     layouts = _layouts(sparsifier)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -60,10 +60,10 @@ def write_state(
 
 
 def read_state(content: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Returns what `write_state` stored, its tensors dense.
+    """Returns the state that `write_state` stored, with dense tensors.
 
     Returns:
-        model, optimizer, sparsifier and scaler as their `load_state_dict` take them, on the device, and progress.
+        model, optimizer, sparsifier and scaler as their `load_state_dict` expects, on the device, and progress.
 
     Raises:
         ValueError: If the content is damaged.
@@ -95,24 +95,24 @@ def ticket_from_state(content: bytes, provenance: Mapping[str, Any]) -> Ticket:
 
 
 def restore(model: Module, tensors: Mapping[str, Tensor]) -> None:
-    """Loads tensors by name into a model, with the versions of its own modules, which torch keeps beside them."""
+    """Loads tensors by name into a model, with the metadata of the model's modules, e.g. their versions."""
     state = OrderedDict(tensors)
     state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     model.load_state_dict(state)
 
 
 def read_progress(content: bytes) -> dict[str, int]:
-    """Returns the progress of what `write_state` stored. Raises ValueError if the content is damaged."""
+    """Returns the progress in a stored state. Raises ValueError if the content is damaged."""
     return dict(_checked(content)["progress"])
 
 
 def state_digest(content: bytes) -> str:
-    """Returns the sha256 of what `write_state` stored, as it stands at its end."""
+    """Returns the sha256 at the end of a stored state."""
     return content[-_SEAL_BYTES:].hex()
 
 
 def is_whole(content: bytes) -> bool:
-    """Returns whether content is what `write_state` stored, undamaged."""
+    """Returns whether the content is an undamaged stored state."""
     try:
         _checked(content)
     except ValueError:
@@ -121,7 +121,7 @@ def is_whole(content: bytes) -> bool:
 
 
 def _check_archive(saved: bytes) -> None:
-    """Raises ValueError if the archive would expand: torch writes it uncompressed, and reads whatever it holds."""
+    """Raises ValueError if the archive would expand. torch writes no compressed entries, but reads them."""
     with zipfile.ZipFile(io.BytesIO(saved)) as archive:
         entries = archive.infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -131,27 +131,27 @@ def _check_archive(saved: bytes) -> None:
 
 
 def _seal(saved: bytes) -> bytes:
-    """What follows the archive: torch.load takes no notice of it."""
+    """Returns the checksum that follows the archive. torch.load ignores it."""
     return hashlib.sha256(saved).digest()
 
 
 def _checked(content: bytes, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The content as it is stored, once its seal holds; torch itself looks at no check sum."""
+    """Returns the stored content after checking its checksum, which torch does not check."""
     try:
         saved, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
         if seal != _seal(saved):
-            raise ValueError("its check sum does not hold")
+            raise ValueError("its checksum is wrong")
         _check_archive(saved)
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         for part in ("model", "optimizer", "sparsifier", "scaler", "progress"):
             dict(state[part])
-    except Exception as error:  # damage shows itself in any way
+    except Exception as error:  # damage can raise any exception
         raise ValueError(f"the stored state must be whole; it is damaged: {error}.") from error
     return state
 
 
 def _layouts(sparsifier: Mapping[str, Any]) -> dict[str, MaskedValues]:
-    """Returns the active positions of every layer in which something is masked, with no values."""
+    """Returns the active positions of every layer with inactive weights, without values."""
     found = {}
     for name, bits in sparsifier.get("masks", {}).items():
         mask = unpack(bits.cpu(), sparsifier["shapes"][name])
@@ -162,7 +162,7 @@ def _layouts(sparsifier: Mapping[str, Any]) -> dict[str, MaskedValues]:
 
 
 def _dense(entries: Mapping[str, Any], layouts: Mapping[str, MaskedValues]) -> dict[str, Any]:
-    """Returns the entries with those that `_gathered` made as dense tensors."""
+    """Returns the entries, with dense tensors for those that `_gathered` made."""
     return {
         name: replace(layouts[entry["layer"]], values=entry["active"]).dense() if isinstance(entry, dict) else entry
         for name, entry in entries.items()
@@ -170,7 +170,7 @@ def _dense(entries: Mapping[str, Any], layouts: Mapping[str, MaskedValues]) -> d
 
 
 def _gathered(entry: Any, layer: str, layouts: Mapping[str, MaskedValues]) -> Any:
-    """Returns the active values of a masked layer's tensor; the tensor itself if it is not 0 off the mask."""
+    """Returns the active values of a masked layer's tensor, or the tensor itself if it is not 0 off the mask."""
     if layer not in layouts or not isinstance(entry, Tensor) or entry.shape != layouts[layer].shape:
         return entry
     flat = entry.detach().reshape(-1)

@@ -1,4 +1,4 @@
-"""The one judge: what it says of made-up accuracies, and of chance."""
+"""The assessment of made-up accuracies."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Files that were made to harm their reader: each is read as what it is, or refused by its name within bounds."""
+"""Crafted files are read correctly or refused by name, within bounds of time and memory."""
 
 import io
 import struct
