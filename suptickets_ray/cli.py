@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from types import FrameType
@@ -20,6 +21,9 @@ from suptickets_ray.process_start import collect_rarely
 from suptickets_ray.supervisor import EXIT_FAILED, supervise
 
 EXIT_USAGE = 2
+_REPEAT_SECONDS = 1.0
+_last_interrupt = [-_REPEAT_SECONDS]
+"""Time of the last signal that interrupted the command, in seconds of `time.monotonic`."""
 
 
 def run() -> int:
@@ -238,8 +242,15 @@ def _add_submission(command: argparse.ArgumentParser) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Handles SIGINT and SIGTERM. The exception shuts down Ray, so that no process remains."""
-    raise KeyboardInterrupt
+    """Interrupts the command, so that Ray is shut down on the way out.
+
+    A repeated signal within a second is ignored: `timeout` and `ray job stop` signal the supervisor, which forwards the
+    signal, and this process as well. It would interrupt the shutdown.
+    """
+    now = time.monotonic()
+    if now - _last_interrupt[0] >= _REPEAT_SECONDS:
+        _last_interrupt[0] = now
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from suptickets_ray import __version__, load_config
+from suptickets_ray import __version__, cli, load_config
 from suptickets_ray.cli import main
 from suptickets_ray.recipes.files import question_of, shipped_recipes
 from suptickets_ray.recipes.load import all_keys
@@ -185,6 +185,19 @@ def test_an_interrupt_ends_a_local_run_with_130_and_leaves_no_process(tmp_path, 
     while (left := processes_marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
+
+
+def test_a_signal_that_arrives_twice_interrupts_once(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cli, "_last_interrupt", [0.0])
+    with pytest.raises(KeyboardInterrupt):
+        cli._interrupt(signal.SIGTERM, None)
+    now[0] += 0.5
+    cli._interrupt(signal.SIGTERM, None)
+    now[0] += 0.6  # a person who means it
+    with pytest.raises(KeyboardInterrupt):
+        cli._interrupt(signal.SIGTERM, None)
 
 
 def test_options_lists_every_row_of_every_table_with_a_line(capsys, monkeypatch):

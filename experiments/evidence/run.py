@@ -5,7 +5,7 @@
 Jobs are independent and fill all CPUs of this machine, or of the Ray cluster that RAY_ADDRESS names. The same command
 again goes on where it was interrupted: a finished job's rows lie in FOLDER/parts, and count as long as its recipe stays
 the same. Without --seeds, --only and overrides it runs everything, one to two hours on 2 cores, and writes this
-folder's results anew; a part of it has to be written to another folder. Needs `pip install 'suptickets-ray[mnist1d]'`.
+folder's results again; a part of it must be written to another folder. Needs `pip install 'suptickets-ray[mnist1d]'`.
 """
 
 from __future__ import annotations
