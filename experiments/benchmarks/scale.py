@@ -35,7 +35,8 @@ from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClie
 from suptickets_ray.recipes.load import to_yaml
 from suptickets_ray.sparse import Sparsifier
 from suptickets_ray.tickets.accumulator import split_into_shards, start
-from suptickets_ray.tickets.averaging import Rule, finish, merge
+from suptickets_ray.tickets.averaging import finish, merge
+from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.run_folder import chain_state_path
 from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.tickets.store import RunStore, TicketStore

@@ -22,7 +22,8 @@ from suptickets_ray import Ticket
 from suptickets_ray.sparse.distributions import layer_counts, random_masks
 from suptickets_ray.sparse.maskable import maskable_parameters
 from suptickets_ray.tickets.accumulator import start
-from suptickets_ray.tickets.averaging import Rule, finish, merge
+from suptickets_ray.tickets.averaging import finish, merge
+from suptickets_ray.tickets.rules import Rule
 
 
 def network(density: float, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

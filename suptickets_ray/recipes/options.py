@@ -25,7 +25,7 @@ from suptickets_ray.sparse.initial_masks import INITIAL_MASKS
 from suptickets_ray.sparse.methods import METHODS, Method
 from suptickets_ray.sparse.schedules import FRACTIONS
 from suptickets_ray.sparse.topology import SCOPES
-from suptickets_ray.tickets.averaging import AVERAGES, PRUNE_TIMES
+from suptickets_ray.tickets.rules import AVERAGES, PRUNE_TIMES
 from suptickets_ray.training.data import DATASETS
 from suptickets_ray.training.loop import INITIALIZATIONS
 from suptickets_ray.training.models import MODELS

@@ -10,7 +10,7 @@ from suptickets_ray.config import Config, MethodConfig, SuperpositionConfig, Tic
 from suptickets_ray.lookup import choose, choose_or_import
 from suptickets_ray.sparse.initial_masks import READ_WEIGHTS
 from suptickets_ray.sparse.methods import METHODS, Method, check_settings, readable_settings
-from suptickets_ray.tickets.averaging import Rule
+from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.schedule import plan_budget
 from suptickets_ray.training.data import DATASETS
 from suptickets_ray.training.loop import INITIALIZATIONS

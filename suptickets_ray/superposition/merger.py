@@ -15,7 +15,8 @@ from suptickets_ray.config import Config
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.superposition.gate import Gate
 from suptickets_ray.tickets.accumulator import Accumulator, start
-from suptickets_ray.tickets.averaging import Rule, finish, finish_unpruned, merge
+from suptickets_ray.tickets.averaging import finish, finish_unpruned, merge
+from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.ticket import Ticket, overlap
 from suptickets_ray.training.checkpoint import restore
 from suptickets_ray.training.data import Splits

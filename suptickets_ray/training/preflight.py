@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 from suptickets_ray.config import Config
 from suptickets_ray.sparse.methods import criteria_needs
 from suptickets_ray.sparse.topology import drop_and_grow
-from suptickets_ray.tickets.averaging import Rule, finish, merge
+from suptickets_ray.tickets.averaging import finish, merge
+from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.checkpoint import restore
 from suptickets_ray.training.data import Splits, load_source, make_splits

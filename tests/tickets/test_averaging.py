@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from suptickets_ray import Ticket, superpose
 from suptickets_ray.tickets.accumulator import FilledValues, join_shards, split_into_shards
-from suptickets_ray.tickets.averaging import AVERAGES, PRUNE_TIMES, Rule, finish, finish_unpruned, merge
+from suptickets_ray.tickets.averaging import finish, finish_unpruned, merge
+from suptickets_ray.tickets.rules import AVERAGES, PRUNE_TIMES, Rule
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -10,7 +10,8 @@ import ray
 
 from suptickets_ray.distributed.pipeline.context import use_driver_paths
 from suptickets_ray.tickets.accumulator import Accumulator
-from suptickets_ray.tickets.averaging import Rule, merge
+from suptickets_ray.tickets.averaging import merge
+from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.ticket import Ticket
 
 

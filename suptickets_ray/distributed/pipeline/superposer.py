@@ -17,7 +17,7 @@ from suptickets_ray.distributed.pipeline.result import versions
 from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.superposition.merger import Merger
 from suptickets_ray.tickets.accumulator import Accumulator, join_shards
-from suptickets_ray.tickets.averaging import Rule
+from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.store import TicketStore
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.checkpoint import ticket_from_state
