@@ -195,7 +195,7 @@ def sweep(runs: Sequence[StoredRun]) -> tuple[list[dict[str, Any]], dict[str, An
         config = load_config(to_dict(runs[0].config), rule)
         merger, reports = superpose_runs(runs, config)
         with worker_determinism(runs[0].config):
-            validation = merger.score(merger.superposed, "validation")
+            validation = merger.validation_scores()
         # Only the best merger so far is held: each has an accumulator and a network.
         if best_merge is None or validation["accuracy"] > rows[best]["validation_accuracy"]:
             best, best_merge = len(rows), (merger, reports)

@@ -14,21 +14,22 @@ from torch.nn import Module
 from suptickets_ray.config import Config
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.superposition.gate import Gate
+from suptickets_ray.superposition.ticket_scores import (
+    EVALUATED_SPLITS,
+    Logits,
+    TicketScores,
+    classified,
+    compared,
+    prefixed,
+    scores_of,
+)
 from suptickets_ray.tickets.accumulator import Accumulator, start
 from suptickets_ray.tickets.averaging import finish, finish_unpruned, merge
 from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.ticket import Ticket, overlap
 from suptickets_ray.training.checkpoint import restore
 from suptickets_ray.training.data import Splits
-from suptickets_ray.training.data.examples import Examples
-from suptickets_ray.training.evaluation import (
-    batch_norms,
-    evaluate,
-    predict,
-    recalibrate,
-    score,
-    score_probabilities,
-)
+from suptickets_ray.training.evaluation import batch_norms, predict, recalibrate, score
 from suptickets_ray.training.loop import seed_torch
 from suptickets_ray.training.models import build_model
 
@@ -36,7 +37,10 @@ Scores = dict[str, float]
 
 
 class Merger:
-    """The merge of one run and its evaluation. Choices are made on validation; only `evaluate` reads the test set."""
+    """The merge of one run and its evaluation. Every choice is made on validation.
+
+    The test set is read only by `score_ticket`, `score_pretrained` and `evaluate`, once for each network.
+    """
 
     def __init__(self, config: Config, splits: Splits, pretrained: Ticket, device: torch.device) -> None:
         """Starts from the pretrained network.
@@ -67,7 +71,11 @@ class Merger:
         self._is_evaluated = False
         # Greedy without the pretrained network starts from the best ticket, whatever its accuracy.
         starts_empty = section.method == "greedy" and not section.include_pretrained
-        floor = -math.inf if starts_empty else self._score(pretrained, splits.validation)["accuracy"]
+        self._tickets = TicketScores(splits)
+        # Logits by split of the pretrained network, and of the merged network that is based on tickets.
+        self._pretrained_logits: dict[str, Tensor] = {}
+        self._superposed_logits: dict[str, Tensor] = {}
+        floor = -math.inf if starts_empty else self.validation_scores()["accuracy"]
         self._gate = Gate(section.gate_tolerance, floor)
 
     @property
@@ -75,7 +83,7 @@ class Merger:
         """The current merged network: the pretrained network until a ticket is admitted."""
         if self._pending is not None and self._accumulator is not None:
             self._superposed = self._recalibrated(finish(self._accumulator, self._rule, self._pending))
-            self._pending = None
+            self._superposed_logits, self._pending = {}, None
         return self._superposed or self._pretrained
 
     @property
@@ -144,16 +152,18 @@ class Merger:
             self._accumulator, self._pending, self._accepted = accumulator, provenance, accepted_with
             return {"chain": chain, "cycle": cycle, "accepted": True}
         before, candidate = self.superposed, self._recalibrated(finish(accumulator, self._rule, provenance))
-        validation = self._score(candidate, self._splits.validation)
+        logits = self._predict(candidate, "validation")
+        validation = score(logits, self._splits.validation.all_labels())
         accepted = self._gate.admit(validation["accuracy"])
         if accepted:
             self._accumulator, self._superposed, self._pending = accumulator, candidate, None
+            self._superposed_logits = {"validation": logits}
             self._accepted = accepted_with
         return {
             "chain": chain,
             "cycle": cycle,
             "accepted": accepted,
-            **_prefixed(validation, "validation"),
+            **prefixed(validation, "validation"),
             "density": candidate.density,
             "density_before_pruning": accumulator.num_unpruned / max(candidate.num_maskable, 1),
             "overlap": overlap(before, candidate),
@@ -166,10 +176,39 @@ class Merger:
 
     def score(self, ticket: Ticket, split: str) -> Scores:
         """Returns accuracy and loss of a ticket on "validation" or "test"."""
-        return self._score(ticket, getattr(self._splits, split))
+        return score(self._predict(ticket, split), getattr(self._splits, split).all_labels())
+
+    def validation_scores(self) -> Scores:
+        """Returns accuracy and loss on validation of the current merged network, which is evaluated only once."""
+        network = self.superposed
+        known = self._known_logits(network)
+        if "validation" not in known:
+            known["validation"] = self._predict(network, "validation")
+        return score(known["validation"], self._splits.validation.all_labels())
+
+    def score_ticket(self, ticket: Ticket, chain: int, cycle: int, logits: Logits | None = None) -> float:
+        """Scores a ticket for `evaluate`, unless it is scored already. Reads the test set.
+
+        Args:
+            ticket: The ticket.
+            chain: Its chain.
+            cycle: Its cycle.
+            logits: Its logits, if they are known. None computes them.
+
+        Returns:
+            The ticket's validation accuracy, a fraction.
+        """
+        key = (chain, cycle)
+        if key not in self._tickets:
+            self._tickets.add(key, ticket, logits or self._logits(ticket))
+        return self._tickets.accuracy(key)
+
+    def score_pretrained(self) -> None:
+        """Scores the pretrained network for `evaluate`, so that it is done early. Reads the test set."""
+        self._logits(self._pretrained, self._pretrained_logits)
 
     def evaluate(self, tickets: Iterable[tuple[dict[str, Any], Ticket]]) -> dict[str, Any]:
-        """Returns the scores of every network on validation and test. Only here the test set is read, once.
+        """Returns the scores of every network on validation and test. Every choice was made before, on validation.
 
         Args:
             tickets: Pairs of the result of `merge` and the ticket; one pair is held at a time. Diverged tickets are
@@ -182,49 +221,34 @@ class Merger:
             the examples that only the sup-ticket classifies correctly, and those that only the other network does.
             `num_diverged` counts diverged tickets.
         """
-        rows: list[dict[str, Any]] = []
-        probabilities: dict[str, Tensor] = {}
-        num_finite = 0
-        superposed, right = self._scores(self.superposed)
-        total_right = torch.zeros(())
+        superposed = self.superposed
+        logits = self._logits(superposed, self._known_logits(superposed))
+        right = classified(logits["test"], self._splits.test)
         self._accumulator, self._is_evaluated = None, True  # frees its memory before the next accumulator
         mean = start(self._pretrained) if self._config.superposition.include_pretrained else None
         mean_rule = Rule("cia", 1.0, prune_at="end")
+        rows: list[dict[str, Any]] = []
         for merged, ticket in tickets:
-            row: dict[str, Any] = {key: merged[key] for key in ("chain", "cycle", "accepted")}
-            model, is_finite = self._load(ticket), ticket.is_finite
-            for split in ("validation", "test"):
-                examples = getattr(self._splits, split)
-                logits = predict(model, examples)
-                row |= _prefixed(score(logits, examples.all_labels()), split)
-                if split == "test":
-                    own_right = _right(logits, examples)
-                    row |= _compared(right, own_right)
-                    total_right = total_right + own_right
-                if is_finite:
-                    probabilities[split] = probabilities.get(split, torch.zeros(())) + logits.softmax(1)
-            if is_finite:
-                num_finite += 1
+            chain, cycle = merged["chain"], merged["cycle"]
+            self.score_ticket(ticket, chain, cycle)
+            if ticket.is_finite:
                 mean = merge(mean, ticket, mean_rule)
+            row = {"chain": chain, "cycle": cycle, "accepted": merged["accepted"]}
+            row |= self._tickets.row((chain, cycle), right)
             rows.append(row | {"density": ticket.density, "digest": ticket.digest})
-        pretrained = self._compared_scores(self._pretrained, right)
-        ensemble: dict[str, Any] = {}
-        for split, total in probabilities.items():
-            examples = getattr(self._splits, split)
-            ensemble |= _prefixed(score_probabilities(total / num_finite, examples.all_labels()), split)
-            if split == "test":
-                ensemble |= _compared(right, _right(total, examples))
+        pretrained = self._row(self._pretrained, self._logits(self._pretrained, self._pretrained_logits), right)
         unpruned = self._recalibrated(finish_unpruned(mean, {})) if mean is not None else self._pretrained
+        own = ("density", "digest")
         return {
-            "superposed": superposed,
+            "superposed": scores_of(logits, self._splits) | {key: getattr(superposed, key) for key in own},
             "pretrained": pretrained,
             "tickets": rows,
-            "unpruned_mean": self._compared_scores(unpruned, right),
+            "unpruned_mean": self._row(unpruned, self._logits(unpruned), right),
             # If every ticket has diverged, only the pretrained network remains.
-            "ensemble": ensemble
-            or {key: value for key, value in pretrained.items() if key not in ("density", "digest")},
-            "mean_ticket": {"gain_error": _error(right - total_right / len(rows))} if rows else {},
-            "num_diverged": len(rows) - num_finite,
+            "ensemble": self._tickets.ensemble(right)
+            or {key: value for key, value in pretrained.items() if key not in own},
+            "mean_ticket": self._tickets.mean_ticket(right),
+            "num_diverged": self._tickets.num_diverged,
         }
 
     def _provenance(self, num_tickets: int, accepted: list[list[int]]) -> dict[str, Any]:
@@ -252,40 +276,23 @@ class Merger:
         restore(self._model, ticket.state_dict())
         return self._model
 
-    def _score(self, ticket: Ticket, examples: Examples) -> Scores:
-        return evaluate(self._load(ticket), examples)
+    def _predict(self, ticket: Ticket, split: str) -> Tensor:
+        return predict(self._load(ticket), getattr(self._splits, split))
 
-    def _scores(self, ticket: Ticket) -> tuple[dict[str, Any], Tensor]:
-        """Returns the scores on both splits, and whether each test example is classified correctly, as 0 or 1."""
-        scores: dict[str, Any] = {}
-        model, right = self._load(ticket), torch.zeros(())
-        for split in ("validation", "test"):
-            examples = getattr(self._splits, split)
-            logits = predict(model, examples)
-            scores |= _prefixed(score(logits, examples.all_labels()), split)
-            right = _right(logits, examples)
-        return scores | {"density": ticket.density, "digest": ticket.digest}, right
+    def _known_logits(self, network: Ticket) -> dict[str, Tensor]:
+        """Returns the logits of the pretrained or the merged network that are computed already."""
+        return self._pretrained_logits if network is self._pretrained else self._superposed_logits
 
-    def _compared_scores(self, ticket: Ticket, right: Tensor) -> dict[str, Any]:
-        scores, own_right = self._scores(ticket)
-        return scores | _compared(right, own_right)
+    def _logits(self, ticket: Ticket, known: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Returns a network's logits on both splits. `known` holds those that are not computed again, and keeps all."""
+        known = {} if known is None else known
+        for split in EVALUATED_SPLITS:
+            if split not in known:
+                known[split] = self._predict(ticket, split)
+        return known
 
-
-def _right(scores: Tensor, examples: Examples) -> Tensor:
-    return scores.argmax(1).eq(examples.all_labels()).double()
-
-
-def _compared(right: Tensor, other: Tensor) -> dict[str, Any]:
-    """Returns the error of a gain and the discordant counts of two networks, from 0 or 1 for every test example."""
-    only_one_right = [int((right > other).sum()), int((other > right).sum())]
-    return {"gain_error": _error(right - other), "only_one_right": only_one_right}
-
-
-def _error(differences: Tensor) -> float:
-    """Returns the standard error of the mean; NaN for a single example."""
-    return float(differences.std() / math.sqrt(len(differences))) if len(differences) > 1 else math.nan
-
-
-def _prefixed(scores: Scores, split: str) -> Scores:
-    """Returns the scores with a prefix for validation, and with plain names for test."""
-    return scores if split == "test" else {f"{split}_{key}": value for key, value in scores.items()}
+    def _row(self, ticket: Ticket, logits: Logits, right: Tensor) -> dict[str, Any]:
+        """Returns a network's scores, compared with the sup-ticket."""
+        own_right = classified(logits["test"], self._splits.test)
+        scores = scores_of(logits, self._splits) | {"density": ticket.density, "digest": ticket.digest}
+        return scores | compared(right, own_right)

@@ -119,3 +119,34 @@ def test_a_pretrained_network_that_has_diverged_is_never_superposed():
     config = load_config(None, SMALL)
     with pytest.raises(RuntimeError, match="the pretrained network has diverged"):
         Merger(config, load_data(config.data), Ticket({"w": torch.tensor([float("nan")])}, {}, {}), CPU)
+
+
+@pytest.mark.parametrize("knows_logits", [False, True])
+def test_every_network_is_evaluated_once_per_split(monkeypatch, knows_logits):
+    counted = []
+
+    def counting(model, examples):
+        counted.append(len(examples))
+        return predict(model, examples)
+
+    monkeypatch.setattr("suptickets_ray.superposition.merger.predict", counting)
+    config = load_config(None, [*SMALL, "superposition.gate_tolerance=1"])
+    splits = load_data(config.data)
+    nets = [build_learner(load_config(None, [*SMALL, f"seed={s}"]), splits, CPU).ticket({}) for s in range(3)]
+    sizes = {split: len(getattr(splits, split)) for split in ("validation", "test")}
+    merger = Merger(config, splits, nets[0], CPU)
+    rows = []
+    for chain, net in enumerate(nets[1:]):
+        model = build_model(config.model, splits.sample_shape, splits.num_classes)
+        restore(model, net.state_dict())
+        logits = {split: predict(model, getattr(splits, split)) for split in sizes} if knows_logits else None
+        merger.score_ticket(net, chain, 0, logits)
+        rows.append(merger.merge(net, chain, 0))
+        merger.validation_scores()
+    merger.score_pretrained()
+    found = merger.evaluate(zip(rows, nets[1:], strict=True))
+    tickets = 0 if knows_logits else 2
+    # Pretrained network, merges and unpruned mean on validation; sup-ticket instead of the merges on test.
+    assert counted.count(sizes["validation"]) == 1 + 2 + 1 + tickets
+    assert counted.count(sizes["test"]) == 1 + 1 + 1 + tickets
+    assert found["tickets"][1]["accuracy"] == merger.score(nets[2], "test")["accuracy"]

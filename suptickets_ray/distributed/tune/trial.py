@@ -181,7 +181,7 @@ class _Seed:
         }
 
     def _scores(self) -> Scores:
-        scores = self._merger.score(self.superposed, "validation")
+        scores = self._merger.validation_scores()
         return {f"validation_{key}": value for key, value in scores.items()}
 
     @contextmanager
