@@ -15,9 +15,9 @@ import pytest
 
 from suptickets_ray import __version__, cli, load_config
 from suptickets_ray.cli import main
+from suptickets_ray.recipes.declarations import all_keys
 from suptickets_ray.recipes.files import question_of, shipped_recipes
-from suptickets_ray.recipes.load import all_keys
-from suptickets_ray.recipes.options import OPTIONS, all_settings, describe, type_name, unit_of
+from suptickets_ray.recipes.options import OPTIONS, all_settings, describe, type_name
 
 
 def command(*arguments):
@@ -242,10 +242,12 @@ def test_every_number_has_a_unit_or_is_known_to_have_none():
 
 
 def test_units_by_eye():
-    assert unit_of("prune_end_epoch", "") == unit_of("epochs", "") == "epochs"
-    assert unit_of("update_interval_steps", "") == "steps"
-    assert unit_of("density", "") == unit_of("anything", "Fraction of the labels, in [0, 1].") == "fraction"
-    assert unit_of("lr", "Learning rate that pretraining starts with.") == ""
+    units = {setting.key: setting.unit for setting in all_settings()}
+    assert units["method.prune_end_epoch"] == units["train.epochs"] == units["train.lr_milestone_epochs"] == "epochs"
+    assert units["method.update_interval_steps"] == "steps"
+    assert units["method.density"] == units["data.label_noise"] == units["tickets.cycle_rate"] == "fraction"
+    assert units["cluster.num_workers"] == "ranks"
+    assert units["train.lr"] == units["name"] == units["tickets.explore"] == ""
 
 
 def test_types_by_eye():

@@ -151,7 +151,7 @@ def test_every_command_of_the_pages_is_a_valid_configuration(tmp_path, monkeypat
 
 
 def test_every_key_of_the_pages_exists():
-    from suptickets_ray.recipes.load import all_keys
+    from suptickets_ray.recipes.declarations import all_keys
 
     keys = re.findall(r"`((?:method|tickets|superposition|cluster|data|train|model|search)\.[a-z_]+)[=`]", TEXT)
     assert len(keys) > 12

@@ -7,12 +7,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from suptickets_ray.config import PLACEMENT_KEYS, Config
+from suptickets_ray.recipes.declarations import all_keys, out_of_range
 from suptickets_ray.recipes.files import dump_yaml, find_recipe, parse_yaml, read_recipe, read_stored_recipe
 from suptickets_ray.recipes.hints import hint
 from suptickets_ray.recipes.overrides import drop_settings_of_replaced_choices, parse_override, set_value
@@ -156,6 +157,8 @@ def _error_text(error: ValidationError) -> str:
     got = json.dumps(finding["input"])
     if finding["type"].startswith("dataclass"):
         return f"{key or 'the recipe'} must be a section, a mapping of keys to values; got {got}."
+    if (refusal := out_of_range(key, finding["type"], finding["input"], finding.get("ctx", {}))) is not None:
+        return refusal
     return f"{key} must be {_KINDS.get(finding['type'], finding['msg'])}; got {got}."
 
 
@@ -171,12 +174,13 @@ _KINDS = {
 }
 
 
-def all_keys(section: type = Config, prefix: str = "") -> list[str]:
-    """Returns the dotted keys of all sections and settings, in the order of the dataclasses."""
-    kinds = get_type_hints(section)
-    keys = []
-    for field in dataclasses.fields(section):
-        keys.append(prefix + field.name)
-        if dataclasses.is_dataclass(kinds[field.name]):
-            keys += all_keys(kinds[field.name], f"{prefix}{field.name}.")
-    return keys
+def sentences() -> dict[str, str]:
+    """Returns the sentence under each setting in config.py by dotted key, from the validator's JSON schema."""
+    schema = _ADAPTER.json_schema()
+    found = {}
+    for key in all_keys():
+        section, _, name = key.rpartition(".")
+        part = schema["$defs"][schema["properties"][section]["$ref"].rpartition("/")[2]] if section else schema
+        if "description" in part["properties"][name]:
+            found[key] = part["properties"][name]["description"]
+    return found

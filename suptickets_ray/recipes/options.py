@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from suptickets_ray import config
 from suptickets_ray.lookup import suggestion
 from suptickets_ray.paper_cli.flags import flags_of
+from suptickets_ray.recipes import load
+from suptickets_ray.recipes.declarations import declarations
 from suptickets_ray.sparse.criteria import GROW_SCORES, REDISTRIBUTIONS, SALIENCY_SCORES
 from suptickets_ray.sparse.initial_masks import INITIAL_MASKS
 from suptickets_ray.sparse.methods import METHODS, Method
@@ -73,33 +72,21 @@ class Setting:
     """The public code's flags that set it."""
 
 
-def all_settings(section: type = config.Config, prefix: str = "") -> list[Setting]:
+def all_settings() -> list[Setting]:
     """Returns every setting in the order of config.py, with the sentence under its dataclass field."""
-    kinds, sentences = get_type_hints(section), _sentences(section)
-    settings = []
-    for field in dataclasses.fields(section):
-        key, kind = prefix + field.name, kinds[field.name]
-        if dataclasses.is_dataclass(kind):
-            assert isinstance(kind, type)
-            settings += all_settings(kind, f"{key}.")
-            continue
-        type_text = type_name(kind)
-        unit = unit_of(field.name, sentences[field.name]) if "number" in type_text else ""
-        flags = tuple(flags_of(key))
-        settings.append(Setting(key, type_text, _default_text(field), unit, sentences[field.name], flags))
-    return settings
-
-
-def _sentences(section: type) -> dict[str, str]:
-    """Returns the string under each field of a dataclass. Only the source code contains it."""
-    body = ast.parse(inspect.getsource(section)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    return {
-        field.target.id: " ".join(after.value.value.split())
-        for field, after in zip(body.body, body.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
-    }
+    sentences = load.sentences()
+    return [
+        Setting(
+            key,
+            type_name(declared.kind),
+            _default_text(declared.field),
+            declared.unit,
+            sentences[key],
+            tuple(flags_of(key)),
+        )
+        for key, declared in declarations().items()
+        if not dataclasses.is_dataclass(declared.kind)
+    ]
 
 
 _KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text", dict: "mapping", list: "list"}
@@ -107,10 +94,14 @@ _KINDS = {bool: "true or false", int: "whole number", float: "number", str: "tex
 
 def type_name(kind: Any) -> str:
     """Returns a setting's type in plain words, e.g. "whole number"; None in a union is ignored."""
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in (UnionType, Union):  # Literal | None is a Union of module typing
         kinds = [part for part in get_args(kind) if part is not NoneType]
         return " or ".join(type_name(part) for part in kinds)
     origin, parts = get_origin(kind) or kind, get_args(kind)
+    if origin is Annotated:
+        return type_name(parts[0])
+    if origin is Literal:
+        return type_name(type(parts[0]))
     if origin is list and parts:
         return f"list of {type_name(parts[0])}s"
     return _KINDS.get(origin, "value")
@@ -128,38 +119,6 @@ def _default_text(field: dataclasses.Field[Any]) -> str:
     if field.default is None:
         return _UNSET
     return field.default if isinstance(field.default, str) else json.dumps(field.default)
-
-
-_UNITS = {
-    "parts": r"^parts\b",
-    "epochs": r"(^|_)epochs?$",
-    "steps": r"_steps$",
-    "seconds": r"_seconds$",
-    "minutes": r"_minutes$",
-    "GB": r"_gb$",
-    "trials": r"_trials$",
-    "seeds": r"^seeds\b",
-    "fraction": r"(_share|_fraction|density)$|^(share|fraction)\b|\ba fraction\b",
-    "pixels": r"^pixels\b",
-    "examples": r"_examples$|^examples\b|^number of training examples\b",
-    "batches": r"^maximum number of batches\b",
-    "threads": r"^threads\b",
-    "chains": r"^chains\b",
-    "ranks": r"^ddp ranks\b",
-    "explorers": r"^maximum number of concurrent explorers\b",
-    "processes": r"^processes\b",
-    "CPUs": r"^cpus\b",
-    "GPUs": r"^gpus\b",
-}
-"""Units, by regular expressions that match the setting's name or its sentence."""
-
-
-def unit_of(name: str, sentence: str) -> str:
-    """Returns the unit of a number from its setting's name and sentence; empty without a unit."""
-    for unit, pattern in _UNITS.items():
-        if re.search(pattern, name) or re.search(pattern, sentence.lower()):
-            return unit
-    return ""
 
 
 def settings_markdown() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from suptickets_ray.config import Config
-from suptickets_ray.recipes.load import all_keys
+from suptickets_ray.recipes.declarations import all_keys
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key, pretraining_key
 from suptickets_ray.search.space import (

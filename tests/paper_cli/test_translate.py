@@ -6,7 +6,8 @@ import yaml
 from suptickets_ray import load_config
 from suptickets_ray.paper_cli.flags import ALIASES, FLAGS, flags_of
 from suptickets_ray.paper_cli.translate import recipe_from_flags
-from suptickets_ray.recipes.load import all_keys, differing_keys
+from suptickets_ray.recipes.declarations import all_keys
+from suptickets_ray.recipes.load import differing_keys
 
 _CIFAR = (
     "python3 main_suptickets.py --indicate_method {label} --update_bn --pre_train --cyclic_train --re_explore "

@@ -1,7 +1,7 @@
 import pytest
 
 from suptickets_ray import load_config
-from suptickets_ray.recipes.load import all_keys
+from suptickets_ray.recipes.declarations import all_keys
 from suptickets_ray.search.space import (
     DEFAULT_SPACE,
     config_of,

@@ -35,7 +35,8 @@ from suptickets_ray.distributed.tune.result import conclude, finished_search, nu
 from suptickets_ray.distributed.tune.searcher import early_stopping, optuna_searcher, tune_space
 from suptickets_ray.distributed.tune.trial import run_trial
 from suptickets_ray.progress.log import EventLog
-from suptickets_ray.recipes.load import all_keys, to_dict
+from suptickets_ray.recipes.declarations import all_keys
+from suptickets_ray.recipes.load import to_dict
 from suptickets_ray.recipes.resolve import resolve
 from suptickets_ray.search.files import DIVERGED_FILE, SearchFiles
 from suptickets_ray.search.keys import pretraining_key
