@@ -8,19 +8,32 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
 from suptickets_ray import __version__
-from suptickets_ray.commands import COMMANDS, EXIT_DONE, EXIT_INTERRUPTED, submit_job
+from suptickets_ray.commands.exit_codes import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE
+from suptickets_ray.commands.listings import data_command, options_command, recipes_command
+from suptickets_ray.commands.runs import submit_command, train_command, tune_command
+from suptickets_ray.commands.stored_tickets import evaluate_command, export_command, report_command, superpose_command
 from suptickets_ray.lookup import suggestion
 from suptickets_ray.process_start import collect_rarely
 from suptickets_ray.supervisor import EXIT_FAILED, supervise
 
-EXIT_USAGE = 2
+COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
+    "train": train_command,
+    "tune": tune_command,
+    "superpose": superpose_command,
+    "evaluate": evaluate_command,
+    "export": export_command,
+    "report": report_command,
+    "data": data_command,
+    "recipes": recipes_command,
+    "options": options_command,
+}
 _REPEAT_SECONDS = 1.0
 _last_interrupt = [-_REPEAT_SECONDS]
 """Time of the last signal that interrupted the command, in seconds of `time.monotonic`."""
@@ -59,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "dry_run", False):
             _check_dry_run(options)
         if getattr(options, "submit", None):
-            return submit_job(options, console)
+            return submit_command(options, console)
         if getattr(options, "no_wait", False):
             raise ValueError("--no-wait has no effect without --submit. Leave it out.")
         if getattr(options, "log_format", "text") == "json":

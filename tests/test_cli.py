@@ -438,10 +438,10 @@ def test_json_logs_are_one_object_per_line_with_run_and_phase_and_end_with_the_r
 
 
 def test_a_uri_is_a_recipe_and_what_follows_its_question_mark_no_override():
-    from suptickets_ray.commands import _recipe_and_overrides
+    from suptickets_ray.commands.recipe_arguments import recipe_and_overrides
 
     uri = "s3://bucket/best.yaml?region=us-east-1"
-    assert _recipe_and_overrides([uri, "storage=s3://bucket/runs", "seed=1"]) == (
+    assert recipe_and_overrides([uri, "storage=s3://bucket/runs", "seed=1"]) == (
         uri,
         ["storage=s3://bucket/runs", "seed=1"],
     )
@@ -450,7 +450,7 @@ def test_a_uri_is_a_recipe_and_what_follows_its_question_mark_no_override():
 def test_printed_paths_on_an_object_store_are_below_its_folder_and_shells_take_them(capsys):
     from rich.console import Console
 
-    from suptickets_ray.commands import _print_curves, _print_path
+    from suptickets_ray.commands.runs import _print_curves, _print_path
 
     console = Console()
     _print_curves(console, "s3://bucket/runs/digits?region=us-east-1")
