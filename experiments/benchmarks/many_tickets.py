@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from suptickets_ray import load_config, train
+from suptickets_ray.progress.events import TicketMerged
 
 COMMON = [
     "method.name=static",
@@ -44,7 +45,7 @@ def run(widths: str, cycles: int) -> dict[str, Any]:
     merges: list[float] = []
 
     def watch(event: dict[str, Any]) -> None:
-        if event["kind"] == "merge":
+        if isinstance(event, TicketMerged):
             merges.append(time.monotonic())
             if len(merges) % 8 == 0:
                 peaks.extend(memory_of("ray::Superposer"))

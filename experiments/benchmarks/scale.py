@@ -32,6 +32,7 @@ from suptickets_ray.distributed.pipeline import exploration
 from suptickets_ray.distributed.pipeline.context import worker_settings
 from suptickets_ray.distributed.pipeline.exploration import Exploration
 from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClient
+from suptickets_ray.progress.events import Event, TicketMerged
 from suptickets_ray.recipes.load import to_yaml
 from suptickets_ray.sparse import Sparsifier
 from suptickets_ray.tickets.accumulator import split_into_shards, start
@@ -137,10 +138,10 @@ def control_plane(config: Config, explorers: int, cycle_seconds: float, console:
     peak, seen = 0.0, 0
     cycles = plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate).cycles
 
-    def watch(event: dict[str, Any]) -> None:
+    def watch(event: Event) -> None:
         nonlocal peak, seen
-        seen += event["kind"] == "merge"
-        if event["kind"] == "merge" and seen % 50 == 0:
+        seen += isinstance(event, TicketMerged)
+        if isinstance(event, TicketMerged) and seen % 50 == 0:
             peak = max(peak, object_store_mb())
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

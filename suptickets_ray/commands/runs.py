@@ -192,8 +192,8 @@ def _print_curves(console: Console, run: str) -> None:
 
 
 def _log_end(name: str, path: str, network: dict[str, Any], warnings: list[str]) -> int:
+    from suptickets_ray.progress.events import RunFinished
     from suptickets_ray.progress.log import EventLog
 
-    kept = {key: network[key] for key in ("accuracy", "loss", "digest")}
-    EventLog(name)({"kind": "done", "path": path, **kept, "warnings": warnings})
+    EventLog(name)(RunFinished(path, network["accuracy"], network["loss"], network["digest"], warnings))
     return EXIT_DONE

@@ -7,11 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from suptickets_ray.progress.events import (
+    EpochEnded,
+    Event,
+    PhaseStarted,
+    Resumed,
+    TicketFinished,
+    TicketMerged,
+    TrialFinished,
+    Waiting,
+    Warned,
+)
 
 _REDRAW_SECONDS = 0.3
 PHASES = {"pretrain": "pretraining", "explore": "exploring", "superpose": "evaluating", "search": "searching"}
@@ -36,40 +47,40 @@ class Progress:
     _first_epoch: int | None = None
     _first_epoch_time: float = 0.0
 
-    def update(self, event: dict[str, Any], now: float) -> None:
+    def update(self, event: Event, now: float) -> None:
         """Updates the state with one event.
 
         Args:
-            event: An event of `train` or `tune`.
+            event: An event of the run or search.
             now: The present time in seconds.
         """
-        kind = event["kind"]
-        if kind == "phase":
-            self.phase, self._phase_start = event["name"], now
-            self.epochs = event.get("epochs", self.epochs)
-            self.num_trials = event.get("trials", self.num_trials)
-            if "chains" in event:
-                self.num_tickets = event["chains"] * event["cycles"]
-        elif kind == "epoch":
-            if self._first_epoch is None:
-                self._first_epoch, self._first_epoch_time = event["epoch"], now
-            self.epoch, self.epochs = event["epoch"], event["epochs"]
-            self.accuracies["pretraining"] = event["validation_accuracy"]
-        elif kind == "resumed":
-            self.stored = event.get("tickets", self.stored)
-            self.tickets += event.get("tickets", 0)
-        elif kind == "ticket":
-            self.tickets += 1
-            self.accuracies["last ticket"] = event["validation_accuracy"]
-        elif kind == "trial":
-            self.trials += 1
-            self.accuracies["last trial"] = event["validation_accuracy"]
-            best = self.accuracies.get("best trial", 0.0)
-            self.accuracies["best trial"] = max(best, event["validation_accuracy"])
-        elif kind == "merge":
-            self.merged += 1
-            if "validation_accuracy" in event and event["accepted"]:  # a rejected merge does not change the sup-ticket
-                self.accuracies["sup-ticket"] = event["validation_accuracy"]
+        match event:
+            case PhaseStarted():
+                self.phase, self._phase_start = event.name, now
+                self.epochs = event.epochs or self.epochs
+                self.num_trials = event.trials or self.num_trials
+                self.num_tickets = (event.chains or 0) * (event.cycles or 0) or self.num_tickets
+            case EpochEnded():
+                if self._first_epoch is None:
+                    self._first_epoch, self._first_epoch_time = event.epoch, now
+                self.epoch, self.epochs = event.epoch, event.epochs
+                self.accuracies["pretraining"] = event.validation_accuracy
+            case Resumed(tickets=int(tickets)):
+                self.stored = tickets
+                self.tickets += tickets
+            case TicketFinished():
+                self.tickets += 1
+                self.accuracies["last ticket"] = event.validation_accuracy
+            case TrialFinished():
+                self.trials += 1
+                self.accuracies["last trial"] = event.validation_accuracy
+                best = self.accuracies.get("best trial", 0.0)
+                self.accuracies["best trial"] = max(best, event.validation_accuracy)
+            case TicketMerged():
+                self.merged += 1
+                # A rejected merge does not change the sup-ticket.
+                if event.validation_accuracy is not None and event.accepted:
+                    self.accuracies["sup-ticket"] = event.validation_accuracy
 
     def rows(self, now: float) -> list[tuple[str, str]]:
         """Returns the lines to show, each as a name and a text."""
@@ -119,15 +130,16 @@ class TerminalView:
     ) -> None:
         self._live.stop()
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Shows an event."""
         self._progress.update(event, self._clock())
-        if event["kind"] == "resumed":
-            self._console.print(f"resuming with {event['what']}")
-        if event["kind"] == "waiting":
-            self._console.print(event["text"], markup=False)
-        if event["kind"] == "warning":
-            self._console.print(event["text"], style="bold red", markup=False)
+        match event:
+            case Resumed(what):
+                self._console.print(f"resuming with {what}")
+            case Waiting(text):
+                self._console.print(text, markup=False)
+            case Warned(text):
+                self._console.print(text, style="bold red", markup=False)
 
     def _render(self) -> Table:
         grid = Table.grid(padding=(0, 2))
@@ -158,13 +170,13 @@ class NotebookView:
         self._shown = clock()
         self._handle = display(HTML(self._render()), display_id=True)
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Shows an event. Frequent events are drawn only a few times per second."""
         now = self._clock()
         self._progress.update(event, now)
-        if event["kind"] in ("warning", "waiting"):
-            self._messages.append(event["text"])
-        if event["kind"] in ("phase", "warning", "waiting", "merge") or now - self._shown > _REDRAW_SECONDS:
+        if isinstance(event, Waiting | Warned):
+            self._messages.append(event.text)
+        if isinstance(event, PhaseStarted | Waiting | Warned | TicketMerged) or now - self._shown > _REDRAW_SECONDS:
             self._shown = now
             self._handle.update(self._html(self._render()))
 
@@ -196,48 +208,46 @@ class PlainView:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Writes the line of an event, if it has one."""
         self._progress.update(event, self._clock())
         line = self._line(event)
         if line:
             self._write(f"{self._clock() - self._start:6.1f} s  {line}")
 
-    def _line(self, event: dict[str, Any]) -> str:
-        kind, progress = event["kind"], self._progress
-        if kind == "phase":
-            number = f" {event['number']} of {event['of']}" if event.get("of", 1) > 1 else ""
-            return PHASES[event["name"]] + number
-        if kind == "warning":
-            return f"WARNING: {event['text']}"
-        if kind == "waiting":
-            return str(event["text"])
-        if kind == "resumed":
-            return f"resuming with {event['what']}"
-        if kind == "epoch" and (
-            event["epoch"] == event["epochs"] or event["epoch"] % max(event["epochs"] // 10, 1) == 0
-        ):
-            return (
-                f"epoch {event['epoch']} of {event['epochs']}: loss {event['loss']:.4f}, "
-                f"validation accuracy {event['validation_accuracy']:.2%}"
-            )
-        if kind == "trial":
-            values = " ".join(f"{key}={value}" for key, value in event["values"].items())
-            return (
-                f"trial {progress.trials} of {progress.num_trials}: {values}, "
-                f"validation accuracy {event['validation_accuracy']:.2%}"
-            )
-        if kind == "ticket" and progress.num_trials:
-            return f"ticket: chain {event['chain']}, cycle {event['cycle']}"
-        if kind == "ticket":
-            return (
-                f"ticket {progress.tickets} of {progress.num_tickets}: chain {event['chain']}, cycle {event['cycle']}, "
-                f"validation accuracy {event['validation_accuracy']:.2%}"
-            )
-        if kind == "merge":
-            outcome = "accepted" if event["accepted"] else "rejected"
-            line = f"chain {event['chain']}, cycle {event['cycle']} {outcome}"
-            if "validation_accuracy" not in event:
-                return line
-            return f"{line}: validation accuracy {event['validation_accuracy']:.2%} with this ticket merged"
+    def _line(self, event: Event) -> str:
+        progress = self._progress
+        match event:
+            case PhaseStarted():
+                number = f" {event.number} of {event.of}" if (event.of or 1) > 1 else ""
+                return PHASES[event.name] + number
+            case Warned(text):
+                return f"WARNING: {text}"
+            case Waiting(text):
+                return text
+            case Resumed(what):
+                return f"resuming with {what}"
+            case EpochEnded() if event.epoch == event.epochs or event.epoch % max(event.epochs // 10, 1) == 0:
+                return (
+                    f"epoch {event.epoch} of {event.epochs}: loss {event.loss:.4f}, "
+                    f"validation accuracy {event.validation_accuracy:.2%}"
+                )
+            case TrialFinished():
+                values = " ".join(f"{key}={value}" for key, value in event.values.items())
+                return (
+                    f"trial {progress.trials} of {progress.num_trials}: {values}, "
+                    f"validation accuracy {event.validation_accuracy:.2%}"
+                )
+            case TicketFinished(chain, cycle, accuracy):
+                if progress.num_trials:
+                    return f"ticket: chain {chain}, cycle {cycle}"
+                return (
+                    f"ticket {progress.tickets} of {progress.num_tickets}: chain {chain}, cycle {cycle}, "
+                    f"validation accuracy {accuracy:.2%}"
+                )
+            case TicketMerged(chain, cycle, accepted, accuracy):
+                line = f"chain {chain}, cycle {cycle} {'accepted' if accepted else 'rejected'}"
+                return (
+                    line if accuracy is None else f"{line}: validation accuracy {accuracy:.2%} with this ticket merged"
+                )
         return ""

@@ -10,10 +10,16 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, Any
 
+from suptickets_ray.progress.events import CycleEpochEnded, EpochEnded, Event, PhaseStarted, Warned, to_record
+
 LOGGER = logging.getLogger("suptickets_ray")
 LOGGER.addHandler(logging.NullHandler())  # no output unless the user configures logging
-_LEVELS = {"warning": logging.WARNING, "epoch": logging.DEBUG, "cycle_epoch": logging.DEBUG}
-"""Levels of events. Frequent ones are DEBUG; kinds that are not listed are INFO."""
+_LEVELS: dict[type[Event], int] = {
+    Warned: logging.WARNING,
+    EpochEnded: logging.DEBUG,
+    CycleEpochEnded: logging.DEBUG,
+}
+"""Levels of events. Frequent ones are DEBUG; classes that are not listed are INFO."""
 
 
 class EventLog:
@@ -30,15 +36,16 @@ class EventLog:
         """
         self._run, self._phase = run, "start"
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Logs an event of `train` or `tune`."""
-        kind = event["kind"]
-        if kind == "phase":
-            self._phase = event["name"]
-        values = {key: value for key, value in event.items() if key != "kind"}
+    def __call__(self, event: Event) -> None:
+        """Logs an event."""
+        if isinstance(event, PhaseStarted):
+            self._phase = event.name
+        values = to_record(event)
+        kind = values.pop("event")
         extra = {"run": self._run, "phase": self._phase, "kind": kind, "values": values}
         text = " ".join(f"{key}={_short(value)}" for key, value in values.items())
-        LOGGER.log(_LEVELS.get(kind, logging.INFO), "%s %s %s %s", self._run, self._phase, kind, text, extra=extra)
+        level = _LEVELS.get(type(event), logging.INFO)
+        LOGGER.log(level, "%s %s %s %s", self._run, self._phase, kind, text, extra=extra)
 
 
 class JsonFormatter(logging.Formatter):

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from suptickets_ray.progress.events import Event, PhaseStarted, TicketFinished, TicketMerged, to_record
 from suptickets_ray.tickets.run_folder import TIMELINE_FILE
 from suptickets_ray.tickets.store import RunStore
 
 _SAVE_SECONDS = 10.0
 _SPAN_FIELDS = ("chain", "cycle", "node", "process", "began", "ended")
-_SPAN_KINDS = {"ticket": "cycle", "merge": "merge"}
-"""Kinds of events that describe a finished span, with the span's kind."""
+_SPANS: dict[type[Event], str] = {TicketFinished: "cycle", TicketMerged: "merge"}
+"""Events that describe a finished span, with the kind of the span."""
 
 
 class Timeline:
@@ -44,13 +45,15 @@ class Timeline:
         self._saved = now()
         self._starts.append({"began": began, "ended": now()})
 
-    def record(self, event: dict[str, Any]) -> None:
-        """Records an event of `train`. Saves every 10 seconds."""
-        if (kind := _SPAN_KINDS.get(event["kind"])) and "ended" in event:
-            self._spans.append(self._span(kind=kind, **{key: event[key] for key in _SPAN_FIELDS if key in event}))
-        elif event["kind"] == "phase":
+    def record(self, event: Event) -> None:
+        """Records an event of the run. Saves every 10 seconds."""
+        values = to_record(event)
+        if type(event) in _SPANS and "ended" in values:
+            kept = {key: values[key] for key in _SPAN_FIELDS if key in values}
+            self._spans.append(self._span(kind=_SPANS[type(event)], **kept))
+        elif isinstance(event, PhaseStarted):
             self._end_phase()
-            self._phase = {"kind": event["name"], "began": self._now()}
+            self._phase = {"kind": event.name, "began": self._now()}
         if self._now() - self._saved >= _SAVE_SECONDS:
             self.save()
 

@@ -22,6 +22,7 @@ from suptickets_ray.distributed.cluster.capacity import actor_options, explorer_
 from suptickets_ray.distributed.pipeline import exploration, superposer_client
 from suptickets_ray.distributed.pipeline.superposer import Superposer
 from suptickets_ray.distributed.tune.tune import tune
+from suptickets_ray.progress.events import EpochEnded, Resumed, TicketFinished, Waiting
 from suptickets_ray.recipes.load import to_yaml
 from suptickets_ray.tickets.store import RunStore, child
 
@@ -96,7 +97,7 @@ def run_with_fault(config, act, kind, epoch=0):
 
     def watch(event):
         seen.append(event)
-        if event["kind"] == kind and event.get("epoch", 0) >= epoch and not acted:
+        if isinstance(event, kind) and getattr(event, "epoch", 0) >= epoch and not acted:
             acted.append(event)
             act()
 
@@ -106,7 +107,7 @@ def run_with_fault(config, act, kind, epoch=0):
 
 
 def tickets_of(seen):
-    return [(event["chain"], event["cycle"]) for event in seen if event["kind"] == "ticket"]
+    return [(event.chain, event.cycle) for event in seen if isinstance(event, TicketFinished)]
 
 
 def undisturbed(faults):
@@ -116,8 +117,8 @@ def undisturbed(faults):
 
 def node_lost_in_pretraining(faults):
     """Three ranks on two machines: without the late one there is no room."""
-    superposed, seen = run_with_fault(faults.config("pretraining"), faults.replace_node, "epoch", 15)
-    epochs = [event["epoch"] for event in seen if event["kind"] == "epoch"]
+    superposed, seen = run_with_fault(faults.config("pretraining"), faults.replace_node, EpochEnded, 15)
+    epochs = [event.epoch for event in seen if isinstance(event, EpochEnded)]
     again = next(index for index in range(1, len(epochs)) if epochs[index] <= epochs[index - 1])
     return {"digest": superposed["digest"], "reached": epochs[again - 1], "went_on_with": epochs[again]}
 
@@ -129,8 +130,8 @@ def node_lost_in_exploration(faults):
     config = load_config(faults.finished / "config.yaml", [*own, "cluster.num_explorers=2"])
     store = RunStore(child(config.storage, config.name))
     store.write("pretrained.pt", (faults.finished / "pretrained.pt").read_bytes())
-    superposed, seen = run_with_fault(config, faults.replace_node, "ticket")
-    late = [event for event in seen if event["kind"] == "ticket" and event["node"] not in before]
+    superposed, seen = run_with_fault(config, faults.replace_node, TicketFinished)
+    late = [event for event in seen if isinstance(event, TicketFinished) and event.node not in before]
     return {"digest": superposed["digest"], "tickets_of_the_late_node": len(late)}
 
 
@@ -174,10 +175,10 @@ def preemption_with_notice(faults):
     # However fast the machine is: the notice is seen before all cycles are done.
     usual, exploration._CLUSTER_POLL_SECONDS = exploration._CLUSTER_POLL_SECONDS, 0.2
     try:
-        superposed, seen = run_with_fault(config, drain, "ticket")
+        superposed, seen = run_with_fault(config, drain, TicketFinished)
     finally:
         exploration._CLUSTER_POLL_SECONDS = usual
-    there = [event["began"] for event in seen if event["kind"] == "ticket" and event["node"] == node]
+    there = [event.began for event in seen if isinstance(event, TicketFinished) and event.node == node]
     faults.cluster.remove_node(faults.nodes.pop(0), False)
     return {
         "digest": superposed["digest"],
@@ -202,7 +203,7 @@ def driver_killed_and_started_on_another_machines_view(faults):
     here.rename(there)  # the shared storage has another path on the machine that takes over
     seen = []
     result = train(faults.config("moved", there), seen.append).result
-    resumed = next(event["tickets"] for event in seen if event["kind"] == "resumed" and "tickets" in event)
+    resumed = next(event.tickets for event in seen if isinstance(event, Resumed) and event.tickets)
     return {"digest": result["superposed"]["digest"], "resumed": resumed}
 
 
@@ -227,7 +228,7 @@ def object_store_out_of_reach(faults):
 
     def watch(event):
         seen.append(event)
-        is_due = [event["kind"] == "epoch" and event["epoch"] >= 15, event["kind"] == "ticket", False]
+        is_due = [isinstance(event, EpochEnded) and event.epoch >= 15, isinstance(event, TicketFinished), False]
         if is_due[len(silences)]:
             go_silent()
 
@@ -237,7 +238,7 @@ def object_store_out_of_reach(faults):
     for silence in silences:
         silence.join()
     servers[-1].stop()
-    lost = [event["text"] for event in seen if event["kind"] == "waiting"]
+    lost = [event.text for event in seen if isinstance(event, Waiting)]
     return {
         "digest": superposed["digest"],
         "silences": len(silences),
@@ -270,7 +271,7 @@ def machine_with_a_folder_of_its_own(faults):
     def refused(act):
         def watch(event):
             seen.append(event)
-            if event["kind"] == "ticket" and act and not started:
+            if isinstance(event, TicketFinished) and act and not started:
                 act()
 
         try:
@@ -303,7 +304,7 @@ def full_disk(faults):
         subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
         again = []
         result = train(config, again.append).result
-        resumed = next((event["tickets"] for event in again if event["kind"] == "resumed" and "tickets" in event), 0)
+        resumed = next((event.tickets for event in again if isinstance(event, Resumed) and event.tickets), 0)
         return {
             "digest": result["superposed"]["digest"],
             "message": message,
@@ -349,8 +350,8 @@ def explorers_spread(faults):
 
     def watch(event):
         seen.append(event)
-        if event["kind"] == "ticket":
-            nodes.setdefault(event["node"], sum(node["Alive"] for node in ray.nodes()))
+        if isinstance(event, TicketFinished):
+            nodes.setdefault(event.node, sum(node["Alive"] for node in ray.nodes()))
             if len(nodes) == 2 and len(faults.nodes) == 3:
                 faults.cluster.remove_node(faults.nodes.pop(), False)
 

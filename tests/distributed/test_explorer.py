@@ -7,6 +7,7 @@ import torch
 
 from suptickets_ray import load_config
 from suptickets_ray.distributed.pipeline import explorer as explorer_module
+from suptickets_ray.progress.events import CycleEpochEnded
 from suptickets_ray.tickets.run_folder import chain_state_path, partial_state_path
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.tickets.ticket import Ticket
@@ -34,9 +35,9 @@ def explorer(tmp_path, monkeypatch):
         one = object.__new__(explorer_module.Explorer.__ray_metadata__.modified_class)
         one.epochs = []
 
-        def report(kind, **event):
-            if kind == "cycle_epoch":
-                one.epochs.append(event["epoch"])
+        def send(event):
+            if isinstance(event, CycleEpochEnded):
+                one.epochs.append(event.epoch)
                 if len(one.epochs) == (ends_after or 0) + 1 and ends_after is not None:
                     raise TakenAwayError
 
@@ -45,7 +46,7 @@ def explorer(tmp_path, monkeypatch):
             splits=splits,
             store=RunStore(str(tmp_path)),
             tensorboard=str(tmp_path / "tensorboard"),
-            report=report,
+            send=send,
         )
         one._learner = build_learner(CONFIG, splits, CPU, restores=True)
         one._digest, one._node = "d", "here"

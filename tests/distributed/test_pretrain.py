@@ -13,6 +13,7 @@ from suptickets_ray import load_config
 from suptickets_ray.distributed.cluster import watchdog
 from suptickets_ray.distributed.cluster.capacity import ResourceShortfall
 from suptickets_ray.distributed.pipeline import pretrain
+from suptickets_ray.progress.events import EpochEnded
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.loop import Learner, train_epoch
@@ -74,7 +75,7 @@ class FakeTrainer:
         self.tries += 1
         if self.reaches:
             if (epoch := self.reaches.pop(0)) is not None:
-                self.told({"kind": "epoch", "epoch": epoch})
+                self.told(EpochEnded(epoch, 180, 1.0, 0.5))
             raise self.error
         (self.tmp_path / pretrain.STATE_FILE).write_bytes(b"state")
         checkpoint = pretrain.Checkpoint.from_directory(str(self.tmp_path))
@@ -124,7 +125,7 @@ class FakeMonitor:
         self.said, self.report = [], self
 
     def remote(self, event):
-        self.said.append(event["text"])
+        self.said.append(event.text)
 
 
 @pytest.fixture

@@ -18,6 +18,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from suptickets_ray import Ticket, load_config, train
 from suptickets_ray.distributed.cluster import watchdog
 from suptickets_ray.offline.resuperpose import evaluate_runs, open_runs, superpose_runs
+from suptickets_ray.progress.events import (
+    CycleEpochEnded,
+    EpochEnded,
+    PhaseStarted,
+    Resumed,
+    TicketFinished,
+    TicketMerged,
+    Waiting,
+    to_record,
+)
 from suptickets_ray.sparse.masks import num_active, unpack
 from suptickets_ray.tickets.averaging import superpose
 from suptickets_ray.training.checkpoint import read_state
@@ -172,7 +182,7 @@ def test_the_timeline_has_every_cycle_and_merge_with_its_time(finished_run):
 
 
 def test_whoever_watches_is_told_of_every_epoch_ticket_and_merge(finished_run):
-    kinds = [event["kind"] for event in finished_run.result["events"]]
+    kinds = [to_record(event)["event"] for event in finished_run.result["events"]]
     assert [kinds.count(kind) for kind in ("epoch", "ticket", "merge", "phase")] == [36, 6, 6, 3]
 
 
@@ -216,14 +226,18 @@ def actors(name):
 
 
 @pytest.mark.parametrize(
-    ("actor", "moment"), [("Explorer", "cycle_epoch"), pytest.param("Superposer", "merge", marks=pytest.mark.slow)]
+    ("actor", "moment"),
+    [
+        ("Explorer", CycleEpochEnded),
+        pytest.param("Superposer", TicketMerged, marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_actor_costs_time_but_no_bit(finished_run, forked_run, actor, moment):
     killed, ended = [], []
 
     def kill_once(event):
-        ended.extend([(event["chain"], event["cycle"])] if event["kind"] == "ticket" else [])
-        if event["kind"] == moment and not killed:
+        ended.extend([(event.chain, event.cycle)] if isinstance(event, TicketFinished) else [])
+        if isinstance(event, moment) and not killed:
             killed.extend(actors(actor))
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
@@ -239,8 +253,12 @@ def test_explorers_killed_at_random_moments_cost_time_but_no_bit(finished_run, f
     moments, killed, ended = random.Random(0), [], []
 
     def kill_at_random(event):
-        ended.extend([(event["chain"], event["cycle"])] if event["kind"] == "ticket" else [])
-        if event["kind"] in ("cycle_epoch", "ticket", "merge") and len(killed) < 4 and moments.random() < 0.4:
+        ended.extend([(event.chain, event.cycle)] if isinstance(event, TicketFinished) else [])
+        if (
+            isinstance(event, CycleEpochEnded | TicketFinished | TicketMerged)
+            and len(killed) < 4
+            and moments.random() < 0.4
+        ):
             victims = actors("Explorer")
             if victims:
                 killed.append(moments.choice(victims))
@@ -282,8 +300,11 @@ def test_stored_tickets_are_taken_over_and_a_damaged_one_is_made_again(finished_
     result = continued(forked_run, on_event=events.append)
     assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
     assert kept.stat().st_mtime_ns == before
-    assert sorted((event["chain"], event["cycle"]) for event in events if event["kind"] == "ticket") == [(1, 0), (1, 1)]
-    assert any(event["kind"] == "resumed" and event.get("tickets") == 4 for event in events)
+    assert sorted((event.chain, event.cycle) for event in events if isinstance(event, TicketFinished)) == [
+        (1, 0),
+        (1, 1),
+    ]
+    assert any(isinstance(event, Resumed) and event.tickets == 4 for event in events)
 
 
 # The other rules: test_superpose.py, which merges the same tickets without Ray to the same bits.
@@ -313,7 +334,7 @@ def test_layers_merged_by_several_processes_are_the_bits_of_one_superposer(finis
     alone = evaluate_runs(runs, *superpose_runs(runs))
     assert apart["superposed"] == alone["superposed"]
     assert apart["tickets"] == alone["tickets"]
-    assert sum(event["kind"] == "merge" for event in events) == 6
+    assert sum(isinstance(event, TicketMerged) for event in events) == 6
 
 
 @pytest.mark.slow
@@ -420,10 +441,10 @@ def test_pretraining_waits_aloud_for_cpus_that_others_hold_and_goes_on_once_they
     patience.start()
 
     def free_once_told(event):
-        if event["kind"] == "waiting":
-            said.append(event["text"])
+        if isinstance(event, Waiting):
+            said.append(event.text)
             ray.kill(holder)
-        if event["kind"] == "phase" and event["name"] == "explore":
+        if isinstance(event, PhaseStarted) and event.name == "explore":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -473,11 +494,11 @@ def test_a_killed_rank_costs_time_but_no_bit(finished_run, tmp_path, tiny):
     epochs = []
 
     def kill_once(event):
-        if event["kind"] == "epoch":
+        if isinstance(event, EpochEnded):
             if len(epochs) == 11:
                 os.kill(actors("RayTrainWorker")[-1], signal.SIGKILL)
-            epochs.append(event["epoch"])
-        if event["kind"] == "phase" and event["name"] == "explore":
+            epochs.append(event.epoch)
+        if isinstance(event, PhaseStarted) and event.name == "explore":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -8,6 +8,7 @@ import pytest
 
 from suptickets_ray import load_config, train, tune
 from suptickets_ray.cli import main
+from suptickets_ray.progress.events import Resumed, TicketFinished
 from suptickets_ray.tickets.store import RunStore, TicketStore, child
 
 pytestmark = pytest.mark.ray
@@ -33,8 +34,8 @@ def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(
         store.write(name, (Path(finished_run.path) / name).read_bytes())
 
     def kill_at_the_second_ticket(event):
-        seen.append(event["kind"])
-        if seen.count("ticket") == 2:
+        seen.append(type(event))
+        if seen.count(TicketFinished) == 2:
             raise KeyboardInterrupt
 
     seen = []
@@ -45,7 +46,7 @@ def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(
     again = []
     finished = train(config, again.append)
     assert finished.path == path
-    resumed = [event["tickets"] for event in again if event["kind"] == "resumed" and "tickets" in event]
+    resumed = [event.tickets for event in again if isinstance(event, Resumed) and event.tickets]
     assert resumed[0] >= 1  # what was finished is not made again
     recorded = json.loads((Path(finished_run.path) / "result.json").read_text())
     assert finished.result["superposed"]["digest"] == recorded["superposed"]["digest"]

@@ -24,6 +24,7 @@ from suptickets_ray.distributed.cluster.session import (
     ray_session,
 )
 from suptickets_ray.distributed.cluster.token import ensure_token, requires_token
+from suptickets_ray.progress.events import Warned
 
 
 def node(node_id="n", alive=True, head=False, **resources):
@@ -115,7 +116,7 @@ def test_a_superposer_that_is_left_on_a_cpu_by_a_recipe_for_gpus_is_warned_about
     events = []
     with pytest.raises(ValueError, match="must be a Ray cluster that answers"):
         train(load_config(None, [*nobody, *more]), events.append)
-    assert any("on one CPU thread" in event["text"] for event in events if event["kind"] == "warning") == warned
+    assert any("on one CPU thread" in event.text for event in events if isinstance(event, Warned)) == warned
 
 
 def test_a_ray_without_a_token_is_recognised(monkeypatch, tmp_path):
@@ -174,6 +175,7 @@ JOIN = """
 import json, os, sys
 from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed.cluster.session import ray_session
+from suptickets_ray.progress.events import Warned
 import ray
 events = []
 try:
@@ -183,7 +185,7 @@ try:
     said = None
 except ValueError as error:
     said = str(error)
-print("JOINED " + json.dumps({"said": said, "warned": [e["text"] for e in events if e["kind"] == "warning"]}))
+print("JOINED " + json.dumps({"said": said, "warned": [e.text for e in events if isinstance(e, Warned)]}))
 """
 
 

@@ -8,6 +8,7 @@ from suptickets_ray.distributed.cluster import watchdog
 from suptickets_ray.distributed.cluster.capacity import ResourceShortfall
 from suptickets_ray.distributed.cluster.event_queue import watched
 from suptickets_ray.distributed.cluster.watchdog import StallWatchdog
+from suptickets_ray.progress.events import Waiting
 
 SHORTFALL = ResourceShortfall("no explorer of 1 CPU", "an explorer must fit{waited}; none does.", "Ask for less")
 
@@ -17,8 +18,8 @@ class FakeMonitor:
         self.said, self.report = [], self
 
     def remote(self, event):
-        assert event["kind"] == "waiting"
-        self.said.append(event["text"])
+        assert isinstance(event, Waiting)
+        self.said.append(event.text)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from suptickets_ray import load_config, train, tune
 from suptickets_ray.distributed.cluster.run_lock import only_process
 from suptickets_ray.distributed.tune.tune import param_space, trainable
+from suptickets_ray.progress.events import PhaseStarted, TrialFinished
 
 pytestmark = pytest.mark.ray
 
@@ -63,7 +64,7 @@ def test_every_point_is_there_and_nothing_was_trained_twice(finished):
     assert sum(row["cycles_trained"] for row in result["trials"]) == 6
     # Counted as they were trained, not by what lies there.
     assert json.loads((Path(finished[0].path) / "search.json").read_text()) == {"pretraining": 1, "cycle": 6}
-    assert [event["kind"] for event in finished[1]].count("trial") == 4
+    assert sum(isinstance(event, TrialFinished) for event in finished[1]) == 4
 
 
 def test_the_best_is_the_best_on_validation_and_the_only_one_tested(finished):
@@ -231,7 +232,7 @@ def test_the_same_command_tries_again_what_failed(ray_address, tmp_path, monkeyp
     config = load_config(None, [*SMALL, space, f"storage={tmp_path}", "name=again"])
 
     def plant(event):
-        if event == {"kind": "phase", "name": "search", "trials": 2}:
+        if event == PhaseStarted("search", trials=2):
             flag.touch()
 
     result = tune(config, plant).result

@@ -2,6 +2,14 @@ import io
 
 from rich.console import Console
 
+from suptickets_ray.progress.events import (
+    CycleEpochEnded,
+    EpochEnded,
+    PhaseStarted,
+    Resumed,
+    TicketFinished,
+    TicketMerged,
+)
 from suptickets_ray.progress.live import PlainView, Progress, TerminalView
 from suptickets_ray.progress.summary_table import closing_table
 from suptickets_ray.report.run_page import render_report
@@ -29,14 +37,14 @@ RESULT = {
 }
 
 EVENTS = [
-    {"kind": "phase", "name": "pretrain", "epochs": 20},
-    *({"kind": "epoch", "epoch": e, "epochs": 20, "loss": 1.0, "validation_accuracy": 0.5} for e in range(1, 21)),
-    {"kind": "phase", "name": "explore", "chains": 2, "cycles": 1},
-    {"kind": "cycle_epoch", "chain": 0, "cycle": 0, "epoch": 1, "loss": 0.5},
-    {"kind": "ticket", "chain": 0, "cycle": 0, "validation_accuracy": 0.8},
-    {"kind": "merge", "chain": 0, "cycle": 0, "accepted": False, "validation_accuracy": 0.7},
-    {"kind": "resumed", "what": "1 finished tickets", "tickets": 1},
-    {"kind": "phase", "name": "superpose"},
+    PhaseStarted("pretrain", epochs=20),
+    *(EpochEnded(e, 20, loss=1.0, validation_accuracy=0.5) for e in range(1, 21)),
+    PhaseStarted("explore", chains=2, cycles=1),
+    CycleEpochEnded(0, 0, epoch=1, loss=0.5),
+    TicketFinished(0, 0, 0.8, "a", 7, 1.0, 2.0),
+    TicketMerged(0, 0, False, 0.7),
+    Resumed("1 finished tickets", 1),
+    PhaseStarted("superpose"),
 ]
 
 
@@ -74,8 +82,7 @@ def test_the_report_shows_the_result_and_escapes_what_it_is_given():
 def test_a_ticket_that_is_left_out_does_not_change_the_sup_tickets_accuracy():
     progress = Progress()
     for accepted, accuracy in ((True, 0.9), (False, 0.12)):
-        event = {"kind": "merge", "chain": 0, "cycle": 0, "accepted": accepted, "validation_accuracy": accuracy}
-        progress.update(event, now=0.0)
+        progress.update(TicketMerged(0, 0, accepted, accuracy), now=0.0)
     assert progress.accuracies["sup-ticket"] == 0.9
 
 
@@ -105,10 +112,10 @@ def test_progress_estimates_the_seconds_left():
 
 def test_the_seconds_left_of_a_resumed_exploration_count_only_what_this_start_made():
     progress = Progress()
-    progress.update({"kind": "phase", "name": "explore", "chains": 4, "cycles": 3}, 0.0)
-    progress.update({"kind": "resumed", "what": "8 finished tickets", "tickets": 8}, 0.0)
+    progress.update(PhaseStarted("explore", chains=4, cycles=3), 0.0)
+    progress.update(Resumed("8 finished tickets", 8), 0.0)
     assert progress.seconds_left(1.0) is None
-    progress.update({"kind": "ticket", "chain": 0, "cycle": 2, "validation_accuracy": 0.8}, 5.0)
+    progress.update(TicketFinished(0, 2, 0.8, "a", 7, 1.0, 2.0), 5.0)
     assert progress.seconds_left(5.0) == 5.0 * 3
 
 

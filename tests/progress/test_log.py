@@ -4,9 +4,10 @@ import logging
 
 import pytest
 
+from suptickets_ray.progress.events import CycleEpochEnded, PhaseStarted, TicketFinished, Warned
 from suptickets_ray.progress.log import EventLog, json_logs
 
-TICKET = {"kind": "ticket", "chain": 2, "cycle": 1, "validation_accuracy": 0.91234567}
+TICKET = TicketFinished(2, 1, 0.91234567, "a", 7, 1.0, 2.0)
 
 
 @pytest.fixture
@@ -22,9 +23,9 @@ def lines(stream):
 
 def test_every_event_is_one_line_of_json_with_run_phase_chain_and_cycle(stream):
     log = EventLog("digits")
-    log({"kind": "phase", "name": "explore", "chains": 4})
+    log(PhaseStarted("explore", chains=4))
     log(TICKET)
-    log({"kind": "cycle_epoch", "chain": 0, "cycle": 0, "epoch": 1, "loss": float("nan")})
+    log(CycleEpochEnded(0, 0, epoch=1, loss=float("nan")))
     phase, ticket, epoch = lines(stream)
     assert (phase["event"], phase["phase"], phase["chains"]) == ("phase", "explore", 4)
     assert {key: ticket[key] for key in ("level", "run", "phase", "event", "chain", "cycle")} == {
@@ -48,11 +49,13 @@ def test_without_configuration_warnings_alone_are_for_everybody(caplog):
     log = EventLog("digits")
     with caplog.at_level(logging.WARNING, logger="suptickets_ray"):
         log(TICKET)
-        log({"kind": "warning", "text": "no token"})
+        log(Warned("no token"))
     assert [record.getMessage() for record in caplog.records] == ["digits start warning text=no token"]
 
 
 def test_as_text_a_ticket_is_one_line(caplog):
     with caplog.at_level(logging.INFO, logger="suptickets_ray"):
         EventLog("digits")(TICKET)
-    assert caplog.messages == ["digits start ticket chain=2 cycle=1 validation_accuracy=0.912346"]
+    assert caplog.messages == [
+        "digits start ticket chain=2 cycle=1 validation_accuracy=0.912346 node=a process=7 began=1 ended=2"
+    ]

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from suptickets_ray.progress.events import EpochEnded, PhaseStarted, TicketFinished, TicketMerged
 from suptickets_ray.progress.timeline import Timeline
 from suptickets_ray.tickets.run_folder import TIMELINE_FILE
 from suptickets_ray.tickets.store import RunStore
@@ -27,14 +28,15 @@ def stored(store):
 def test_phases_cycles_and_merges_become_spans(store):
     clock = Clock(100.0)
     timeline = Timeline(store, "0a", 90.0, now=clock)
-    timeline.record({"kind": "phase", "name": "pretrain", "epochs": 3})
+    timeline.record(PhaseStarted("pretrain", epochs=3))
     clock.now = 130.0
-    timeline.record({"kind": "phase", "name": "explore"})
+    timeline.record(PhaseStarted("explore"))
     ticket = {"chain": 1, "cycle": 0, "node": "a", "process": 7, "began": 131.0, "ended": 140.0}
-    timeline.record({"kind": "ticket", "validation_accuracy": 0.5, **ticket})
-    timeline.record({"kind": "merge", "chain": 1, "cycle": 0, "accepted": True, "began": 140.0, "ended": 141.0})
+    timeline.record(TicketFinished(validation_accuracy=0.5, **ticket))
+    timeline.record(TicketMerged(1, 0, accepted=True, began=140.0, ended=141.0))
+    timeline.record(TicketMerged(2, 0, accepted=True))
     clock.now = 141.0
-    timeline.record({"kind": "phase", "name": "superpose"})
+    timeline.record(PhaseStarted("superpose"))
     clock.now = 150.0
     timeline.close()
     assert stored(store) == {
@@ -56,7 +58,7 @@ def test_a_later_start_adds_to_the_earlier_ones(store):
     Timeline(store, "0a", now=clock).close()
     clock.now = 50.0
     again = Timeline(store, "0a", now=clock)
-    again.record({"kind": "ticket", "chain": 0, "cycle": 0, "began": 51.0, "ended": 52.0})
+    again.record(TicketFinished(0, 0, 0.5, "a", 7, began=51.0, ended=52.0))
     again.close()
     assert [start["began"] for start in stored(store)["starts"]] == [1.0, 50.0]
     assert [(span["kind"], span["start"]) for span in stored(store)["spans"]] == [
@@ -69,19 +71,19 @@ def test_a_later_start_adds_to_the_earlier_ones(store):
 def test_a_killed_start_leaves_the_phase_it_was_in(store):
     clock = Clock(1.0)
     killed = Timeline(store, "0a", now=clock)
-    killed.record({"kind": "phase", "name": "pretrain", "epochs": 3})
+    killed.record(PhaseStarted("pretrain", epochs=3))
     clock.now = 30.0
-    killed.record({"kind": "epoch"})
+    killed.record(EpochEnded(1, 3, 1.0, 0.5))
     assert {"kind": "pretrain", "began": 1.0, "ended": 30.0, "start": 0} in stored(store)["spans"]
 
 
 def test_it_is_saved_while_the_run_goes_on(store):
     clock = Clock(1.0)
     timeline = Timeline(store, "0a", now=clock)
-    timeline.record({"kind": "epoch"})
+    timeline.record(EpochEnded(1, 3, 1.0, 0.5))
     assert not store.exists(TIMELINE_FILE)
     clock.now = 12.0
-    timeline.record({"kind": "epoch"})
+    timeline.record(EpochEnded(1, 3, 1.0, 0.5))
     assert stored(store)["starts"] == [{"began": 1.0, "ended": 12.0}]
 
 

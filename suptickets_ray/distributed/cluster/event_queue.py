@@ -12,11 +12,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from suptickets_ray.distributed.cluster.errors import root_cause
+from suptickets_ray.progress.events import Event, OnEvent, Warned
 
 _POLL_SECONDS = 0.2
-Event = dict[str, Any]
-"""A progress event as plain values; the key `kind` holds its type."""
-OnEvent = Callable[[Event], None]
 
 
 @ray.remote(num_cpus=0)
@@ -107,10 +105,10 @@ def collecting_warnings(texts: list[str], on_event: OnEvent) -> OnEvent:
     """Returns an `on_event` that appends every new warning's text to `texts`, and forwards each warning only once."""
 
     def watch(event: Event) -> None:
-        if event["kind"] == "warning":
-            if event["text"] in texts:
+        if isinstance(event, Warned):
+            if event.text in texts:
                 return
-            texts.append(event["text"])
+            texts.append(event.text)
         on_event(event)
 
     return watch
@@ -124,4 +122,4 @@ def reported_warnings(on_event: OnEvent) -> Iterator[None]:
         yield
     for text in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
         if "Choose a higher density" in text:
-            on_event({"kind": "warning", "text": text})
+            on_event(Warned(text))

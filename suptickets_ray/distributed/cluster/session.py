@@ -15,7 +15,6 @@ import ray
 
 from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed.cluster.capacity import wait_for_capacity
-from suptickets_ray.distributed.cluster.event_queue import OnEvent
 from suptickets_ray.distributed.cluster.local_ray import check_local, loopback_only, mark_session, remove_old_sessions
 from suptickets_ray.distributed.cluster.token import (
     enable_token,
@@ -25,6 +24,7 @@ from suptickets_ray.distributed.cluster.token import (
     restrict_token_file,
     token_headers,
 )
+from suptickets_ray.progress.events import OnEvent, Waiting, Warned
 from suptickets_ray.supervisor import report_local_ray, report_lost_ray
 
 _OPEN = (
@@ -48,7 +48,7 @@ def ray_session(
 
     Args:
         config: The address, and the resource requests of the run.
-        on_event: Called with "waiting" events, and with a warning if the cluster is not authenticated.
+        on_event: Called with `Waiting` events, and with `Warned` if the cluster is not authenticated.
         verbose: Whether Ray's messages and the workers' output are shown.
 
     Raises:
@@ -63,7 +63,7 @@ def ray_session(
                 f"cluster.address must be {connected}, which this process is connected to; got {config.address!r}. "
                 "Leave it out, or call ray.shutdown() first."
             )
-        wait_for_capacity(config, lambda text: on_event({"kind": "waiting", "text": text}))
+        wait_for_capacity(config, lambda text: on_event(Waiting(text)))
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -81,8 +81,8 @@ def ray_session(
             _start_local(config, verbose)
             is_open = not requires_token()
         if is_open:
-            on_event({"kind": "warning", "text": _OPEN})
-        wait_for_capacity(config, lambda text: on_event({"kind": "waiting", "text": text}))
+            on_event(Warned(_OPEN))
+        wait_for_capacity(config, lambda text: on_event(Waiting(text)))
         yield
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed.cluster.capacity import ResourceShortfall, explorer_shortfall
 from suptickets_ray.distributed.cluster.retry import StallTimer, stall_limit_seconds
+from suptickets_ray.progress.events import Waiting
 
 _POLL_SECONDS = 3.0
 _SLOW_START_SECONDS = 60.0
@@ -62,7 +63,7 @@ class StallWatchdog:
             )
 
     def _report(self, text: str) -> None:
-        self._monitor.report.remote({"kind": "waiting", "text": text})
+        self._monitor.report.remote(Waiting(text))
 
 
 def capacity_watch(config: ClusterConfig, monitor: Any, what: str) -> Callable[[], None]:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from suptickets_ray.config import Config
-from suptickets_ray.distributed.cluster.event_queue import Event
 from suptickets_ray.distributed.pipeline.data import put_data, worker_splits
+from suptickets_ray.progress.events import Event
 from suptickets_ray.recipes.load import from_dict, to_dict
 from suptickets_ray.tickets.run_folder import TENSORBOARD_FOLDER
 from suptickets_ray.tickets.store import RunStore, child
@@ -55,10 +55,6 @@ class Worker:
     """Absolute path or URI of the folder for TensorBoard scalars."""
     device: torch.device
     monitor: Any
-
-    def report(self, kind: str, **values: Any) -> None:
-        """Sends a progress event of this kind to the driver, without waiting."""
-        self.send({"kind": kind, **values})
 
     def send(self, event: Event) -> None:
         """Sends a progress event to the driver, without waiting."""

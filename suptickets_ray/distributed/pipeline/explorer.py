@@ -14,6 +14,7 @@ from suptickets_ray.distributed.cluster.capacity import draining_nodes
 from suptickets_ray.distributed.pipeline.context import start_worker
 from suptickets_ray.distributed.pipeline.result import versions
 from suptickets_ray.process_start import collect_normally
+from suptickets_ray.progress.events import CycleEpochEnded, TicketFinished
 from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.tickets.run_folder import chain_state_path, partial_state_path
@@ -77,7 +78,7 @@ class Explorer:
                 step = first_step + (epoch + 1) * epoch_steps
                 lr = cycle_lr(tickets, epoch + 1)
                 scalars.write(step, train__loss=loss, train__lr=lr, train__density=self._learner.sparsifier.density)
-                worker.report("cycle_epoch", chain=chain, cycle=cycle, epoch=epoch + 1, loss=loss)
+                worker.send(CycleEpochEnded(chain, cycle, epoch + 1, loss))
                 if epoch + 1 < tickets.cycle_epochs and checkpoints.is_due():
                     with suppress(OSError):  # optional: without a checkpoint, only a lost machine costs more
                         worker.store.write(partial_state_path(chain), self._partial_state(cycle, epoch + 1, parent))
@@ -114,16 +115,8 @@ class Explorer:
         worker.store.write(chain_state_path(chain), state)
         if checkpoints.is_stored:
             worker.store.delete(partial_state_path(chain))
-        worker.report(
-            "ticket",
-            chain=chain,
-            cycle=cycle,
-            validation_accuracy=validation["accuracy"],
-            node=self._node,
-            process=os.getpid(),
-            began=began,
-            ended=time.time(),
-        )
+        accuracy = validation["accuracy"]
+        worker.send(TicketFinished(chain, cycle, accuracy, self._node, os.getpid(), began, ended=time.time()))
         return ticket.to_arrow(), state, True
 
     def _partial_state(self, cycle: int, epochs: int, parent: str) -> bytes:

@@ -19,11 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from suptickets_ray.config import Config
 from suptickets_ray.distributed.cluster.capacity import resource_shortfall, worker_bundle, worker_labels
 from suptickets_ray.distributed.cluster.errors import has_diverged, is_placement_timeout, is_transient_failure
-from suptickets_ray.distributed.cluster.event_queue import Event, OnEvent, reported_warnings, watched
+from suptickets_ray.distributed.cluster.event_queue import reported_warnings, watched
 from suptickets_ray.distributed.cluster.retry import RetryBudget
 from suptickets_ray.distributed.cluster.watchdog import StallWatchdog
 from suptickets_ray.distributed.pipeline.context import Worker, start_worker
 from suptickets_ray.process_start import collect_normally
+from suptickets_ray.progress.events import EpochEnded, Event, OnEvent, Waiting
 from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.search.keys import pretraining_key
 from suptickets_ray.sparse.statistics import explored_fraction
@@ -98,8 +99,8 @@ def pretrain(
     retries, watchdog = RetryBudget(_MAX_FAILED_JOBS), StallWatchdog(cluster, settings["monitor"], "pretraining")
 
     def handle_event(event: Event) -> None:
-        if event["kind"] == "epoch":
-            retries.record_progress(event["epoch"])
+        if isinstance(event, EpochEnded):
+            retries.record_progress(event.epoch)
             watchdog.poll(False, None)
         on_event(event)
 
@@ -117,7 +118,7 @@ def pretrain(
             is_transient = is_transient_failure(error.__cause__, in_object_store="://" in settings["run_path"])
             if not retries.record_failure() or not (is_transient or retries.max_progress > earlier_progress):
                 raise
-            on_event({"kind": "waiting", "text": f"{error}. Pretraining continues from its last checkpoint."})
+            on_event(Waiting(f"{error}. Pretraining continues from its last checkpoint."))
             store.exists(STATE_FILE)  # waits until the storage answers; the result is not needed
     if result.checkpoint is None:
         raise RuntimeError(
@@ -215,7 +216,7 @@ def _validate_and_report(
         validation__loss=validation["loss"],
     )
     epochs = budget_of(worker.config).pretrain_epochs
-    worker.report("epoch", epoch=epoch, epochs=epochs, loss=loss, validation_accuracy=validation["accuracy"])
+    worker.send(EpochEnded(epoch, epochs, loss, validation["accuracy"]))
 
 
 def _load_checkpoint(learner: Learner) -> int:

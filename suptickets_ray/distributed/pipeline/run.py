@@ -12,8 +12,6 @@ import ray
 
 from suptickets_ray.config import Config
 from suptickets_ray.distributed.cluster.event_queue import (
-    Event,
-    OnEvent,
     collecting_warnings,
     monitoring,
     reported_warnings,
@@ -33,6 +31,7 @@ from suptickets_ray.distributed.pipeline.result import (
 )
 from suptickets_ray.distributed.pipeline.stages import as_run_failure, begin_folder, pretrained_state, run_path
 from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClient
+from suptickets_ray.progress.events import Event, OnEvent, PhaseStarted, Resumed, Waiting, Warned
 from suptickets_ray.progress.log import EventLog
 from suptickets_ray.progress.summary_table import ROWS
 from suptickets_ray.progress.timeline import Timeline
@@ -60,9 +59,8 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
 
     Args:
         config: The recipe, from `load_config` or created directly.
-        on_event: Called with progress events, in this process: dicts whose `kind` is phase, resumed, epoch,
-            cycle_epoch, ticket, merge, waiting or warning. Accuracies are fractions; epochs count from 1, chains and
-            cycles from 0.
+        on_event: Called with progress events, in this process. `suptickets_ray.progress.events` has a class for each
+            thing that happens, e.g. `EpochEnded` and `TicketMerged`.
         verbose: Whether Ray's messages are shown.
 
     Raises:
@@ -107,11 +105,11 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         budget = budget_of(config)
         clock.lap("start")
 
-        emit({"kind": "phase", "name": "pretrain", "epochs": budget.pretrain_epochs})
+        emit(PhaseStarted("pretrain", epochs=budget.pretrain_epochs))
         state = pretrained_state(config, settings, store, emit, verbose)
         clock.lap("pretrain")
 
-        emit({"kind": "phase", "name": "explore", "chains": config.tickets.num_chains, "cycles": budget.cycles})
+        emit(PhaseStarted("explore", chains=config.tickets.num_chains, cycles=budget.cycles))
         pretrained = ray.put(state)
         exploration = Exploration(
             config,
@@ -125,21 +123,15 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         superposer = stack.enter_context(closing(SuperposerClient(settings, pretrained, exploration)))
         with exploration:
             if exploration.num_stored:
-                what = f"{exploration.num_stored} finished tickets"
-                emit({"kind": "resumed", "what": what, "tickets": exploration.num_stored})
+                emit(Resumed(f"{exploration.num_stored} finished tickets", exploration.num_stored))
             for chain in exploration.restarted:
-                emit(
-                    {
-                        "kind": "warning",
-                        "text": f"the files of chain {chain} are damaged or belong to another run; the chain restarts.",
-                    }
-                )
+                emit(Warned(f"the files of chain {chain} are damaged or belong to another run; the chain restarts."))
             order = list(canonical_order(config.tickets.num_chains, budget.cycles))
             for chain, cycle in superposer.best_first(order) if config.superposition.method == "greedy" else order:
                 superposer.merge(chain, cycle)
         clock.lap("explore")
 
-        emit({"kind": "phase", "name": "superpose"})
+        emit(PhaseStarted("superpose"))
         table, report = superposer.evaluate()
         superposed = Ticket.from_arrow(table)  # before Ray ends, which owns the table's memory
         show_events(monitor, emit)
@@ -154,7 +146,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
 @contextlib.contextmanager
 def _locked_folder(config: Config, on_event: OnEvent) -> Iterator[None]:
     """Keeps other processes out of the run's folder. Checks again whether another recipe was run in it meanwhile."""
-    with only_process(run_path(config), lambda text: on_event({"kind": "waiting", "text": text})):
+    with only_process(run_path(config), lambda text: on_event(Waiting(text))):
         finished_result(config)
         yield
 
@@ -162,7 +154,7 @@ def _locked_folder(config: Config, on_event: OnEvent) -> Iterator[None]:
 def _prepare(config: Config, store: RunStore, on_event: OnEvent) -> tuple[Mapping[str, Any], str]:
     """Checks the recipe before anything is started. Returns the data function's result, and its fingerprint."""
     if config.cluster.gpus_per_worker and not config.cluster.superposer_gpus:
-        on_event({"kind": "warning", "text": _SLOW_SUPERPOSER})
+        on_event(Warned(_SLOW_SUPERPOSER))
     check_address(config.cluster)
     with reported_warnings(on_event):
         loaded = preflight(config)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from suptickets_ray.config import Config
-from suptickets_ray.distributed.cluster.event_queue import OnEvent
+from suptickets_ray.progress.events import OnEvent, Resumed, Warned
 from suptickets_ray.recipes.load import to_yaml
 from suptickets_ray.search.keys import pretraining_key
 from suptickets_ray.tickets.run_folder import CONFIG_FILE, DATA_FILE, PRETRAINED_FILE, RAY_TRAIN_FOLDER
@@ -43,15 +43,10 @@ def pretrained_state(
     if store.exists(PRETRAINED_FILE):
         state = store.read(PRETRAINED_FILE)
         if is_whole(state) and read_progress(state).get("recipe") == int(pretraining_key(config), 16):
-            on_event({"kind": "resumed", "what": "the finished pretraining"})
+            on_event(Resumed("the finished pretraining"))
             store.remove_folder(RAY_TRAIN_FOLDER)  # its checkpoints are needed only by an unfinished pretraining
             return state
-        on_event(
-            {
-                "kind": "warning",
-                "text": f"{PRETRAINED_FILE} is damaged or belongs to another run; pretraining restarts.",
-            }
-        )
+        on_event(Warned(f"{PRETRAINED_FILE} is damaged or belongs to another run; pretraining restarts."))
     # Imported here: Ray Train takes seconds to import, and a finished or refused run does not need it.
     from suptickets_ray.distributed.pipeline.pretrain import pretrain
 

@@ -14,6 +14,7 @@ import torch
 from suptickets_ray.distributed.cluster.event_queue import reported_warnings
 from suptickets_ray.distributed.pipeline.context import start_worker
 from suptickets_ray.distributed.pipeline.result import versions
+from suptickets_ray.progress.events import TicketMerged
 from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.superposition.merger import Merger
 from suptickets_ray.tickets.accumulator import Accumulator, join_shards
@@ -83,7 +84,7 @@ class Superposer:
             for key in ("density", "density_before_pruning", "overlap"):
                 scalars[f"superposition__{key}"] = report[key]
         self._scalars.write(len(self._merged), **scalars)
-        self._worker.report("merge", **report, began=began, ended=time.time())
+        self._worker.send(TicketMerged(**report, began=began, ended=time.time()))
         return report
 
     def initial_merge(self) -> tuple[Accumulator | None, Rule, dict[str, int]]:
@@ -98,7 +99,7 @@ class Superposer:
         report = {"chain": chain, "cycle": cycle, "accepted": accepted}
         if self._merged.setdefault((chain, cycle), report) is report:
             self._scalars.write(len(self._merged), superposition__accepted=float(accepted))
-            self._worker.report("merge", **report)
+            self._worker.send(TicketMerged(chain, cycle, accepted))
 
     def set_merged(self, *merges: Accumulator) -> None:
         """Replaces the merge by those of the merge shards. They must have merged every recorded ticket."""

@@ -19,6 +19,7 @@ from suptickets_ray.distributed.pipeline.context import start_worker, use_driver
 from suptickets_ray.distributed.pipeline.exploration import Exploration
 from suptickets_ray.distributed.pipeline.result import versions, without_nan
 from suptickets_ray.distributed.tune.leases import leased
+from suptickets_ray.progress.events import TrialFinished
 from suptickets_ray.recipes.load import config_digest, from_dict, to_dict
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
@@ -88,7 +89,7 @@ def run_trial(values: dict[str, Any], search: dict[str, Any]) -> None:
             rows.append(row)
             means = mean_scores(rows)
             if len(rows) == len(stored):
-                monitor.report.remote({"kind": "trial", "values": point, **means})
+                monitor.report.remote(TrialFinished(point, **means))
             report(means, len(rows) * cyclic_epochs)
 
 

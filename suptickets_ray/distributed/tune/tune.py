@@ -13,9 +13,7 @@ from ray import tune as ray_tune
 from suptickets_ray.config import Config
 from suptickets_ray.distributed.cluster.capacity import explorer_bundle, wait_for_capacity, wait_for_machines
 from suptickets_ray.distributed.cluster.event_queue import (
-    Event,
     Monitor,
-    OnEvent,
     collecting_warnings,
     monitoring,
     reported_warnings,
@@ -34,6 +32,7 @@ from suptickets_ray.distributed.tune.placement import divide_capacity, find_mach
 from suptickets_ray.distributed.tune.result import conclude, finished_search, num_failed, trial_rows
 from suptickets_ray.distributed.tune.searcher import early_stopping, optuna_searcher, tune_space
 from suptickets_ray.distributed.tune.trial import run_trial
+from suptickets_ray.progress.events import Event, OnEvent, PhaseStarted, Resumed, TicketFinished, Waiting, Warned
 from suptickets_ray.progress.log import EventLog
 from suptickets_ray.recipes.declarations import all_keys
 from suptickets_ray.recipes.load import to_dict
@@ -60,8 +59,8 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
 
     Args:
         config: The recipe; its name is the search's.
-        on_event: Called with progress events, in this process: dicts whose `kind` is phase, epoch, ticket, trial,
-            waiting or warning.
+        on_event: Called with progress events, in this process. `suptickets_ray.progress.events` has a class for each
+            thing that happens, e.g. `TrialFinished`.
         verbose: Whether Ray's messages are shown.
 
     Raises:
@@ -84,26 +83,26 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
     log = EventLog(config.name)
 
     def handle_event(event: Event) -> None:
-        if event["kind"] == "ticket":
+        if isinstance(event, TicketFinished):
             files.count("cycle")
         log(event)
         on_event(event)
 
     watch = collecting_warnings(warnings, handle_event)
     for text in plan.warnings():
-        watch({"kind": "warning", "text": text})
+        watch(Warned(text))
     with reported_warnings(watch):
         loaded = _preflight(plan)
     data = fingerprint(loaded)
     check_data(files.store, data)
     _release_lock(files.path)
     with (
-        only_process(files.path, lambda text: watch({"kind": "waiting", "text": text})),
+        only_process(files.path, lambda text: watch(Waiting(text))),
         ray_session(config.cluster, watch, verbose=verbose),
         checked_storage(files.path),
     ):
         finished_search(files, config)  # another process may have finished it in the meantime
-        concurrency, explorers = _wait_for_placement(plan, lambda text: watch({"kind": "waiting", "text": text}))
+        concurrency, explorers = _wait_for_placement(plan, lambda text: watch(Waiting(text)))
         with monitoring() as monitor, as_run_failure():
             files.begin()
             begin_folder(files.store, config, data)
@@ -112,7 +111,7 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
             clock.lap("start")
             _pretrain_all(plan, files, settings, watch, verbose)
             clock.lap("pretrain")
-            watch({"kind": "phase", "name": "search", "trials": plan.num_trials})
+            watch(PhaseStarted("search", trials=plan.num_trials))
             parameters = _parameters(plan, files, settings, explorers)
             grid = _fit(plan, files, earlier, parameters, concurrency, monitor, watch, verbose)
             clock.lap("search")
@@ -234,7 +233,7 @@ def _pretrain_all(
     for number, config in enumerate(needed.values()):
         path = files.pretrained_path(config)
         epochs = budget_of(config).pretrain_epochs
-        on_event({"kind": "phase", "name": "pretrain", "epochs": epochs, "number": number + 1, "of": len(needed)})
+        on_event(PhaseStarted("pretrain", epochs=epochs, number=number + 1, of=len(needed)))
         pretraining_settings = {
             **settings,
             "config": to_dict(config),
@@ -245,14 +244,14 @@ def _pretrain_all(
 
         def handle_event(event: Event) -> None:
             nonlocal is_stored
-            is_stored = is_stored or event["kind"] == "resumed"
+            is_stored = is_stored or isinstance(event, Resumed)
             on_event(event)
 
         try:
             pretrained_state(config, pretraining_settings, RunStore(path), handle_event, verbose)
         except DivergedError as error:  # only the trials that need this network fail
             RunStore(path).write(DIVERGED_FILE, str(error).encode())
-            on_event({"kind": "warning", "text": str(error)})
+            on_event(Warned(str(error)))
         if not is_stored:
             files.count("pretraining")
 

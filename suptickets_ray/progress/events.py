@@ -1,0 +1,197 @@
+"""Progress events of a run or search: one class for each thing that happens.
+
+`train` and `tune` call their `on_event` with these objects, in the driver's process. Epochs count from 1, chains and
+cycles from 0. Accuracies are fractions, losses are in nats, times are in seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+Phase: TypeAlias = Literal["pretrain", "explore", "superpose", "search"]
+
+
+@dataclass(frozen=True)
+class PhaseStarted:
+    """A phase has started. It lasts until the next phase starts, or until the run or search ends."""
+
+    name: Phase
+    """"pretrain", "explore" (cycles run and tickets are merged), "superpose" (the result is evaluated) or "search"."""
+    epochs: int | None = None
+    """Epochs of pretraining; None in other phases."""
+    number: int | None = None
+    """Number of this pretraining of a search, from 1; None in a run."""
+    of: int | None = None
+    """Number of pretrainings of the search; None in a run."""
+    chains: int | None = None
+    """Chains to explore; None in other phases."""
+    cycles: int | None = None
+    """Cycles of each chain; None in other phases."""
+    trials: int | None = None
+    """Trials of the search; None in other phases."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Work of an earlier start of the run was found and is used."""
+
+    what: str
+    """The work, as text for the user."""
+    tickets: int | None = None
+    """Number of finished tickets; None if the work is the pretraining."""
+
+
+@dataclass(frozen=True)
+class EpochEnded:
+    """An epoch of pretraining has ended."""
+
+    epoch: int
+    """Epochs so far."""
+    epochs: int
+    """Epochs of pretraining."""
+    loss: float
+    """Mean training loss of the epoch."""
+    validation_accuracy: float
+    """Accuracy on validation."""
+
+
+@dataclass(frozen=True)
+class CycleEpochEnded:
+    """An epoch of a cycle has ended."""
+
+    chain: int
+    """The chain."""
+    cycle: int
+    """The cycle within the chain."""
+    epoch: int
+    """Epochs of the cycle so far."""
+    loss: float
+    """Mean training loss of the epoch."""
+
+
+@dataclass(frozen=True)
+class TicketFinished:
+    """A cycle has ended and its ticket is stored."""
+
+    chain: int
+    """The chain."""
+    cycle: int
+    """The cycle within the chain."""
+    validation_accuracy: float
+    """The ticket's accuracy on validation."""
+    node: str
+    """Ray's id of the machine that ran the cycle."""
+    process: int
+    """Process id of the explorer on that machine."""
+    began: float
+    """When the cycle began."""
+    ended: float
+    """When the cycle ended."""
+
+
+@dataclass(frozen=True)
+class TicketMerged:
+    """A ticket was merged, or rejected. Scores are None unless the merged network was validated."""
+
+    chain: int
+    """The ticket's chain."""
+    cycle: int
+    """The ticket's cycle within the chain."""
+    accepted: bool
+    """Whether the ticket is part of the sup-ticket."""
+    validation_accuracy: float | None = None
+    """Accuracy on validation of the network with this ticket merged, also if the ticket is rejected."""
+    validation_loss: float | None = None
+    """Loss on validation of that network."""
+    density: float | None = None
+    """Density of that network, in (0, 1]."""
+    density_before_pruning: float | None = None
+    """Density of the average before it is pruned, in (0, 1]."""
+    overlap: float | None = None
+    """Overlap of that network's mask with the mask before this ticket, in [0, 1]."""
+    began: float | None = None
+    """When the merge began; None if merge shards do it."""
+    ended: float | None = None
+    """When the merge ended; None if merge shards do it."""
+
+
+@dataclass(frozen=True)
+class TrialFinished:
+    """A trial of a search has ended. A diverged trial has NaN scores."""
+
+    values: Mapping[str, Any]
+    """The trial's point: values by dotted key."""
+    validation_accuracy: float
+    """Mean accuracy on validation over the trial's seeds."""
+    validation_loss: float
+    """Mean loss on validation over the trial's seeds."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The run waits for something outside it, such as machines."""
+
+    text: str
+    """The reason, for the user."""
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something may be wrong with the recipe or the cluster; the run continues."""
+
+    text: str
+    """The warning, for the user."""
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The command is done; the last line of a JSON log. `train` and `tune` return a `RunResult` instead."""
+
+    path: str
+    """Absolute path or URI of the folder."""
+    accuracy: float
+    """Accuracy on the test set of the sup-ticket, or of a search's best trial."""
+    loss: float | None
+    """Loss of that network on the test set; None if it is not finite."""
+    digest: str
+    """Digest of that network."""
+    warnings: list[str]
+    """Warnings of the result."""
+
+
+Event: TypeAlias = (
+    PhaseStarted
+    | Resumed
+    | EpochEnded
+    | CycleEpochEnded
+    | TicketFinished
+    | TicketMerged
+    | TrialFinished
+    | Waiting
+    | Warned
+    | RunFinished
+)
+OnEvent: TypeAlias = Callable[[Event], None]
+
+KINDS: dict[type[Event], str] = {
+    PhaseStarted: "phase",
+    Resumed: "resumed",
+    EpochEnded: "epoch",
+    CycleEpochEnded: "cycle_epoch",
+    TicketFinished: "ticket",
+    TicketMerged: "merge",
+    TrialFinished: "trial",
+    Waiting: "waiting",
+    Warned: "warning",
+    RunFinished: "done",
+}
+"""Names of the classes in logs."""
+
+
+def to_record(event: Event) -> dict[str, Any]:
+    """Returns an event as plain values, as in a JSON log: its name under `event`, then the fields that apply to it."""
+    values = {field: getattr(event, field.name) for field in fields(event)}
+    kept = {field.name: value for field, value in values.items() if not (value is None and field.default is None)}
+    return {"event": KINDS[type(event)], **kept}
