@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from suptickets_ray import load_config, train
-from suptickets_ray.progress.events import TicketMerged
+from suptickets_ray.progress.events import Event, TicketMerged
 
 COMMON = [
     "method.name=static",
@@ -44,7 +44,7 @@ def run(widths: str, cycles: int) -> dict[str, Any]:
     peaks: list[Memory] = []
     merges: list[float] = []
 
-    def watch(event: dict[str, Any]) -> None:
+    def watch(event: Event) -> None:
         if isinstance(event, TicketMerged):
             merges.append(time.monotonic())
             if len(merges) % 8 == 0:

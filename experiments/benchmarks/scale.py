@@ -29,7 +29,7 @@ from suptickets_ray import Ticket, load_config, plan_budget
 from suptickets_ray.config import Config, ModelConfig
 from suptickets_ray.distributed.cluster.event_queue import monitoring, show_events
 from suptickets_ray.distributed.pipeline import exploration
-from suptickets_ray.distributed.pipeline.context import worker_settings
+from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.distributed.pipeline.exploration import Exploration
 from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClient
 from suptickets_ray.progress.events import Event, TicketMerged
@@ -109,7 +109,7 @@ class FakeExplorers:
         """As an actor class."""
         return self
 
-    def remote(self, settings: dict[str, Any]) -> FakeExplorer:
+    def remote(self, context: WorkerContext) -> FakeExplorer:
         """As an actor class."""
         number, self._started = self._started, self._started + 1
         return FakeExplorer(self._hosts[number % len(self._hosts)], number)
@@ -150,12 +150,10 @@ def control_plane(config: Config, explorers: int, cycle_seconds: float, console:
         patch.object(exploration, "Explorer", FakeExplorers(hosts)),
         patch.object(exploration.ray, "kill", lambda actor: None),
     ):
-        settings = worker_settings(config, path, monitor, loaded)
+        context = WorkerContext.create(config, path, monitor, loaded)
         pretrained = ray.put(learner.to_bytes(epoch=0))
-        running = Exploration(
-            config, settings, pretrained, cycles, lambda: show_events(monitor, watch), pretrained_digest=""
-        )
-        merging = SuperposerClient(settings, pretrained, running)
+        running = Exploration(context, pretrained, cycles, lambda: show_events(monitor, watch), pretrained_digest="")
+        merging = SuperposerClient(context, pretrained, running)
         began = time.monotonic()
         with running:
             for key in canonical_order(config.tickets.num_chains, cycles):

@@ -7,7 +7,7 @@ import ray
 
 from suptickets_ray import Ticket, load_config
 from suptickets_ray.distributed.cluster.event_queue import Monitor
-from suptickets_ray.distributed.pipeline.context import worker_settings
+from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.distributed.pipeline.exploration import Exploration
 from suptickets_ray.training.checkpoint import state_digest
 from suptickets_ray.training.data import load_source
@@ -27,10 +27,10 @@ def test_explorers_go_on_while_tickets_wait_and_no_more_than_two_each_stay_in_me
     ]
     config = load_config(None, [*settings, "tickets.num_chains=2"])
     state = ray.put((forked_run / "pretrained.pt").read_bytes())
-    workers = worker_settings(config, str(forked_run), Monitor.remote(), load_source(config.data))
+    context = WorkerContext.create(config, str(forked_run), Monitor.remote(), load_source(config.data))
     cycles = budget_of(config).cycles
     digest = state_digest((forked_run / "pretrained.pt").read_bytes())
-    with Exploration(config, workers, state, cycles, lambda: None, pretrained_digest=digest) as exploration:
+    with Exploration(context, state, cycles, lambda: None, pretrained_digest=digest) as exploration:
         while not exploration.is_done:
             exploration.advance()
         assert len(list(forked_run.glob("tickets/*/*.arrow"))) == 2 * cycles
@@ -46,9 +46,9 @@ def test_explorers_go_on_while_tickets_wait_and_no_more_than_two_each_stay_in_me
 
 def test_a_resumed_exploration_holds_no_state_until_a_cycle_needs_it(finished_run, ray_address):
     config = load_config(f"{finished_run.path}/config.yaml")
-    workers = worker_settings(config, finished_run.path, Monitor.remote(), load_source(config.data))
+    context = WorkerContext.create(config, finished_run.path, Monitor.remote(), load_source(config.data))
     digest = state_digest((Path(finished_run.path) / "pretrained.pt").read_bytes())
-    exploration = Exploration(config, workers, None, budget_of(config).cycles, lambda: None, pretrained_digest=digest)
+    exploration = Exploration(context, None, budget_of(config).cycles, lambda: None, pretrained_digest=digest)
     assert exploration.num_stored == 6
     assert exploration.num_states == 0
     with exploration:

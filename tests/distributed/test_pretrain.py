@@ -97,8 +97,8 @@ def jobs(monkeypatch, tmp_path):
         monkeypatch.setattr(pretrain, "TorchTrainer", fake)
         monkeypatch.setattr(pretrain, "watched", watched)
         monkeypatch.setattr(pretrain, "worker_labels", lambda cluster: {})
-        settings = {"run_path": str(tmp_path), "monitor": monitor}
-        return fake, lambda: pretrain.pretrain(CONFIG, settings, "ray_train", lambda event: None)
+        context = SimpleNamespace(config=CONFIG, run_path=str(tmp_path), monitor=monitor)
+        return fake, lambda: pretrain.pretrain(context, "ray_train", lambda event: None)
 
     return run
 

@@ -1,6 +1,7 @@
 """Superposers that die, played without a cluster: an answer is what Ray would raise, or give."""
 
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -66,8 +67,8 @@ def merged_by(monkeypatch):
     def run(lives, num_tickets):
         superposers = FakeSuperposers(lives)
         monkeypatch.setattr(superposer_client, "Superposer", superposers)
-        settings = {"config": {"cluster": vars(ClusterConfig(superposer_gpus=0.5))}, "monitor": None}
-        merge = SuperposerClient(settings, None, FakeExploration())
+        config = SimpleNamespace(cluster=ClusterConfig(superposer_gpus=0.5))
+        merge = SuperposerClient(SimpleNamespace(config=config, monitor=None), None, FakeExploration())
         for cycle in range(num_tickets):
             merge.merge(0, cycle)
         merge.evaluate()

@@ -10,7 +10,6 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 
-from suptickets_ray.config import Config
 from suptickets_ray.distributed.cluster.capacity import (
     actor_options,
     cancel_machine_request,
@@ -26,6 +25,7 @@ from suptickets_ray.distributed.cluster.retry import RetryBudget, should_retry
 from suptickets_ray.distributed.cluster.shared_storage import StorageProbe
 from suptickets_ray.distributed.cluster.watchdog import StallWatchdog
 from suptickets_ray.distributed.pipeline.chains import Chains
+from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.distributed.pipeline.cycle_order import next_cycle
 from suptickets_ray.distributed.pipeline.explorer import Explorer
 from suptickets_ray.search.keys import exploration_key
@@ -47,8 +47,7 @@ class Exploration:
 
     def __init__(
         self,
-        config: Config,
-        settings: dict[str, Any],
+        context: WorkerContext,
         pretrained: Any,
         cycles: int,
         on_poll: Callable[[], None],
@@ -58,15 +57,15 @@ class Exploration:
         """Reads what earlier starts of the run have finished. Starts no explorer.
 
         Args:
-            config: The recipe.
-            settings: Result of `worker_settings`.
+            context: What is sent to the explorers. Its recipe sets their number.
             pretrained: Object reference of the final state of pretraining.
             cycles: Cycles per chain.
             on_poll: Called a few times a second while waiting.
             pretrained_digest: The `state_digest` of the state in `pretrained`.
         """
-        self._config, self._settings, self._cycles, self._on_poll = config, settings, cycles, on_poll
-        self._store = RunStore(settings["run_path"])
+        config = context.config
+        self._config, self._context, self._cycles, self._on_poll = config, context, cycles, on_poll
+        self._store = RunStore(context.run_path)
         self._tickets: dict[tuple[int, int], Any] = {}
         self._tried: set[tuple[int, int]] = set()
         self._losses: dict[tuple[int, int], int] = {}
@@ -75,8 +74,8 @@ class Exploration:
         self._pinged: dict[Any, Any] = {}
         self._num_explorers = self._num_started = 0
         self._failed_starts = RetryBudget()
-        self._watchdog = StallWatchdog(config.cluster, settings["monitor"], "an explorer")
-        self._storage_probe = StorageProbe(settings["run_path"])
+        self._watchdog = StallWatchdog(config.cluster, context.monitor, "an explorer")
+        self._storage_probe = StorageProbe(context.run_path)
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, Any, Any, int, int]] = {}
         self._nodes: dict[Any, str] = {}
@@ -90,9 +89,7 @@ class Exploration:
         """Chains that start again because their files are damaged or belong to another run."""
         self._first_cycles = dict(self._chains.done)
         # An earlier start may have written points to the TensorBoard folders.
-        self._has_earlier_scalars = any(
-            path.startswith("chain-") for path in RunStore(settings["tensorboard"]).list("")
-        )
+        self._has_earlier_scalars = any(path.startswith("chain-") for path in RunStore(context.tensorboard).list(""))
 
     def __enter__(self) -> Exploration:
         """Starts as many explorers as there is work for."""
@@ -177,7 +174,7 @@ class Exploration:
         if ray.util.get_current_placement_group() is None:  # a Tune trial places explorers in its own bundles
             options["scheduling_strategy"] = "SPREAD"
         sized = Explorer.options(**options, label_selector=worker_labels(cluster) or None)  # type: ignore[attr-defined]
-        explorer = sized.remote(self._settings)
+        explorer = sized.remote(self._context)
         self._starting[explorer.node.remote()] = explorer
 
     def _explorers(self) -> list[Any]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from typing import Any
 
 import pyarrow as pa
 import ray
 
 from suptickets_ray.distributed.cluster.capacity import draining_nodes
-from suptickets_ray.distributed.pipeline.context import start_worker
+from suptickets_ray.distributed.pipeline.context import WorkerContext, start_worker
 from suptickets_ray.distributed.pipeline.result import versions
 from suptickets_ray.process_start import collect_normally
 from suptickets_ray.progress.events import CycleEpochEnded, TicketFinished
@@ -38,8 +37,8 @@ class Explorer:
     A long cycle loses less: it is checkpointed in between. On a draining machine, that is at the end of the epoch.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._worker = start_worker(settings)
+    def __init__(self, context: WorkerContext) -> None:
+        self._worker = start_worker(context)
         self._learner = build_learner(self._worker.config, self._worker.splits, self._worker.device, restores=True)
         self._digest = config_digest(self._worker.config)
         self._node = self.node()

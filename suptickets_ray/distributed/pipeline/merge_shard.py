@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import ray
 
-from suptickets_ray.distributed.pipeline.context import use_driver_paths
+from suptickets_ray.distributed.pipeline.context import WorkerContext, use_driver_paths
 from suptickets_ray.tickets.accumulator import Accumulator
 from suptickets_ray.tickets.averaging import merge
 from suptickets_ray.tickets.rules import Rule
@@ -19,16 +18,16 @@ from suptickets_ray.tickets.ticket import Ticket
 class MergeShard:
     """Merges the named tensors of every ticket, in the order of the calls. Each (chain, cycle) is merged only once."""
 
-    def __init__(self, settings: dict[str, Any], names: Sequence[str], rule: Rule, initial: Accumulator | None) -> None:
+    def __init__(self, context: WorkerContext, names: Sequence[str], rule: Rule, initial: Accumulator | None) -> None:
         """Starts from the pretrained network, or without a network.
 
         Args:
-            settings: Result of `worker_settings`.
+            context: What the driver has sent.
             names: Names of the shard's tensors.
             rule: How tickets are superposed; `prune_at` must be "end".
             initial: The merge before the first ticket; None to start without a network.
         """
-        use_driver_paths(settings)
+        use_driver_paths(context)
         self._names, self._rule, self._seen = frozenset(names), rule, set[tuple[int, int]]()
         self._accumulator = initial and initial.only(self._names)
 

@@ -6,7 +6,6 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import ray
 import ray.train
@@ -16,13 +15,12 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
-from suptickets_ray.config import Config
 from suptickets_ray.distributed.cluster.capacity import resource_shortfall, worker_bundle, worker_labels
 from suptickets_ray.distributed.cluster.errors import has_diverged, is_placement_timeout, is_transient_failure
 from suptickets_ray.distributed.cluster.event_queue import reported_warnings, watched
 from suptickets_ray.distributed.cluster.retry import RetryBudget
 from suptickets_ray.distributed.cluster.watchdog import StallWatchdog
-from suptickets_ray.distributed.pipeline.context import Worker, start_worker
+from suptickets_ray.distributed.pipeline.context import Worker, WorkerContext, start_worker
 from suptickets_ray.process_start import collect_normally
 from suptickets_ray.progress.events import EpochEnded, Event, OnEvent, Waiting
 from suptickets_ray.recipes.load import config_digest
@@ -49,9 +47,7 @@ _MAX_FAILED_JOBS = 10
 """Consecutive failed jobs without new progress after which pretraining fails."""
 
 
-def pretrain(
-    config: Config, settings: dict[str, Any], folder: str, on_event: OnEvent, *, verbose: bool = False
-) -> bytes:
+def pretrain(context: WorkerContext, folder: str, on_event: OnEvent, *, verbose: bool = False) -> bytes:
     """Returns the final state of pretraining. A killed pretraining continues from its last checkpoint.
 
     A failed job is retried if a machine, a process or the storage was lost, or if the job made new progress. A bug in
@@ -59,8 +55,7 @@ def pretrain(
     as long as the recipe says. If other jobs hold the machines, it waits without a limit.
 
     Args:
-        config: The recipe.
-        settings: Result of `worker_settings`.
+        context: What is sent to the ranks.
         folder: Folder of Ray Train's checkpoints, relative to the run's folder.
         on_event: Called with progress events.
         verbose: Whether Ray Train's messages are shown.
@@ -70,12 +65,12 @@ def pretrain(
         RuntimeError: If training fails permanently, with the worker's message. Or if the cluster no longer has
             capacity for it.
     """
-    cluster = config.cluster
-    store = RunStore(settings["run_path"])
+    config, cluster = context.config, context.config.cluster
+    store = RunStore(context.run_path)
     filesystem, location = store.location
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=settings,
+        train_loop_config={"context": context},
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers
             if isinstance(cluster.num_workers, int)
@@ -96,7 +91,7 @@ def pretrain(
             logging_config=ray.train.LoggingConfig(log_level="INFO" if verbose else "CRITICAL"),
         ),
     )
-    retries, watchdog = RetryBudget(_MAX_FAILED_JOBS), StallWatchdog(cluster, settings["monitor"], "pretraining")
+    retries, watchdog = RetryBudget(_MAX_FAILED_JOBS), StallWatchdog(cluster, context.monitor, "pretraining")
 
     def handle_event(event: Event) -> None:
         if isinstance(event, EpochEnded):
@@ -107,7 +102,7 @@ def pretrain(
     while True:
         earlier_progress = retries.max_progress
         try:
-            result = watched(trainer.fit, settings["monitor"], handle_event, "pretraining")
+            result = watched(trainer.fit, context.monitor, handle_event, "pretraining")
             break
         except RuntimeError as error:
             if is_placement_timeout(error.__cause__):
@@ -115,7 +110,7 @@ def pretrain(
                 continue
             if has_diverged(error.__cause__):
                 raise DivergedError(str(error)) from error
-            is_transient = is_transient_failure(error.__cause__, in_object_store="://" in settings["run_path"])
+            is_transient = is_transient_failure(error.__cause__, in_object_store="://" in context.run_path)
             if not retries.record_failure() or not (is_transient or retries.max_progress > earlier_progress):
                 raise
             on_event(Waiting(f"{error}. Pretraining continues from its last checkpoint."))
@@ -132,12 +127,12 @@ def _state_in(checkpoint: Checkpoint) -> bytes:
         return (Path(checkpoint_dir) / STATE_FILE).read_bytes()
 
 
-def train_worker(settings: dict[str, Any]) -> None:
+def train_worker(arguments: dict[str, WorkerContext]) -> None:
     """Runs pretraining on one rank. Rank 0 writes checkpoints, validates, and writes TensorBoard scalars."""
-    worker = start_worker(settings, get_device())
+    worker = start_worker(arguments["context"], get_device())
     config, splits = worker.config, worker.splits
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    job = ray.train.get_context()
+    rank, world_size = job.get_world_rank(), job.get_world_size()
     epochs, epoch_steps = budget_of(config).pretrain_epochs, steps_per_epoch(config, splits)
     learner = build_learner(config, splits, worker.device)
     collect_normally()

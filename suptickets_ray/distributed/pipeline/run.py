@@ -20,7 +20,7 @@ from suptickets_ray.distributed.cluster.event_queue import (
 from suptickets_ray.distributed.cluster.run_lock import check_free, only_process
 from suptickets_ray.distributed.cluster.session import check_address, ray_session
 from suptickets_ray.distributed.cluster.shared_storage import checked_storage
-from suptickets_ray.distributed.pipeline.context import worker_settings
+from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.distributed.pipeline.exploration import Exploration
 from suptickets_ray.distributed.pipeline.result import (
     Clock,
@@ -100,27 +100,26 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     ):
         begin_folder(store, config, data)
         timeline = stack.enter_context(closing(Timeline(store, config_digest(config), clock.began)))
-        settings = worker_settings(config, path, monitor, loaded)
+        context = WorkerContext.create(config, path, monitor, loaded)
         del loaded  # it is in the object store now
         budget = budget_of(config)
         clock.lap("start")
 
         emit(PhaseStarted("pretrain", epochs=budget.pretrain_epochs))
-        state = pretrained_state(config, settings, store, emit, verbose)
+        state = pretrained_state(context, emit, verbose)
         clock.lap("pretrain")
 
         emit(PhaseStarted("explore", chains=config.tickets.num_chains, cycles=budget.cycles))
         pretrained = ray.put(state)
         exploration = Exploration(
-            config,
-            settings,
+            context,
             pretrained,
             budget.cycles,
             lambda: show_events(monitor, emit),
             pretrained_digest=state_digest(state),
         )
         # Created before the explorers, which could otherwise take its GPU.
-        superposer = stack.enter_context(closing(SuperposerClient(settings, pretrained, exploration)))
+        superposer = stack.enter_context(closing(SuperposerClient(context, pretrained, exploration)))
         with exploration:
             if exploration.num_stored:
                 emit(Resumed(f"{exploration.num_stored} finished tickets", exploration.num_stored))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from suptickets_ray.config import Config
+from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.progress.events import OnEvent, Resumed, Warned
 from suptickets_ray.recipes.load import to_yaml
 from suptickets_ray.search.keys import pretraining_key
@@ -36,13 +36,12 @@ def begin_folder(store: RunStore, config: Config, data: str) -> None:
     store.write(DATA_FILE, data.encode())
 
 
-def pretrained_state(
-    config: Config, settings: dict[str, Any], store: RunStore, on_event: OnEvent, verbose: bool
-) -> bytes:
+def pretrained_state(context: WorkerContext, on_event: OnEvent, verbose: bool) -> bytes:
     """Returns the final state of pretraining. Trains it unless an earlier start of the run has finished it."""
+    store = RunStore(context.run_path)
     if store.exists(PRETRAINED_FILE):
         state = store.read(PRETRAINED_FILE)
-        if is_whole(state) and read_progress(state).get("recipe") == int(pretraining_key(config), 16):
+        if is_whole(state) and read_progress(state).get("recipe") == int(pretraining_key(context.config), 16):
             on_event(Resumed("the finished pretraining"))
             store.remove_folder(RAY_TRAIN_FOLDER)  # its checkpoints are needed only by an unfinished pretraining
             return state
@@ -50,7 +49,7 @@ def pretrained_state(
     # Imported here: Ray Train takes seconds to import, and a finished or refused run does not need it.
     from suptickets_ray.distributed.pipeline.pretrain import pretrain
 
-    state = pretrain(config, settings, RAY_TRAIN_FOLDER, on_event, verbose=verbose)
+    state = pretrain(context, RAY_TRAIN_FOLDER, on_event, verbose=verbose)
     store.write(PRETRAINED_FILE, state)
     store.remove_folder(RAY_TRAIN_FOLDER)
     return state

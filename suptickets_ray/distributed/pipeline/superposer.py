@@ -12,7 +12,7 @@ import ray
 import torch
 
 from suptickets_ray.distributed.cluster.event_queue import reported_warnings
-from suptickets_ray.distributed.pipeline.context import start_worker
+from suptickets_ray.distributed.pipeline.context import WorkerContext, start_worker
 from suptickets_ray.distributed.pipeline.result import versions
 from suptickets_ray.progress.events import TicketMerged
 from suptickets_ray.recipes.load import config_digest
@@ -32,15 +32,15 @@ _MAX_OPTIONAL_VALIDATION_SECONDS = 60.0
 class Superposer:
     """Merges tickets in the order of the calls. Single-threaded; each (chain, cycle) is merged only once."""
 
-    def __init__(self, settings: dict[str, Any], pretrained: bytes) -> None:
+    def __init__(self, context: WorkerContext, pretrained: bytes) -> None:
         """Starts from the pretrained network.
 
         Args:
-            settings: Result of `worker_settings`.
+            context: What the driver has sent.
             pretrained: Final state of pretraining.
         """
-        device = torch.device("cuda" if settings["config"]["cluster"]["superposer_gpus"] else "cpu")
-        self._worker = start_worker(settings, device)
+        device = torch.device("cuda" if context.config.cluster.superposer_gpus else "cpu")
+        self._worker = start_worker(context, device)
         config, splits = self._worker.config, self._worker.splits
         provenance = {"run": config.name, "config_digest": config_digest(config), "versions": versions()}
         net = ticket_from_state(pretrained, provenance)

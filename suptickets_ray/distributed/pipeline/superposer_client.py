@@ -10,11 +10,11 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 
-from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed.cluster.capacity import superposer_labels, superposer_shortfall
 from suptickets_ray.distributed.cluster.errors import DEATHS, root_cause
 from suptickets_ray.distributed.cluster.retry import RetryBudget
 from suptickets_ray.distributed.cluster.watchdog import StallWatchdog
+from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.distributed.pipeline.exploration import Exploration
 from suptickets_ray.distributed.pipeline.merge_shard import MergeShard
 from suptickets_ray.distributed.pipeline.superposer import Superposer
@@ -32,22 +32,22 @@ _MAX_PENDING_FOR_VALIDATION = 4
 class SuperposerClient:
     """Controls the superposer. Keeps the order of the tickets so far, so that it can restart a dead superposer."""
 
-    def __init__(self, settings: dict[str, Any], pretrained: Any, exploration: Exploration) -> None:
+    def __init__(self, context: WorkerContext, pretrained: Any, exploration: Exploration) -> None:
         """Starts the superposer.
 
         Args:
-            settings: Result of `worker_settings`.
+            context: What is sent to the superposer.
             pretrained: Object reference of the final state of pretraining.
             exploration: Source of the tickets.
         """
-        self._settings, self._pretrained, self._exploration = settings, pretrained, exploration
+        self._context, self._pretrained, self._exploration = context, pretrained, exploration
         self._order: list[tuple[int, int]] = []
         self._num_submitted = 0
         self._pending: list[Any] = []
         self._num_merged = self._num_validated = 0
         self._deaths = RetryBudget()
-        self._cluster = ClusterConfig(**settings["config"]["cluster"])
-        self._watchdog = StallWatchdog(self._cluster, settings["monitor"], "the superposer")
+        self._cluster = context.config.cluster
+        self._watchdog = StallWatchdog(self._cluster, context.monitor, "the superposer")
         self._last_poll = time.monotonic()
         self._has_answered = False
         self._start()
@@ -177,16 +177,16 @@ class SuperposerClient:
             "label_selector": superposer_labels(self._cluster) or None,
         }
         sized = Superposer.options(**options)  # type: ignore[attr-defined]
-        self._actor = sized.remote(self._settings, self._pretrained)
+        self._actor = sized.remote(self._context, self._pretrained)
         self._pending, self._num_submitted, self._num_merged, self._has_answered = [], 0, 0, False
         self._shards: list[Any] = []
 
     def _start_shards(self) -> None:
         """Starts the merge shards, if the recipe requests more than one."""
-        count = self._settings["config"]["cluster"]["num_merge_shards"]
+        count = self._cluster.num_merge_shards
         if count > 1 and not self._shards:
             initial, rule, sizes = self._wait_for(self._actor.initial_merge.remote())
             spread = MergeShard.options(scheduling_strategy="SPREAD")  # type: ignore[attr-defined]
             self._shards = [
-                spread.remote(self._settings, names, rule, initial) for names in split_into_shards(sizes, count)
+                spread.remote(self._context, names, rule, initial) for names in split_into_shards(sizes, count)
             ]

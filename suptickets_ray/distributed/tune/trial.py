@@ -15,12 +15,12 @@ import torch
 from ray import tune
 
 from suptickets_ray.config import Config
-from suptickets_ray.distributed.pipeline.context import start_worker, use_driver_paths
+from suptickets_ray.distributed.pipeline.context import WorkerContext, start_worker, use_driver_paths
 from suptickets_ray.distributed.pipeline.exploration import Exploration
 from suptickets_ray.distributed.pipeline.result import versions, without_nan
 from suptickets_ray.distributed.tune.leases import leased
 from suptickets_ray.progress.events import TrialFinished
-from suptickets_ray.recipes.load import config_digest, from_dict, to_dict
+from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.search.space import METRICS, config_of, normalize_point, point_key
@@ -36,25 +36,35 @@ SCORES = ("validation_accuracy", "validation_loss")
 Scores = dict[str, float]
 
 
-def run_trial(values: dict[str, Any], search: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class TrialContext:
+    """What the driver sends to every trial of a search."""
+
+    worker: WorkerContext
+    """The search's recipe, its folder, and the data."""
+    lease_server: Any
+    """Handle of the `LeaseServer`."""
+    num_explorers: int
+    """Number of explorers of each trial."""
+
+
+def run_trial(values: dict[str, Any], context: TrialContext) -> None:
     """Runs one point with all its seeds, and reports to Ray Tune after every cycle and at the end.
 
     Seeds that an earlier start of the search has finished are not run again.
 
     Args:
         values: The point from Tune: under the key "point", or key by key.
-        search: The recipe, the path of the search, the result of `worker_settings`, the lease server, and the number of
-            explorers per trial.
+        context: What the driver has sent.
     """
     # Tune waits this long for a stopped trial to end before the next trial reuses its process. Meanwhile explorers are
     # ended, and curves are written to a storage that may be unreachable. After the default of 2 s the next trial fails.
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "120"
-    use_driver_paths(search["worker"])
+    use_driver_paths(context.worker)
     suggested = values.get("point", values)
-    base = from_dict(search["recipe"])
+    base = context.worker.config
     point = normalize_point(suggested, base.superposition.method)
-    files = SearchFiles(search["path"], base)
-    monitor = search["worker"]["monitor"]
+    files = SearchFiles(context.worker.run_path, base)
     cyclic_epochs = budget_of(config_of(base, point)).cyclic_epochs
     stored = [files.row(point, number) for number in range(base.search.num_seeds)]
     rows: list[Scores] = []
@@ -82,14 +92,14 @@ def run_trial(values: dict[str, Any], search: dict[str, Any]) -> None:
 
         for number, row in enumerate(stored):
             if row is None:
-                seed = _Seed(config_of(base, point, number), search, files)
+                seed = _Seed(config_of(base, point, number), context, files)
                 row = seed.run(on_cycle)  # noqa: PLW2901 - replaces the missing row
                 row |= {"point": point, "suggested": suggested, "finished": time.time()}
                 files.write_row(point, number, without_nan(row), seed.superposed)
             rows.append(row)
             means = mean_scores(rows)
             if len(rows) == len(stored):
-                monitor.report.remote(TrialFinished(point, **means))
+                context.worker.monitor.report.remote(TrialFinished(point, **means))
             report(means, len(rows) * cyclic_epochs)
 
 
@@ -127,20 +137,19 @@ class _Seed:
     """One point with one seed."""
 
     config: Config
-    search: dict[str, Any]
+    context: TrialContext
     files: SearchFiles
 
     def __post_init__(self) -> None:
         config, files = self.config, self.files
         self._began = time.monotonic()
-        self._settings = {
-            **self.search["worker"],
-            "config": to_dict(config),
-            "run_path": files.exploration_path(config),
-            "tensorboard": child(files.tensorboard, f"exploration-{exploration_key(config)}"),
-        }
+        tensorboard = child(files.tensorboard, f"exploration-{exploration_key(config)}")
+        sized = replace(config, cluster=replace(config.cluster, num_explorers=self.context.num_explorers))
+        self._own_context = replace(
+            self.context.worker, config=sized, run_path=files.exploration_path(config), tensorboard=tensorboard
+        )
         device = trial_device(config)
-        self._worker = start_worker(self._settings, device)
+        self._worker = start_worker(self._own_context, device)
         self._state = files.pretrained_state(config)
         provenance = {"run": config.name, "config_digest": config_digest(config), "versions": versions()}
         net = ticket_from_state(self._state, provenance)
@@ -199,12 +208,9 @@ class _Seed:
             yield store.get, lambda: 0
             return
         key = exploration_key(config)
-        sized = replace(config, cluster=replace(config.cluster, num_explorers=self.search["explorers_per_trial"]))
-        with leased(self.search["lease_server"], key, str(tune.get_context().get_trial_id())) as lease:
+        with leased(self.context.lease_server, key, str(tune.get_context().get_trial_id())) as lease:
             state = ray.put(self._state)
-            with Exploration(
-                sized, self._settings, state, cycles, lease.check, pretrained_digest=digest
-            ) as exploration:
+            with Exploration(self._own_context, state, cycles, lease.check, pretrained_digest=digest) as exploration:
 
                 def ticket(chain: int, cycle: int) -> Ticket:
                     exploration.advance()

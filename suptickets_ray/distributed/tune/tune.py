@@ -6,6 +6,7 @@ import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ray import tune as ray_tune
@@ -24,14 +25,14 @@ from suptickets_ray.distributed.cluster.run_lock import check_free, only_process
 from suptickets_ray.distributed.cluster.session import check_address, ray_session
 from suptickets_ray.distributed.cluster.shared_storage import check_shared, checked_storage
 from suptickets_ray.distributed.cluster.watchdog import capacity_watch
-from suptickets_ray.distributed.pipeline.context import worker_settings
+from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.distributed.pipeline.result import Clock, RunResult
 from suptickets_ray.distributed.pipeline.stages import as_run_failure, begin_folder, pretrained_state, run_path
 from suptickets_ray.distributed.tune.leases import LeaseServer
 from suptickets_ray.distributed.tune.placement import divide_capacity, find_machines, head_bundle, sized_trial
 from suptickets_ray.distributed.tune.result import conclude, finished_search, num_failed, trial_rows
 from suptickets_ray.distributed.tune.searcher import early_stopping, optuna_searcher, tune_space
-from suptickets_ray.distributed.tune.trial import run_trial
+from suptickets_ray.distributed.tune.trial import TrialContext, run_trial
 from suptickets_ray.progress.events import Event, OnEvent, PhaseStarted, Resumed, TicketFinished, Waiting, Warned
 from suptickets_ray.progress.log import EventLog
 from suptickets_ray.recipes.declarations import all_keys
@@ -106,14 +107,14 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
         with monitoring() as monitor, as_run_failure():
             files.begin()
             begin_folder(files.store, config, data)
-            settings = worker_settings(config, files.path, monitor, loaded)
+            context = WorkerContext.create(config, files.path, monitor, loaded)
             del loaded
             clock.lap("start")
-            _pretrain_all(plan, files, settings, watch, verbose)
+            _pretrain_all(plan, files, context, watch, verbose)
             clock.lap("pretrain")
             watch(PhaseStarted("search", trials=plan.num_trials))
-            parameters = _parameters(plan, files, settings, explorers)
-            grid = _fit(plan, files, earlier, parameters, concurrency, monitor, watch, verbose)
+            trial = TrialContext(context, start_local_actor(LeaseServer), explorers)
+            grid = _fit(plan, files, earlier, trial, concurrency, monitor, watch, verbose)
             clock.lap("search")
     return RunResult(files.path, conclude(plan, files, trial_rows(plan, files, grid), clock, warnings), resumed=False)
 
@@ -142,9 +143,9 @@ def trainable(config: Config) -> Any:
     files.begin()
     begin_folder(files.store, config, data)
     monitor = start_local_actor(Monitor)
-    settings = worker_settings(config, files.path, monitor, loaded)
-    _pretrain_all(plan, files, settings, lambda event: None, verbose=False)
-    return _trainable(config, _parameters(plan, files, settings, explorers))
+    context = WorkerContext.create(config, files.path, monitor, loaded)
+    _pretrain_all(plan, files, context, lambda event: None, verbose=False)
+    return _trainable(TrialContext(context, start_local_actor(LeaseServer), explorers))
 
 
 def param_space(config: Config) -> dict[str, Any]:
@@ -208,25 +209,14 @@ def _wait_for_placement(plan: SearchPlan, on_wait: Callable[[str], None]) -> tup
     return divide()
 
 
-def _parameters(plan: SearchPlan, files: SearchFiles, settings: dict[str, Any], explorers: int) -> dict[str, Any]:
-    """Returns the parameters that every trial receives beside its point."""
-    return {
-        "recipe": to_dict(plan.config),
-        "path": files.path,
-        "worker": settings,
-        "lease_server": start_local_actor(LeaseServer),
-        "explorers_per_trial": explorers,
-    }
-
-
-def _trainable(config: Config, parameters: dict[str, Any]) -> Any:
-    """Returns the function of a trial, with its parameters and resource bundles."""
-    trial = ray_tune.with_parameters(run_trial, search=parameters)
-    return sized_trial(config.cluster, trial, parameters["explorers_per_trial"])
+def _trainable(context: TrialContext) -> Any:
+    """Returns the function of a trial, with its context and resource bundles."""
+    trial = ray_tune.with_parameters(run_trial, context=context)
+    return sized_trial(context.worker.config.cluster, trial, context.num_explorers)
 
 
 def _pretrain_all(
-    plan: SearchPlan, files: SearchFiles, settings: dict[str, Any], on_event: OnEvent, verbose: bool
+    plan: SearchPlan, files: SearchFiles, context: WorkerContext, on_event: OnEvent, verbose: bool
 ) -> None:
     """Trains every pretrained network once, one at a time, before any trial could take the CPUs."""
     needed = plan.pretrainings()
@@ -234,12 +224,8 @@ def _pretrain_all(
         path = files.pretrained_path(config)
         epochs = budget_of(config).pretrain_epochs
         on_event(PhaseStarted("pretrain", epochs=epochs, number=number + 1, of=len(needed)))
-        pretraining_settings = {
-            **settings,
-            "config": to_dict(config),
-            "run_path": path,
-            "tensorboard": child(files.tensorboard, f"pretraining-{pretraining_key(config)}"),
-        }
+        tensorboard = child(files.tensorboard, f"pretraining-{pretraining_key(config)}")
+        own_context = replace(context, config=config, run_path=path, tensorboard=tensorboard)
         is_stored = False
 
         def handle_event(event: Event) -> None:
@@ -248,7 +234,7 @@ def _pretrain_all(
             on_event(event)
 
         try:
-            pretrained_state(config, pretraining_settings, RunStore(path), handle_event, verbose)
+            pretrained_state(own_context, handle_event, verbose)
         except DivergedError as error:  # only the trials that need this network fail
             RunStore(path).write(DIVERGED_FILE, str(error).encode())
             on_event(Warned(str(error)))
@@ -260,7 +246,7 @@ def _fit(
     plan: SearchPlan,
     files: SearchFiles,
     earlier: Mapping[str, Any] | None,
-    parameters: dict[str, Any],
+    trial: TrialContext,
     concurrency: int,
     monitor: Any,
     on_event: OnEvent,
@@ -278,7 +264,7 @@ def _fit(
     filesystem, location = files.store.location
     with _tune_loggers_disabled():
         tuner = ray_tune.Tuner(
-            _trainable(plan.config, parameters),
+            _trainable(trial),
             param_space=space,
             tune_config=ray_tune.TuneConfig(
                 metric=plan.metric,
