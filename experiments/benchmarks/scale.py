@@ -28,7 +28,7 @@ from rich.console import Console
 from suptickets_ray import Ticket, load_config, plan_budget
 from suptickets_ray.config import Config, ModelConfig
 from suptickets_ray.distributed.cluster.event_queue import monitoring, show_events
-from suptickets_ray.distributed.pipeline import exploration
+from suptickets_ray.distributed.pipeline import explorer_pool
 from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.distributed.pipeline.exploration import Exploration
 from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClient
@@ -147,8 +147,8 @@ def control_plane(config: Config, explorers: int, cycle_seconds: float, console:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with (
         monitoring() as monitor,
-        patch.object(exploration, "Explorer", FakeExplorers(hosts)),
-        patch.object(exploration.ray, "kill", lambda actor: None),
+        patch.object(explorer_pool, "Explorer", FakeExplorers(hosts)),
+        patch.object(explorer_pool.ray, "kill", lambda actor: None),
     ):
         context = WorkerContext.create(config, path, monitor, loaded)
         pretrained = ray.put(learner.to_bytes(epoch=0))

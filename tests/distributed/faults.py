@@ -18,8 +18,9 @@ from ray.cluster_utils import Cluster
 
 from suptickets_ray import load_config, train
 from suptickets_ray.config import ClusterConfig
+from suptickets_ray.distributed.cluster import polling
 from suptickets_ray.distributed.cluster.capacity import actor_options, explorer_bundle, worker_capacity, worker_labels
-from suptickets_ray.distributed.pipeline import exploration, superposer_client
+from suptickets_ray.distributed.pipeline import superposer_client
 from suptickets_ray.distributed.pipeline.superposer import Superposer
 from suptickets_ray.distributed.tune.tune import tune
 from suptickets_ray.progress.events import EpochEnded, Resumed, TicketFinished, Waiting
@@ -173,11 +174,11 @@ def preemption_with_notice(faults):
     alone = ["cluster.explorer_resources={spot: 0.01}", "cluster.num_explorers=1"]
     config = faults.fork("preemption", overrides=alone)
     # However fast the machine is: the notice is seen before all cycles are done.
-    usual, exploration._CLUSTER_POLL_SECONDS = exploration._CLUSTER_POLL_SECONDS, 0.2
+    usual, polling.CLUSTER_POLL_SECONDS = polling.CLUSTER_POLL_SECONDS, 0.2
     try:
         superposed, seen = run_with_fault(config, drain, TicketFinished)
     finally:
-        exploration._CLUSTER_POLL_SECONDS = usual
+        polling.CLUSTER_POLL_SECONDS = usual
     there = [event.began for event in seen if isinstance(event, TicketFinished) and event.node == node]
     faults.cluster.remove_node(faults.nodes.pop(0), False)
     return {

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from suptickets_ray import load_config
+from suptickets_ray.distributed.cluster import polling
 from suptickets_ray.distributed.pipeline import explorer as explorer_module
 from suptickets_ray.progress.events import CycleEpochEnded
 from suptickets_ray.tickets.run_folder import chain_state_path, partial_state_path
@@ -30,7 +31,7 @@ def explorer(tmp_path, monkeypatch):
 
     def made(ends_after=None, under_notice=False, long_cycles=False):
         monkeypatch.setattr(explorer_module, "draining_nodes", lambda: {"here"} if under_notice else set())
-        monkeypatch.setattr(explorer_module, "_CLUSTER_POLL_SECONDS", -1.0)
+        monkeypatch.setattr(polling, "CLUSTER_POLL_SECONDS", -1.0)
         monkeypatch.setattr(explorer_module, "_CHECKPOINT_SECONDS", -1.0 if long_cycles else 1e9)
         one = object.__new__(explorer_module.Explorer.__ray_metadata__.modified_class)
         one.epochs = []

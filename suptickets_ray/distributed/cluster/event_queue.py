@@ -12,9 +12,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from suptickets_ray.distributed.cluster.errors import root_cause
+from suptickets_ray.distributed.cluster.polling import POLL_SECONDS
 from suptickets_ray.progress.events import Event, OnEvent, Warned
-
-_POLL_SECONDS = 0.2
 
 
 @ray.remote(num_cpus=0)
@@ -93,7 +92,7 @@ def watched(
     thread = threading.Thread(target=run, name=what, daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(_POLL_SECONDS)
+        thread.join(POLL_SECONDS)
         show_events(monitor, on_event)
         on_poll()
     if "error" in outcome:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import ray
 
 from suptickets_ray.distributed.cluster.capacity import draining_nodes
+from suptickets_ray.distributed.cluster.polling import ClusterPollTimer
 from suptickets_ray.distributed.pipeline.context import WorkerContext, start_worker
 from suptickets_ray.distributed.pipeline.result import versions
 from suptickets_ray.process_start import collect_normally
@@ -24,8 +25,6 @@ from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import budget_of, build_learner, steps_per_epoch
 from suptickets_ray.training.tensorboard import Scalars
 
-_CLUSTER_POLL_SECONDS = 3.0
-"""Time between two polls whether the explorer's machine is draining."""
 _CHECKPOINT_SECONDS = 300.0
 """Time between two checkpoints within a cycle. A checkpoint is written at the end of an epoch."""
 
@@ -148,14 +147,13 @@ class _CheckpointTimer:
             is_stored: Whether the storage has a checkpoint of the cycle.
         """
         self._node, self.is_stored = node, is_stored
-        self._last_checkpoint = self._last_poll = time.monotonic()
+        self._last_checkpoint, self._poll_timer = time.monotonic(), ClusterPollTimer()
 
     def is_due(self) -> bool:
         """Returns whether a checkpoint is due. The caller then writes it."""
         now = time.monotonic()
         is_due = now - self._last_checkpoint > _CHECKPOINT_SECONDS
-        if not is_due and now - self._last_poll > _CLUSTER_POLL_SECONDS:
-            self._last_poll = now
+        if not is_due and self._poll_timer.is_due():
             is_due = self._node in draining_nodes()
         if is_due:
             self._last_checkpoint, self.is_stored = now, True

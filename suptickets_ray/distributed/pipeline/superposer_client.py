@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,6 +11,7 @@ from ray.exceptions import ObjectLostError, RayTaskError
 
 from suptickets_ray.distributed.cluster.capacity import superposer_labels, superposer_shortfall
 from suptickets_ray.distributed.cluster.errors import DEATHS, root_cause
+from suptickets_ray.distributed.cluster.polling import POLL_SECONDS, ClusterPollTimer
 from suptickets_ray.distributed.cluster.retry import RetryBudget
 from suptickets_ray.distributed.cluster.watchdog import StallWatchdog
 from suptickets_ray.distributed.pipeline.context import WorkerContext
@@ -20,9 +20,6 @@ from suptickets_ray.distributed.pipeline.merge_shard import MergeShard
 from suptickets_ray.distributed.pipeline.superposer import Superposer
 from suptickets_ray.tickets.accumulator import split_into_shards
 
-_POLL_SECONDS = 0.2
-_CLUSTER_POLL_SECONDS = 3.0
-"""Time between two checks whether a machine fits the superposer."""
 _MAX_PENDING = 8
 """Tickets that are submitted but not merged yet. The object store holds each of them until it is merged."""
 _MAX_PENDING_FOR_VALIDATION = 4
@@ -48,7 +45,7 @@ class SuperposerClient:
         self._deaths = RetryBudget()
         self._cluster = context.config.cluster
         self._watchdog = StallWatchdog(self._cluster, context.monitor, "the superposer")
-        self._last_poll = time.monotonic()
+        self._poll_timer = ClusterPollTimer()
         self._has_answered = False
         self._start()
 
@@ -136,20 +133,19 @@ class SuperposerClient:
 
     def _wait_for(self, answer: Any) -> Any:
         """Returns the superposer's answer. Explorers receive new cycles while it waits."""
-        while not ray.wait([answer], timeout=_POLL_SECONDS)[0]:
+        while not ray.wait([answer], timeout=POLL_SECONDS)[0]:
             self._exploration.advance()
             self._poll_cluster()
         self._has_answered = True
         return ray.get(answer)
 
     def _poll_cluster(self) -> None:
-        """Checks whether a superposer that has not answered yet can start, at most once per `_CLUSTER_POLL_SECONDS`.
+        """Checks whether a superposer that has not answered yet can start. Polls at most once per interval.
 
         Raises:
             RuntimeError: If no machine has fit the superposer for too long.
         """
-        if time.monotonic() - self._last_poll >= _CLUSTER_POLL_SECONDS:
-            self._last_poll = time.monotonic()
+        if self._poll_timer.is_due():
             is_stalled = not self._has_answered
             self._watchdog.poll(is_stalled, superposer_shortfall(self._cluster) if is_stalled else None)
 

@@ -11,9 +11,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from suptickets_ray.distributed.cluster.polling import POLL_SECONDS
+
 LEASE_SECONDS = 20.0
 """Time without a renewal after which a holder counts as dead or stopped."""
-_POLL_SECONDS = 0.3
 _RENEWALS_PER_LEASE = 5
 """Renewals within the time after which a holder would count as dead."""
 
@@ -103,7 +104,7 @@ def leased(lease_server: Any, key: str, holder: str, lease_seconds: float = LEAS
         lease_seconds: The `lease_seconds` of the server.
     """
     while not ray.get(lease_server.acquire.remote(key, holder)):
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
     try:
         with Lease(lease_server, key, holder, lease_seconds) as lease:
             yield lease
