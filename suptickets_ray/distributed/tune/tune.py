@@ -36,7 +36,6 @@ from suptickets_ray.distributed.tune.trial import TrialContext, run_trial
 from suptickets_ray.progress.events import Event, OnEvent, PhaseStarted, Resumed, TicketFinished, Waiting, Warned
 from suptickets_ray.progress.log import EventLog
 from suptickets_ray.recipes.declarations import all_keys
-from suptickets_ray.recipes.load import to_dict
 from suptickets_ray.recipes.resolve import resolve
 from suptickets_ray.search.files import DIVERGED_FILE, SearchFiles
 from suptickets_ray.search.keys import pretraining_key
