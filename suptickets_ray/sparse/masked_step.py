@@ -54,6 +54,8 @@ class MaskedStep:
         self._has_foreign_state = False
         self._rewritten: set[str] = set()
         """Layers that this step has written completely."""
+        self._written: dict[str, tuple[int, int]] = {}
+        """Version and address of each weight after the last step."""
         self._register()
 
     def _register(self) -> None:
@@ -63,14 +65,18 @@ class MaskedStep:
             self.optimizer.register_state_dict_post_hook(self._with_dense_state),
             self.optimizer.register_load_state_dict_post_hook(self._state_was_loaded),
         ]
+        # A copied or pickled optimizer has no hooks, so it cannot step gathered state.
+        self.optimizer.__dict__["__getstate__"] = self._plain_optimizer
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MaskedStep:
         """Returns a copy attached to the copy of the optimizer, because torch copies an optimizer without its hooks."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
-        attributes = {name: value for name, value in vars(self).items() if name not in ("_hooks", "_masked")}
+        attributes = {
+            name: value for name, value in vars(self).items() if name not in ("_hooks", "_masked", "_written")
+        }
         vars(copied).update({name: copy.deepcopy(value, memo) for name, value in attributes.items()})
-        copied._masked = {}  # identities of the original's gradients
+        copied._masked, copied._written = {}, {}  # identities of the original's tensors
         copied._register()
         return copied
 
@@ -126,6 +132,17 @@ class MaskedStep:
                 if self.layer_masks[name].count < parameter.numel():
                     self._masked[name] = (id(parameter.grad), parameter.grad._version)
 
+    @torch.no_grad()
+    def mask_foreign_writes(self) -> None:
+        """Masks the weights that other code has written since the last step.
+
+        Writes through `.data` in place or NumPy change neither version nor address; the next step masks them.
+        """
+        for name, parameter in self._parameters.items():
+            if self._written.get(name) != _version(parameter):
+                self.layer_masks[name].fill_(parameter)
+                self._written[name] = _version(parameter)
+
     def has_masked_gradients(self) -> bool:
         """Whether no gradient has changed since `mask_gradients`, so that nothing is known off the masks."""
         unchanged = [
@@ -141,6 +158,7 @@ class MaskedStep:
             self._spread_state(name)
         for hook in self._hooks:
             hook.remove()
+        self.optimizer.__dict__.pop("__getstate__", None)
 
     def _state_was_loaded(self, optimizer: Optimizer) -> None:
         # Masked in the next step, because its masks may be loaded later.
@@ -201,6 +219,7 @@ class MaskedStep:
                     self.layer_masks[name].fill_(parameter)
                 for tensor in () if self._elementwise else self._state_tensors(parameter):
                     self.layer_masks[name].fill_(tensor)
+                self._written[name] = _version(parameter)
         self._rewritten.clear()
 
     def _is_skipped(self) -> bool:
@@ -254,12 +273,15 @@ class MaskedStep:
 
     def _spread_state(self, name: str) -> None:
         """Restores the weight's shape of a gathered layer's state."""
-        parameter, layer_mask = self._parameters[name], self.layer_masks.get(name)
-        if layer_mask is None or layer_mask.positions is None or parameter not in self.optimizer.state:
-            return
-        state = self.optimizer.state[parameter]
-        for key, value in state.items():
-            state[key] = self._spread(value, parameter, layer_mask)
+        if name in self.layer_masks and (parameter := self._parameters[name]) in self.optimizer.state:
+            self.optimizer.state[parameter].update(self._dense_state(name, self.optimizer.state[parameter]))
+
+    def _dense_state(self, name: str | None, state: dict[str, Any]) -> dict[str, Any]:
+        """Returns a layer's state with the weight's shape; the state of other parameters as it is."""
+        if name is None:
+            return state
+        parameter, layer_mask = self._parameters[name], self.layer_masks[name]
+        return {key: self._spread(value, parameter, layer_mask) for key, value in state.items()}
 
     def _spread(self, value: Any, parameter: Parameter, layer_mask: LayerMask) -> Any:
         if not isinstance(value, Tensor) or value.shape != (layer_mask.count,) or layer_mask.positions is None:
@@ -269,15 +291,22 @@ class MaskedStep:
         layer_mask.scatter_(dense, value)
         return dense
 
+    def _plain_optimizer(self) -> dict[str, Any]:
+        """Returns the attributes of a copy of the optimizer, whose state has the weights' shapes."""
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        state = defaultdict(
+            dict, {p: self._dense_state(names.get(id(p)), of_one) for p, of_one in self.optimizer.state.items()}
+        )
+        return {**type(self.optimizer).__getstate__(self.optimizer), "state": state}
+
     def _with_dense_state(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Returns the state with the weights' shapes, as without masks; any optimizer of this class can load it."""
         names = {id(parameter): name for name, parameter in self._parameters.items()}
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        state = dict(state_dict["state"])
-        for index, parameter in enumerate(parameters):
-            if index in state and id(parameter) in names:
-                layer_mask = self.layer_masks[names[id(parameter)]]
-                state[index] = {key: self._spread(value, parameter, layer_mask) for key, value in state[index].items()}
+        state = {
+            index: self._dense_state(names.get(id(parameters[index])), of_one) if index < len(parameters) else of_one
+            for index, of_one in state_dict["state"].items()
+        }
         return {**state_dict, "state": state}
 
     def _state_tensors(self, parameter: Parameter) -> Iterator[Tensor]:
@@ -285,3 +314,8 @@ class MaskedStep:
         for value in self.optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 yield value
+
+
+def _version(parameter: Parameter) -> tuple[int, int]:
+    """Returns numbers that change when other code writes to the parameter, or replaces its data."""
+    return parameter._version, parameter.data_ptr()

@@ -199,6 +199,7 @@ class Sparsifier:
         """
         if not self._attached:
             return False
+        self._masked_step.mask_foreign_writes()
         if self._masked_step.num_steps == self.num_steps:
             self._accept_skipped()
             self._gradients = None

@@ -995,6 +995,40 @@ def test_what_others_write_into_the_weights_is_masked_at_the_next_step(write, wi
             assert not sparsifier.parameters[name].detach()[~mask].any()
 
 
+@pytest.mark.parametrize("width", [64, 16_384], ids=["masked", "gathered"])
+@pytest.mark.parametrize("write", ["load_state_dict", "data", "init", "second optimizer"])
+def test_what_others_write_after_the_optimizers_step_is_masked_by_step(write, width):
+    def step_second(model, first):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+    model, optimizer, sparsifier = build(method="static", density=0.1, width=width)
+    first = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    for step in range(3):
+        train_step(model, optimizer, sparsifier, step)
+    optimizer.step()
+    {**WRITES, "second optimizer": step_second}[write](model, first)
+    sparsifier.step()
+    for name, mask in sparsifier.masks.items():
+        assert not sparsifier.parameters[name].detach()[~mask].any()
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])
+@pytest.mark.parametrize("width", [64, 16_384], ids=["masked", "gathered"])
+def test_a_copy_of_model_and_optimizer_alone_trains_densely(width, copy_of):
+    model, optimizer, sparsifier = build(method="static", density=0.1, width=width)
+    train_step(model, optimizer, sparsifier, 0)
+    copied, copied_optimizer = copy_of((model, optimizer))
+    assert as_bits(copied_optimizer.state_dict()["state"]) == as_bits(optimizer.state_dict()["state"])
+    for parameter in copied.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    copied_optimizer.step()
+    assert all(bool(parameter.all()) for parameter in copied.parameters() if parameter.ndim > 1)
+    sparsifier.detach()
+    assert "__getstate__" not in vars(optimizer)
+
+
 def test_a_parameter_that_was_replaced_is_refused_by_name():
     model, optimizer, sparsifier = build(method="static")
     train_step(model, optimizer, sparsifier, 0)
