@@ -35,12 +35,17 @@ def test_explorers_go_on_while_tickets_wait_and_no_more_than_two_each_stay_in_me
             exploration.advance()
         assert len(list(forked_run.glob("tickets/*/*.arrow"))) == 2 * cycles
         assert exploration.num_in_memory == 4
+        logits = []
         for chain in (0, 1):
             for cycle in range(cycles):
-                ticket = Ticket.from_arrow(ray.get(exploration.ticket(chain, cycle)))
+                finished = exploration.ticket(chain, cycle)
+                ticket = Ticket.from_arrow(ray.get(finished.table))
+                if finished.logits is not None:
+                    logits.append({split: tuple(values.shape) for split, values in ray.get(finished.logits).items()})
                 assert (ticket.provenance["chain"], ticket.provenance["cycle"]) == (chain, cycle)
         assert exploration.num_in_memory == 0
         assert exploration.num_states == 0
+    assert logits == [{"validation": (297, 10), "test": (1000, 10)}] * 4  # of the tickets in memory
     assert cycles == 4
 
 
@@ -52,4 +57,4 @@ def test_a_resumed_exploration_holds_no_state_until_a_cycle_needs_it(finished_ru
     assert exploration.num_stored == 6
     assert exploration.num_states == 0
     with exploration:
-        assert Ticket.from_arrow(ray.get(exploration.ticket(2, 1))).provenance["cycle"] == 1
+        assert Ticket.from_arrow(ray.get(exploration.ticket(2, 1).table)).provenance["cycle"] == 1

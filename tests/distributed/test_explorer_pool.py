@@ -30,7 +30,7 @@ class FakeExplorer:
 
     def _run(self, *arguments):
         self.cycles.append(Answer())
-        return "table", "state", self.cycles[-1]
+        return "table", "state", "logits", self.cycles[-1]
 
 
 class Cluster:
@@ -113,7 +113,7 @@ def test_a_finished_cycle_makes_its_explorer_idle(pool, cluster):
     pool.run_cycle("start", 1, 0, again=False)
     pool.run_cycle("start", 2, 0, again=False)
     assert (pool.has_idle, pool.busy_chains) == (False, [1, 2])
-    assert answers(pool, cluster.started[1].cycles[0], True) == CycleFinished(1, 0, "table", "state")
+    assert answers(pool, cluster.started[1].cycles[0], True) == CycleFinished(1, 0, "table", "state", "logits")
     assert (pool.has_idle, pool.busy_chains) == (True, [2])
 
 

@@ -8,12 +8,13 @@ from ray.exceptions import ActorDiedError
 
 from suptickets_ray.config import ClusterConfig
 from suptickets_ray.distributed.pipeline import superposer_client
+from suptickets_ray.distributed.pipeline.exploration import FinishedTicket
 from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClient
 
 
 class FakeExploration:
     def ticket(self, chain, cycle):
-        return chain, cycle
+        return FinishedTicket("table", "logits")
 
     def forget_tickets(self):
         raise AssertionError("none was lost")
@@ -42,12 +43,12 @@ class FakeActor:
         self.owner, self.life, self.merge, self.evaluate = owner, life, self, self
 
     def remote(self, *arguments):
-        if not arguments:
+        if len(arguments) == 1:  # the threads of an evaluation
             return ("table", {}) if self.life else ActorDiedError()
         if not self.life:
             return ActorDiedError()
         self.life -= 1
-        self.owner.merged.append(arguments[1:3])
+        self.owner.merged.append(arguments[2:4])
         return {}
 
 

@@ -267,3 +267,8 @@ def _local_cpus(config: ClusterConfig) -> int:
     """Returns the number of CPUs of a local Ray. Ray's CPUs are logical, so every request can be satisfied."""
     wanted = max(config.max_workers, config.num_explorers or 1) * config.cpus_per_worker
     return max(os.cpu_count() or 1, wanted)
+
+
+def idle_cores(config: ClusterConfig) -> int:
+    """Returns the cores that a single process may use while no worker computes: all of a local Ray's machine."""
+    return config.cpus_per_worker if cluster_address(config) else len(os.sched_getaffinity(0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -25,6 +25,15 @@ from suptickets_ray.tickets.store import Origin, RunStore, TicketStore
 
 _TICKETS_IN_FLIGHT = 2
 """Finished tickets per explorer that wait in the object store for the superposer. Others wait in the storage."""
+
+
+class FinishedTicket(NamedTuple):
+    """A ticket that is finished."""
+
+    table: Any
+    """Object reference of its Arrow table."""
+    logits: Any = None
+    """Object reference of its logits on validation and test; None for a ticket from the storage."""
 
 
 class Exploration:
@@ -60,7 +69,7 @@ class Exploration:
         self._store = RunStore(context.run_path)
         self._pool = ExplorerPool(context, num_chains)
         self._chains = Chains(self._store, num_chains, cycles, pretrained, origin)
-        self._tickets: dict[tuple[int, int], Any] = {}
+        self._tickets: dict[tuple[int, int], FinishedTicket] = {}
         self._tried: set[tuple[int, int]] = set()
         self._losses: dict[tuple[int, int], int] = {}
         """Number of losses by (chain, cycle). Losses after a preemption notice do not count."""
@@ -111,10 +120,10 @@ class Exploration:
         """Whether every cycle of every chain is finished."""
         return not self._chains.num_unfinished
 
-    def ticket(self, chain: int, cycle: int) -> Any:
-        """Returns the object reference of a ticket's Arrow table. Waits until its cycle is finished.
+    def ticket(self, chain: int, cycle: int) -> FinishedTicket:
+        """Returns a ticket. Waits until its cycle is finished.
 
-        The reference is not kept, so that memory does not grow with the number of tickets.
+        The references are not kept, so that memory does not grow with the number of tickets.
 
         Raises:
             RuntimeError: If a cycle fails permanently.
@@ -124,7 +133,7 @@ class Exploration:
             self._collect(POLL_SECONDS)
         if (chain, cycle) in self._tickets:
             return self._tickets.pop((chain, cycle))
-        return ray.put(TicketStore(self._store).get(chain, cycle).to_arrow())
+        return FinishedTicket(ray.put(TicketStore(self._store).get(chain, cycle).to_arrow()))
 
     def advance(self) -> None:
         """Collects finished cycles and assigns new ones, without waiting. Call it while waiting for other work.
@@ -170,9 +179,9 @@ class Exploration:
         """
         key, what = (end.chain, end.cycle), f"cycle {end.cycle} of chain {end.chain}"
         match end:
-            case CycleFinished(table=table, state=state):
+            case CycleFinished(table=table, state=state, logits=logits):
                 if len(self._tickets) < _TICKETS_IN_FLIGHT * self._pool.peak_size:
-                    self._tickets[key] = table
+                    self._tickets[key] = FinishedTicket(table, logits)
                 self._chains.finish(end.chain, end.cycle + 1, state)
             case CycleLost(error=error, was_preempted=was_preempted):
                 losses = self._losses[key] = self._losses.get(key, 0) + (not was_preempted)

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pyarrow as pa
 import ray
+from torch import Tensor
 
 from suptickets_ray.distributed.cluster.capacity import draining_nodes
 from suptickets_ray.distributed.cluster.polling import ClusterPollTimer
@@ -17,11 +18,12 @@ from suptickets_ray.process_start import collect_normally
 from suptickets_ray.progress.events import CycleEpochEnded, TicketFinished
 from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.search.keys import exploration_key
+from suptickets_ray.superposition.ticket_scores import EVALUATED_SPLITS
 from suptickets_ray.tickets.run_folder import chain_state_path, partial_state_path
 from suptickets_ray.tickets.store import TicketStore
 from suptickets_ray.training.checkpoint import read_progress, state_digest
 from suptickets_ray.training.cycle import cycle_lr, run_cycle
-from suptickets_ray.training.evaluation import evaluate
+from suptickets_ray.training.evaluation import predict, score
 from suptickets_ray.training.loop import budget_of, build_learner, steps_per_epoch
 from suptickets_ray.training.tensorboard import Scalars
 
@@ -47,10 +49,13 @@ class Explorer:
         """Returns the id of the explorer's machine. An answer also shows that the explorer is ready."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def run_cycle(self, state: bytes, chain: int, cycle: int, again: bool) -> tuple[pa.Table, bytes, bool]:
-        """Returns the cycle's ticket as an Arrow table, the state that the chain's next cycle starts from, and True.
+    def run_cycle(
+        self, state: bytes, chain: int, cycle: int, again: bool
+    ) -> tuple[pa.Table, bytes, dict[str, Tensor], bool]:
+        """Returns the ticket as an Arrow table, the state of the chain's next cycle, the ticket's logits, and True.
 
-        The driver waits for the last value without fetching the two large ones. Ticket and state are also stored, the
+        The driver waits for the last value without fetching the large ones. The logits, on validation and test, serve
+        the superposer, which otherwise computes them again. Ticket and state are also stored, the
         ticket first: if a state exists, its ticket exists, too.
 
         Args:
@@ -85,7 +90,8 @@ class Explorer:
                 scalars.write_layer_densities(first_step + step, self._learner.sparsifier.masks)
 
             run_cycle(self._learner, config, worker.splits, chain, cycle, on_epoch, on_update, first_epoch)
-            validation = evaluate(self._learner.model, worker.splits.validation)
+            logits = {name: predict(self._learner.model, getattr(worker.splits, name)) for name in EVALUATED_SPLITS}
+            validation = score(logits["validation"], worker.splits.validation.all_labels())
             scalars.write(
                 first_step + tickets.cycle_epochs * epoch_steps,
                 validation__accuracy=validation["accuracy"],
@@ -115,7 +121,7 @@ class Explorer:
             worker.store.delete(partial_state_path(chain))
         accuracy = validation["accuracy"]
         worker.send(TicketFinished(chain, cycle, accuracy, self._node, os.getpid(), began, ended=time.time()))
-        return ticket.to_arrow(), state, True
+        return ticket.to_arrow(), state, logits, True
 
     def _partial_state(self, cycle: int, epochs: int, parent: str) -> bytes:
         """Returns the state after some epochs of a cycle. `parent` is stored as a number: states contain no text."""

@@ -39,6 +39,8 @@ class CycleFinished:
     """Object reference of the ticket's Arrow table."""
     state: Any
     """Object reference of the state that the chain's next cycle starts from."""
+    logits: Any
+    """Object reference of the ticket's logits on both splits."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class _Job:
     cycle: int
     table: Any
     state: Any
+    logits: Any
 
 
 class ExplorerPool:
@@ -133,8 +136,9 @@ class ExplorerPool:
     def run_cycle(self, state: Any, chain: int, cycle: int, again: bool) -> None:
         """Starts a cycle on an idle explorer; see `Explorer.run_cycle`. There must be one."""
         explorer = self._idle.pop()
-        table, next_state, done = explorer.run_cycle.options(num_returns=3).remote(state, chain, cycle, again)
-        self._busy[done] = _Job(explorer, chain, cycle, table, next_state)
+        results = explorer.run_cycle.options(num_returns=4).remote(state, chain, cycle, again)
+        table, next_state, logits, done = results
+        self._busy[done] = _Job(explorer, chain, cycle, table, next_state, logits)
 
     def wait(self, seconds: float) -> list[Any]:
         """Waits up to `seconds` for an answer of any explorer. Returns the answers, each for one call of `take`."""
@@ -175,7 +179,7 @@ class ExplorerPool:
             self._idle.append(job.explorer)
             return CycleFailed(job.chain, job.cycle, error)
         self._set_idle_or_retire(job.explorer)
-        return CycleFinished(job.chain, job.cycle, job.table, job.state)
+        return CycleFinished(job.chain, job.cycle, job.table, job.state, job.logits)
 
     def poll(self, num_unfinished: int) -> None:
         """Detects new and draining machines, and a stall. Polls the cluster at most once per interval.

@@ -17,6 +17,7 @@ from suptickets_ray.distributed.pipeline.result import versions
 from suptickets_ray.progress.events import TicketMerged
 from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.superposition.merger import Merger
+from suptickets_ray.superposition.ticket_scores import Logits
 from suptickets_ray.tickets.accumulator import Accumulator, join_shards
 from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.store import TicketStore
@@ -48,16 +49,20 @@ class Superposer:
         self._merger = Merger(config, splits, net, device)  # validates the pretrained network
         seconds = (time.monotonic() - began) * self._merger.validation_examples / len(splits.validation)
         self._validates_when_idle = seconds <= _MAX_OPTIONAL_VALIDATION_SECONDS
+        self._merger.score_pretrained()  # now, while the explorers work
         self._merged: dict[tuple[int, int], dict[str, Any]] = {}
         self._current_scores: tuple[float, float] | None = None
         """Validation accuracy and loss of the current merged network, once an accepted ticket was validated."""
         self._scalars = Scalars(self._worker.tensorboard, "superposition", first_step=1)
 
-    def merge(self, table: pa.Table, chain: int, cycle: int, validate: bool = True) -> dict[str, Any]:
+    def merge(
+        self, table: pa.Table, logits: Logits | None, chain: int, cycle: int, validate: bool = True
+    ) -> dict[str, Any]:
         """Merges one ticket, unless it has diverged or costs the merged network too much validation accuracy.
 
         Args:
             table: The ticket's Arrow form.
+            logits: Its logits, from its explorer. None computes them.
             chain: Its chain.
             cycle: Its cycle.
             validate: Whether the merged network is validated even if no decision depends on it. False while tickets
@@ -71,6 +76,7 @@ class Superposer:
         began = time.time()
         with reported_warnings(self._worker.send):
             ticket = Ticket.from_arrow(table)
+            self._merger.score_ticket(ticket, chain, cycle, logits)
             report = self._merger.merge(ticket, chain, cycle, validate=validate and self._validates_when_idle)
         self._merged[chain, cycle] = report
         scalars = {"superposition__accepted": float(report["accepted"])}
@@ -93,11 +99,12 @@ class Superposer:
         sizes = {name: math.prod(part.shape) for name, part in parts.items()}
         return self._merger.initial_accumulator, self._merger.rule, sizes
 
-    def record_ticket(self, table: pa.Table, chain: int, cycle: int) -> None:
+    def record_ticket(self, table: pa.Table, logits: Logits | None, chain: int, cycle: int) -> None:
         """Records a ticket that merge shards merge. A diverged ticket is recorded as rejected."""
         accepted = not Ticket.provenance_of(table).get("diverged")
         report = {"chain": chain, "cycle": cycle, "accepted": accepted}
         if self._merged.setdefault((chain, cycle), report) is report:
+            self._merger.score_ticket(Ticket.from_arrow(table), chain, cycle, logits)
             self._scalars.write(len(self._merged), superposition__accepted=float(accepted))
             self._worker.send(TicketMerged(chain, cycle, accepted))
 
@@ -108,13 +115,20 @@ class Superposer:
         if accepted:
             self._merger.set_merged(join_shards(merges, names), accepted)
 
-    def validate(self, table: pa.Table) -> float:
+    def validate(self, table: pa.Table, logits: Logits | None, chain: int, cycle: int) -> float:
         """Returns the validation accuracy of a single ticket, a fraction."""
-        return self._merger.score(Ticket.from_arrow(table), "validation")["accuracy"]
+        return self._merger.score_ticket(Ticket.from_arrow(table), chain, cycle, logits)
 
-    def evaluate(self) -> tuple[pa.Table, dict[str, Any]]:
-        """Returns the sup-ticket's Arrow table, and the final report. The test set is read only here, once."""
+    def evaluate(self, num_threads: int) -> tuple[pa.Table, dict[str, Any]]:
+        """Returns the sup-ticket's Arrow table, and the final report.
+
+        Args:
+            num_threads: Torch's threads for the scores, when no explorer needs the cores any more. The sup-ticket's
+                bits do not depend on it.
+        """
         store = TicketStore(self._worker.store)
+        superposed = self._merger.superposed
+        torch.set_num_threads(num_threads)
 
         def tickets() -> Iterator[tuple[dict[str, Any], Ticket]]:
             for (chain, cycle), merged in self._merged.items():
@@ -129,4 +143,4 @@ class Superposer:
             test__ensemble=report["ensemble"]["accuracy"],
         )
         self._scalars.close()
-        return self._merger.superposed.to_arrow(), report
+        return superposed.to_arrow(), report

@@ -13,9 +13,10 @@ from suptickets_ray.distributed.cluster.capacity import superposer_labels, super
 from suptickets_ray.distributed.cluster.errors import DEATHS, root_cause
 from suptickets_ray.distributed.cluster.polling import POLL_SECONDS, ClusterPollTimer
 from suptickets_ray.distributed.cluster.retry import RetryBudget
+from suptickets_ray.distributed.cluster.session import idle_cores
 from suptickets_ray.distributed.cluster.watchdog import StallWatchdog
 from suptickets_ray.distributed.pipeline.context import WorkerContext
-from suptickets_ray.distributed.pipeline.exploration import Exploration
+from suptickets_ray.distributed.pipeline.exploration import Exploration, FinishedTicket
 from suptickets_ray.distributed.pipeline.merge_shard import MergeShard
 from suptickets_ray.distributed.pipeline.superposer import Superposer
 from suptickets_ray.tickets.accumulator import split_into_shards
@@ -69,7 +70,9 @@ class SuperposerClient:
             with self._restart_on_death():
                 for key in keys:
                     if key not in accuracies:
-                        accuracies[key] = self._wait_for(self._actor.validate.remote(self._exploration.ticket(*key)))
+                        accuracies[key] = self._wait_for(
+                            self._actor.validate.remote(*self._exploration.ticket(*key), *key)
+                        )
                         self._num_validated += 1
                         self._deaths.record_progress(self._num_validated)
         return sorted(keys, key=lambda key: -accuracies[key])
@@ -85,7 +88,7 @@ class SuperposerClient:
             with self._restart_on_death():
                 if self._shards and self._order:
                     ray.get(self._actor.set_merged.remote(*[shard.accumulator.remote() for shard in self._shards]))
-                return ray.get(self._actor.evaluate.remote())
+                return ray.get(self._actor.evaluate.remote(idle_cores(self._cluster)))
 
     def close(self) -> None:
         """Kills the actors."""
@@ -106,13 +109,13 @@ class SuperposerClient:
                 self._limit_pending(max_pending)
                 return
 
-    def _submit(self, ticket: Any, chain: int, cycle: int) -> None:
+    def _submit(self, ticket: FinishedTicket, chain: int, cycle: int) -> None:
         if self._shards:
-            self._pending += [shard.merge.remote(ticket, chain, cycle) for shard in self._shards]
-            self._pending.append(self._actor.record_ticket.remote(ticket, chain, cycle))
+            self._pending += [shard.merge.remote(ticket.table, chain, cycle) for shard in self._shards]
+            self._pending.append(self._actor.record_ticket.remote(*ticket, chain, cycle))
         else:
             validate = len(self._pending) < _MAX_PENDING_FOR_VALIDATION
-            self._pending.append(self._actor.merge.remote(ticket, chain, cycle, validate))
+            self._pending.append(self._actor.merge.remote(*ticket, chain, cycle, validate))
 
     def _limit_pending(self, max_pending: int) -> None:
         """Waits until at most `max_pending` tickets are pending. Raises the errors of finished calls."""

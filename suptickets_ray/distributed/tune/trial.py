@@ -214,6 +214,6 @@ class _Seed:
 
                 def ticket(chain: int, cycle: int) -> Ticket:
                     exploration.advance()
-                    return Ticket.from_arrow(ray.get(exploration.ticket(chain, cycle)))
+                    return Ticket.from_arrow(ray.get(exploration.ticket(chain, cycle).table))
 
                 yield ticket, lambda: exploration.num_trained
