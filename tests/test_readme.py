@@ -48,7 +48,7 @@ def test_the_first_screen_has_one_command_for_the_job_and_one_for_the_tests():
     assert README.index(job) < README.index(tests) < README.index("## Results")
 
 
-def test_the_wheel_that_the_first_command_installs_holds_all_recipes_and_their_bases(tmp_path):
+def test_the_wheel_that_the_first_command_installs_holds_all_recipes_and_all_templates(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
@@ -56,6 +56,10 @@ def test_the_wheel_that_the_first_command_installs_holds_all_recipes_and_their_b
             if recipe.parent.name == "kuberay":
                 continue  # no recipe: what a cluster is given
             assert wheel.read(f"suptickets_ray/{recipe.relative_to(ROOT).as_posix()}") == recipe.read_bytes()
+        templates = [path for path in (ROOT / "suptickets_ray/report/templates").rglob("*") if path.is_file()]
+        assert len(templates) > 5
+        for template in templates:
+            assert wheel.read(template.relative_to(ROOT).as_posix()) == template.read_bytes()
         assert not [name for name in wheel.namelist() if name.startswith("tests")]
 
 

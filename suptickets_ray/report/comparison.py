@@ -6,14 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from suptickets_ray.config import Config
 from suptickets_ray.progress.summary_table import ROWS
 from suptickets_ray.recipes.load import changes_results, differing_keys, flatten, to_dict
 from suptickets_ray.report.figures import Series, series_figure
-from suptickets_ray.report.run_page import note, page, table
+from suptickets_ray.report.rendering import render
 from suptickets_ray.superposition.assessment import Gain, Outcome, conclusion, gain_over
 
 _BASELINES = ("pretrained", "mean_ticket", "best_ticket", "ensemble")
@@ -125,18 +126,23 @@ def render_comparison(runs: Sequence[ComparedRun], notes: Sequence[str] = ()) ->
         for name, group in zip(names, groups, strict=True)
         for run in group
     ]
-    return page(
-        f"Comparison of {len(runs)} runs",
-        "".join(f'<p class="assessment {outcome}">{escape(sentence)}</p>' for sentence, outcome in conclusions)
-        + "".join(map(note, notes))
-        + "<h2>Did superposing pay?</h2>"
-        + _figure("Test accuracy", "test accuracy (%)", names, accuracies)
-        + _figure("Gain of the sup-ticket over the other networks", "percentage points of test accuracy", names, gains)
-        + "<h2>Numbers</h2><p>Test accuracies are in %, gains in percentage points. Each is the mean over runs that "
-        "differ only in their seed, ± its standard error. Gains are computed within a run. A gain whose 95 % interval "
-        "(Student's t) contains 0 may be chance. The overlap is the mean Jaccard index of the masks of two tickets of "
-        f"a run. The seconds are those of a run's last start.</p>{table(heads, rows)}"
-        f"<h2>Runs</h2>{table(('name', 'group', 'seed', *ROWS.values(), 'digest'), singles)}",
+    return str(
+        render(
+            "comparison.html",
+            title=f"Comparison of {len(runs)} runs",
+            conclusions=conclusions,
+            notes=notes,
+            figures=[
+                _figure("Test accuracy", "test accuracy (%)", names, accuracies),
+                _figure(
+                    "Gain of the sup-ticket over the other networks", "percentage points of test accuracy", names, gains
+                ),
+            ],
+            heads=heads,
+            rows=rows,
+            run_heads=("name", "group", "seed", *ROWS.values(), "digest"),
+            runs=singles,
+        )
     )
 
 
@@ -160,7 +166,9 @@ def _formatted(estimate: Estimate, unit: str, sign: str = "", digits: int = 2) -
     return text if error is None else f"{text} ± {factor * error:.{digits}f}"
 
 
-def _figure(title: str, ylabel: str, names: Sequence[str], estimates_by_key: Mapping[str, Sequence[Estimate]]) -> str:
+def _figure(
+    title: str, ylabel: str, names: Sequence[str], estimates_by_key: Mapping[str, Sequence[Estimate]]
+) -> Markup:
     series = [
         Series(
             ROWS[key],

@@ -7,13 +7,14 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from typing import Any
 
 import matplotlib as mpl
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from suptickets_ray.report.gantt import Lanes
+from suptickets_ray.report.rendering import render
 
 _COLOR = "#123457"
 """Placeholder for the page's text colour; replaced in the SVG."""
@@ -21,8 +22,8 @@ _ACCENT = "#d95f02"
 _COLORS = (_ACCENT, "#1b9e77", "#8580c9", "#e7298a", "#66a61e", "#c99700", "#a6761d", "#808080")
 """ColorBrewer's Dark2 with two lighter colours, so that all are visible on a white and on a black page."""
 _HEIGHT = 3.2
-_CELL, _MAX_LABEL = 40, 36
-"""Size of a heat map's cell in pixels, and maximum length of a label in characters."""
+_MAX_LABEL = 36
+"""Maximum length of a label in characters."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Series:
 
 def error_bar_figure(
     title: str, xlabel: str, ylabel: str, xs: Sequence[Any], ys: Sequence[float], errors: Sequence[float | None]
-) -> str:
+) -> Markup:
     """Returns an HTML figure of points with error bars. If any x is text, all x are evenly spaced."""
 
     def draw(layout: _Layout) -> Figure:
@@ -71,7 +72,7 @@ def error_bar_figure(
     return _html(draw, title)
 
 
-def bar_figure(title: str, xlabel: str, names: Sequence[str], values: Sequence[float]) -> str:
+def bar_figure(title: str, xlabel: str, names: Sequence[str], values: Sequence[float]) -> Markup:
     """Returns an HTML figure of horizontal bars, the first on top."""
 
     def draw(layout: _Layout) -> Figure:
@@ -86,7 +87,7 @@ def bar_figure(title: str, xlabel: str, names: Sequence[str], values: Sequence[f
 
 def line_figure(
     title: str, xlabel: str, ylabel: str, xs: Sequence[float], lines: Sequence[Series], names: Sequence[str] = ()
-) -> str:
+) -> Markup:
     """Returns an HTML figure of lines with common x values.
 
     Args:
@@ -124,7 +125,7 @@ def line_figure(
     return _html(draw, title)
 
 
-def dot_figure(title: str, xlabel: str, rows: Sequence[Series]) -> str:
+def dot_figure(title: str, xlabel: str, rows: Sequence[Series]) -> Markup:
     """Returns an HTML figure with a row of dots for each name, the first on top.
 
     Args:
@@ -150,7 +151,7 @@ def dot_figure(title: str, xlabel: str, rows: Sequence[Series]) -> str:
     return _html(draw, title)
 
 
-def series_figure(title: str, ylabel: str, groups: Sequence[str], series: Sequence[Series]) -> str:
+def series_figure(title: str, ylabel: str, groups: Sequence[str], series: Sequence[Series]) -> Markup:
     """Returns an HTML figure of points with error bars, grouped along the x axis.
 
     Args:
@@ -180,7 +181,7 @@ def series_figure(title: str, ylabel: str, groups: Sequence[str], series: Sequen
     return _html(draw, title)
 
 
-def lanes_figure(title: str, lanes: Lanes) -> str:
+def lanes_figure(title: str, lanes: Lanes) -> Markup:
     """Returns the timeline of a run as an HTML figure: a lane for each process, a dashed line for each restart."""
 
     def draw(layout: _Layout) -> Figure:
@@ -203,48 +204,6 @@ def lanes_figure(title: str, lanes: Lanes) -> str:
         return figure
 
     return _html(draw, title)
-
-
-def heat_map(title: str, names: Sequence[str], values: Sequence[Sequence[float]]) -> str:
-    """Returns a square matrix as an HTML figure with a number in each cell.
-
-    Args:
-        title: The caption, plain text.
-        names: Names of the rows, which are also those of the columns.
-        values: One row for each name. Colours range from the smallest to the largest value off the diagonal.
-    """
-    cells = [value for row, line in enumerate(values) for column, value in enumerate(line) if row != column]
-    low, high = min(cells, default=0.0), max(cells, default=1.0)
-    longest = max(map(len, names), default=1)
-    # Column names are slanted, because horizontal ones would overlap.
-    left, top, right = 8 * longest + 12, 5 * longest + 16, 5 * longest
-    width, height = left + _CELL * len(names) + right, top + _CELL * len(names) + 4
-    parts = []
-    for row, name in enumerate(names):
-        y = top + _CELL * row
-        parts.append(_text(left - 8, y + _CELL / 2 + 4, name, "end"))
-        x = left + _CELL * (row + 0.5)
-        parts.append(f'<g transform="rotate(-40 {x:g} {top - 6})">{_text(x, top - 6, name, "start")}</g>')
-        for column, value in enumerate(values[row]):
-            relative = (value - low) / (high - low) if high > low else 1.0
-            # Never opaque, so that the number in the page's text colour is readable in light and dark mode.
-            opacity = 0.08 if row == column else 0.06 + 0.54 * min(max(relative, 0.0), 1.0)
-            x = left + _CELL * column
-            parts.append(
-                f'<rect x="{x}" y="{y}" width="{_CELL - 1}" height="{_CELL - 1}" fill="{_ACCENT}" '
-                f'fill-opacity="{opacity:.2f}"><title>{escape(name)}, {escape(names[column])}: {value:.3f}</title>'
-                f"</rect>{_text(x + _CELL / 2 - 0.5, y + _CELL / 2 + 4, f'{value:.2f}', 'middle')}"
-            )
-    style = f"min-width:{min(0.75 * width, 18 * _CELL):g}px;max-width:{width}px"
-    svg = (
-        f'<svg viewBox="0 0 {width} {height}" width="100%" style="{style}" fill="currentColor" font-size="12" '
-        f'font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
-    )
-    return _figure_html(svg, title)
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _axes(xlabel: str, ylabel: str, layout: _Layout, height: float = _HEIGHT) -> tuple[Figure, Any]:
@@ -277,13 +236,14 @@ def _number(value: float | None, default: float = math.nan) -> float:
     return default if value is None else value
 
 
-def _html(draw: Callable[[_Layout], Figure], title: str) -> str:
+def _html(draw: Callable[[_Layout], Figure], title: str) -> Markup:
     """Returns the figure in both layouts as inline SVG, with its title as the caption."""
-    return _figure_html("".join(_svg(draw(layout), title, layout) for layout in (_DESK, _PHONE)), title)
+    drawings = [_svg(draw(layout), title, layout) for layout in (_DESK, _PHONE)]
+    return render("figure.html", title=title, drawings=drawings)
 
 
-def _svg(figure: Figure, title: str, layout: _Layout) -> str:
-    """Returns the figure as SVG without external references."""
+def _svg(figure: Figure, title: str, layout: _Layout) -> Markup:
+    """Returns the figure as SVG without external references, with an accessible label. Matplotlib escapes its text."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title + layout.name, "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -295,11 +255,7 @@ def _svg(figure: Figure, title: str, layout: _Layout) -> str:
         svg = re.sub(surplus, "\n" if surplus.startswith(r"\n") else "", svg)
     # A minimum width keeps text readable; on a narrower screen the figure scrolls in its box.
     min_width = f"min-width:{layout.pixels * figure.get_figwidth():.0f}px"
-    width = f'class="{layout.name}" width="100%" style="{min_width}"'
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', width, svg.replace("xlink:href", "href"), count=1)
-
-
-def _figure_html(drawings: str, title: str) -> str:
-    """Returns an HTML figure with caption and accessible label. On a narrow screen the drawings scroll in a box."""
-    drawings = drawings.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"')
-    return f'<figure><figcaption>{escape(title)}</figcaption><div class="wide">{drawings}</div></figure>'
+    attributes = f'class="{layout.name}" width="100%" style="{min_width}"'
+    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', attributes, svg.replace("xlink:href", "href"), count=1)
+    label = Markup('<svg role="img" aria-label="{}"').format(title)
+    return label + Markup(svg.removeprefix("<svg"))  # noqa: S704 - drawn by matplotlib

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from html import escape
 from typing import Any
 
+from markupsafe import Markup
 from rich.table import Table
 
 from suptickets_ray.report.figures import bar_figure, error_bar_figure
-from suptickets_ray.report.run_page import page
+from suptickets_ray.report.rendering import render
 
 FIGURE_KEYS = {
     "tickets.cycle_epochs": "epochs of a cycle",
@@ -42,29 +42,21 @@ def render_search(result: dict[str, Any]) -> str:
     keys = _keys(result)
     best = result["best"]
     values = ", ".join(f"{key} = {value}" for key, value in best["values"].items())
-    warnings = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in result["warnings"])
-    heads = [*keys, "validation", "s.e.", "test", "cycles trained", "seconds"]
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(result, row, keys)) + "</tr>"
-        for row in _best_first(result)
-    )
-    table = (
-        '<div class="wide"><table><thead><tr>'
-        + "".join(f"<th>{escape(head)}</th>" for head in heads)
-        + f"</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-    return page(
-        result["name"],
-        f"<p>Best of {len(result['trials'])} trials: <b>{escape(values)}</b>, validation accuracy "
-        f"{best['validation_accuracy']:.2%}, test accuracy {best['accuracy']:.2%} (evaluated for this trial only).</p>"
-        f"{warnings}{''.join(_figures(result, keys))}<h2>Trials</h2>{table}<h2>Cost</h2>"
-        f"<p>All trials together trained {result['pretrainings']} pretrainings and {result['cycles_trained']} cycles "
-        f"in {result['seconds']['total']:.0f} s.</p>"
-        f"<p>Digest of the best sup-ticket: <code>{escape(str(best['digest']))}</code></p>",
+    return str(
+        render(
+            "search.html",
+            title=result["name"],
+            result=result,
+            best=best,
+            values=values,
+            figures=_figures(result, keys),
+            heads=[*keys, "validation", "s.e.", "test", "cycles trained", "seconds"],
+            rows=[_cells(result, row, keys) for row in _best_first(result)],
+        )
     )
 
 
-def _figures(result: dict[str, Any], keys: list[str]) -> list[str]:
+def _figures(result: dict[str, Any], keys: list[str]) -> list[Markup]:
     # A diverged trial has no finite score to show.
     complete = [row for row in result["trials"] if row["state"] == "complete" and row[result["metric"]] is not None]
     figures = []

@@ -18,8 +18,9 @@ from suptickets_ray.report.analysis import (
     overlap_matrix,
     sample_data,
 )
-from suptickets_ray.report.figures import _COLORS, Series, heat_map, line_figure
+from suptickets_ray.report.figures import _COLORS, Series, line_figure
 from suptickets_ray.report.gantt import lanes_of
+from suptickets_ray.report.heat_map import heat_map
 from suptickets_ray.sparse.statistics import mask_distance
 from suptickets_ray.training.data import load_data
 from suptickets_ray.training.evaluation import evaluate, recalibrate

@@ -3,14 +3,16 @@
 import json
 import math
 import shutil
-from html import escape
 from pathlib import Path
 
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import escape
 
 from suptickets_ray.report import load as report_runs
 from suptickets_ray.report.analysis import Curve, Findings
 from suptickets_ray.report.load import RunFolder, analyze_run, write_report, write_run_report
+from suptickets_ray.report.rendering import render
 from suptickets_ray.report.run_page import render_report
 from suptickets_ray.superposition.assessment import assess
 from suptickets_ray.training.data import load_data
@@ -203,9 +205,9 @@ def test_many_tickets_are_listed_on_demand():
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("/runs/a b", "&#x27;/runs/a b/config.yaml&#x27;"),
+        ("/runs/a b", "&#39;/runs/a b/config.yaml&#39;"),
         ("s3://bucket/runs/a", "s3://bucket/runs/a/config.yaml"),
-        ("s3://b/a?endpoint_override=h:1", "&#x27;s3://b/a/config.yaml?endpoint_override=h:1&#x27;"),
+        ("s3://b/a?endpoint_override=h:1", "&#39;s3://b/a/config.yaml?endpoint_override=h:1&#39;"),
         ("", "config.yaml"),
     ],
 )
@@ -254,3 +256,21 @@ def test_what_is_no_run_is_refused_in_a_sentence(run, tmp_path):
     (run / "pretrained.pt").unlink()
     shutil.rmtree(run / "tickets")
     refused("it has no network yet", [str(run)])
+
+
+def test_every_value_of_a_page_is_escaped():
+    evil = "<script>a&\"'</script>"
+    result = result_of(
+        network(0.85), name=evil, warnings=[evil], versions={evil: evil}, seconds={evil: 1.0}, config_digest=evil
+    )
+    findings = Findings(
+        [evil, "0.0"], 1, [[1.0, 0.5]] * 2, 0.1, [{evil: 0.1}] * 2, difference_notes=[evil], curve_notes=[evil]
+    )
+    page = render_report(result, evil, findings, None, path=evil)
+    assert page.count("&lt;script&gt;") > 10
+    assert "<script" not in page
+
+
+def test_a_value_that_a_template_misses_is_an_error():
+    with pytest.raises(UndefinedError, match="recipe"):
+        render("run/reproduction.html", source="a", result=None)
