@@ -1,7 +1,8 @@
 import pytest
 
 from suptickets_ray.config import ClusterConfig
-from suptickets_ray.distributed.cluster import capacity
+from suptickets_ray.distributed.cluster import capacity, watchdog
+from suptickets_ray.distributed.cluster.capacity import ResourceShortfall
 
 
 def node(name, is_alive=True, is_head=False, **resources):
@@ -17,7 +18,8 @@ def cluster(monkeypatch):
     monkeypatch.setattr(capacity.ray, "nodes", lambda: list(nodes))
     monkeypatch.setattr(capacity, "draining_nodes", lambda: frozenset({"going"}))
     monkeypatch.setattr(capacity, "request_machines", asked.append)
-    monkeypatch.setattr(capacity, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(watchdog, "request_machines", asked.append)
+    monkeypatch.setattr(watchdog, "CLUSTER_POLL_SECONDS", 0.0)
     return nodes, asked
 
 
@@ -113,7 +115,7 @@ def test_the_superposer_keeps_off_machines_that_go_and_off_the_one_that_explorer
 def test_what_could_never_be_explored_or_merged_is_refused_before_pretraining(cluster, settings, resources, refused):
     cluster[0].append(node("a", **resources))
     with pytest.raises(ValueError, match=refused):
-        capacity.wait_for_capacity(ClusterConfig(**settings), lambda text: None)
+        watchdog.wait_for_capacity(ClusterConfig(**settings), lambda text: None)
 
 
 def test_machines_for_explorers_are_waited_for_before_pretraining_begins(cluster):
@@ -126,7 +128,7 @@ def test_machines_for_explorers_are_waited_for_before_pretraining_begins(cluster
         nodes.append(node("new", CPU=4.0, spot=1.0))
 
     config = ClusterConfig(num_workers=2, resource_timeout_minutes=5, explorer_resources={"spot": 0.01})
-    capacity.wait_for_capacity(config, say)
+    watchdog.wait_for_capacity(config, say)
     assert said == [
         "waiting up to 5 minutes for machines: the cluster has capacity for no explorer of 1 CPU and 0.01 spot",
     ]
@@ -135,7 +137,7 @@ def test_machines_for_explorers_are_waited_for_before_pretraining_begins(cluster
 
 def test_what_was_asked_of_the_autoscaler_is_taken_back_whatever_ends_the_waiting(cluster):
     with pytest.raises(ValueError, match="after 1e-05 minutes"):
-        capacity.wait_for_capacity(ClusterConfig(num_workers=2, resource_timeout_minutes=1e-5), lambda text: None)
+        watchdog.wait_for_capacity(ClusterConfig(num_workers=2, resource_timeout_minutes=1e-5), lambda text: None)
     assert cluster[1][-1] == []
     cluster[1].clear()
 
@@ -143,11 +145,14 @@ def test_what_was_asked_of_the_autoscaler_is_taken_back_whatever_ends_the_waitin
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        capacity.wait_for_capacity(ClusterConfig(resource_timeout_minutes=5), interrupt)
+        watchdog.wait_for_capacity(ClusterConfig(resource_timeout_minutes=5), interrupt)
     assert cluster[1] == [[], [{"CPU": 1.0}], []]  # the first takes back what a killed start had asked for
 
 
-def test_machines_for_trials_are_waited_for_and_whoever_asks_refuses(cluster):
+TRIALS = ResourceShortfall("fewer than 2 trials at once", "2 trials must fit{waited}.", "Choose fewer")
+
+
+def test_machines_for_trials_are_waited_for(cluster):
     nodes, asked = cluster
     said = []
 
@@ -155,20 +160,24 @@ def test_machines_for_trials_are_waited_for_and_whoever_asks_refuses(cluster):
         said.append(text)
         nodes.append(node("new", CPU=2.0))
 
-    capacity.wait_for_machines(
-        ClusterConfig(resource_timeout_minutes=5), [{"CPU": 1.0}], lambda: bool(nodes), "2 trials at once", say
-    )
+    waiting = ClusterConfig(resource_timeout_minutes=5)
+    watchdog.wait_for_machines(waiting, [{"CPU": 1.0}], lambda: None if nodes else TRIALS, say)
     assert said == ["waiting up to 5 minutes for machines: the cluster has capacity for fewer than 2 trials at once"]
     assert asked == [[{"CPU": 1.0}], []]
-    capacity.wait_for_machines(ClusterConfig(), [], lambda: False, "2 trials at once", pytest.fail)
-    assert len(asked) == 2
+
+
+def test_without_time_to_wait_machines_for_trials_are_refused_at_once(cluster):
+    refused = r"2 trials must fit\. Choose fewer, or give an autoscaler time with cluster\.resource_timeout_minutes\."
+    with pytest.raises(ValueError, match=refused):
+        watchdog.wait_for_machines(ClusterConfig(), [], lambda: TRIALS, pytest.fail)
+    assert cluster[1] == []
 
 
 def test_what_never_fits_is_refused_with_the_numbers(cluster):
     cluster[0].append(node("a", CPU=4.0, GPU=1.0))
     refused = r"at most 1, the workers of 1 CPU and 1 GPU that fit the cluster's 4 CPU and 1 GPU on 1 machines; got 2"
     with pytest.raises(ValueError, match=refused):
-        capacity.wait_for_capacity(ClusterConfig(num_workers=2, gpus_per_worker=1.0), lambda text: None)
+        watchdog.wait_for_capacity(ClusterConfig(num_workers=2, gpus_per_worker=1.0), lambda text: None)
     assert cluster[1] == []
 
 
@@ -180,16 +189,27 @@ def test_what_may_fit_later_waits_with_a_message_and_asks_the_autoscaler(cluster
         said.append(text)
         nodes.append(node("new", CPU=4.0))  # as an autoscaler would
 
-    capacity.wait_for_capacity(ClusterConfig(num_workers=2, resource_timeout_minutes=5), say)
+    watchdog.wait_for_capacity(ClusterConfig(num_workers=2, resource_timeout_minutes=5), say)
     assert said == ["waiting up to 5 minutes for machines: the cluster has capacity for 0 of 2 workers of 1 CPU"]
     assert asked == [[], [{"CPU": 1.0}] * 2, []]
 
 
 def test_waiting_ends(cluster):
     with pytest.raises(ValueError, match=r"after 1e-05 minutes; got 2"):
-        capacity.wait_for_capacity(ClusterConfig(num_workers=2, resource_timeout_minutes=1e-5), lambda text: None)
+        watchdog.wait_for_capacity(ClusterConfig(num_workers=2, resource_timeout_minutes=1e-5), lambda text: None)
 
 
 def test_an_elastic_pretraining_begins_with_the_fewest(cluster):
     cluster[0].append(node("a", CPU=1.0))
-    capacity.wait_for_capacity(ClusterConfig(num_workers=[1, 4]), lambda text: pytest.fail("it need not wait"))
+    watchdog.wait_for_capacity(ClusterConfig(num_workers=[1, 4]), lambda text: pytest.fail("it need not wait"))
+
+
+def test_machines_are_those_that_live_and_do_not_drain_and_the_head_is_known(cluster):
+    cluster[0].extend([node("a", is_head=True, CPU=4.0), node("b", is_alive=False, CPU=4.0), node("c"), node("d")])
+
+    def found(**settings):
+        machines = capacity.find_machines(ClusterConfig(**settings), draining={"d"})
+        return [(machine.node, machine.takes_workers) for machine in machines]
+
+    assert found() == [("a", True), ("c", True)]
+    assert found(exclude_head_node=True) == [("a", False), ("c", True)]

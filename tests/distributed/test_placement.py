@@ -1,8 +1,10 @@
+import re
+
 import pytest
 
 from suptickets_ray.config import ClusterConfig
-from suptickets_ray.distributed.tune import placement
-from suptickets_ray.distributed.tune.placement import Machine, divide_capacity, find_machines, trial_resources
+from suptickets_ray.distributed.cluster.bin_packing import Machine
+from suptickets_ray.distributed.tune.placement import divide_capacity, placement_shortfall, trial_resources
 
 FOUR_CPUS = Machine({"CPU": 4.0})
 EIGHT_AND_TWO_GPUS = Machine({"CPU": 8.0, "GPU": 2.0})
@@ -20,11 +22,11 @@ EIGHT_AND_TWO_GPUS = Machine({"CPU": 8.0, "GPU": 2.0})
         ({"gpus_per_worker": 0.25}, [EIGHT_AND_TWO_GPUS], 4, 2, None, (4, 2)),
         ({"gpus_per_worker": 0.25, "superposer_gpus": 0.5}, [EIGHT_AND_TWO_GPUS], 9, 4, None, (2, 2)),
         ({"superposer_gpus": 1.0}, [EIGHT_AND_TWO_GPUS, FOUR_CPUS], 9, 4, None, (2, 4)),
-        ({}, [Machine({"CPU": 4.0}, takes_explorers=False), Machine({"CPU": 2.0})], 9, 4, None, (2, 1)),
+        ({}, [Machine({"CPU": 4.0}, takes_workers=False), Machine({"CPU": 2.0})], 9, 4, None, (2, 1)),
         # The superposer may be on the head, also where that is kept free.
         (
             {"superposer_gpus": 1.0, "gpus_per_worker": 1.0},
-            [Machine({"CPU": 4.0, "GPU": 1.0}, takes_explorers=False), Machine({"CPU": 4.0, "GPU": 1.0})],
+            [Machine({"CPU": 4.0, "GPU": 1.0}, takes_workers=False), Machine({"CPU": 4.0, "GPU": 1.0})],
             9,
             4,
             None,
@@ -34,7 +36,9 @@ EIGHT_AND_TWO_GPUS = Machine({"CPU": 8.0, "GPU": 2.0})
     ],
 )
 def test_trials_share_the_room_there_is(settings, machines, trials, chains, wanted, found):
-    assert divide_capacity(ClusterConfig(**settings), machines, trials, chains, wanted) == found
+    config = ClusterConfig(**settings)
+    assert divide_capacity(config, machines, trials, chains, wanted) == found
+    assert placement_shortfall(config, machines, *found) is None
 
 
 @pytest.mark.parametrize(
@@ -62,8 +66,9 @@ def test_trials_share_the_room_there_is(settings, machines, trials, chains, want
     ],
 )
 def test_what_would_wait_for_ever_is_refused_with_the_sum(settings, machines, wanted, message):
-    with pytest.raises(ValueError, match=message):
-        divide_capacity(ClusterConfig(**settings), machines, 20, 4, wanted)
+    config = ClusterConfig(**settings)
+    shortfall = placement_shortfall(config, machines, *divide_capacity(config, machines, 20, 4, wanted))
+    assert re.search(message, shortfall.error_text(minutes=0))
 
 
 def test_explorers_have_bundles_of_their_own_and_the_trial_asks_for_nothing():
@@ -87,15 +92,3 @@ def test_explorers_keep_off_a_head_that_is_kept_free_and_every_bundle_has_a_sele
         assert len(selectors) == len(found.bundles)
         assert selectors[-2:] == [labels, labels]
         assert all(selector == {} for selector in selectors[:-2])
-
-
-def test_machines_are_those_that_live_and_the_head_is_known(monkeypatch):
-    head = {"NodeID": "a", "Alive": True, "Resources": {"CPU": 4.0, "node:__internal_head__": 1.0}}
-    dead = {"NodeID": "b", "Alive": False, "Resources": {"CPU": 4.0}}
-    other = {"NodeID": "c", "Alive": True, "Resources": {"CPU": 2.0}}
-    monkeypatch.setattr(placement.ray, "nodes", lambda: [head, dead, other])
-    assert [machine.takes_explorers for machine in find_machines(ClusterConfig())] == [True, True]
-    assert [machine.takes_explorers for machine in find_machines(ClusterConfig(exclude_head_node=True))] == [
-        False,
-        True,
-    ]

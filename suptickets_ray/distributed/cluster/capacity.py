@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,7 @@ from typing import Any
 import ray
 
 from suptickets_ray.config import ClusterConfig
-
-_POLL_SECONDS = 1.0
-OnWait = Callable[[str], None]
-"""Called once, with the reason for waiting."""
+from suptickets_ray.distributed.cluster.bin_packing import Machine, num_beside, num_on, num_that_fit, reserved
 
 
 def num_explorers_that_fit(config: ClusterConfig, chains: int) -> int:
@@ -25,32 +21,30 @@ def num_explorers_that_fit(config: ClusterConfig, chains: int) -> int:
     return min(config.num_explorers or chains, chains, max(explorer_capacity(config, draining_nodes()), 1))
 
 
+def find_machines(config: ClusterConfig, draining: Collection[str] = ()) -> list[Machine]:
+    """Returns the machines of the cluster that this process is connected to.
+
+    Args:
+        config: Sets whether workers may use the head node.
+        draining: Ids of machines that do not count.
+    """
+    return [
+        Machine(node["Resources"], not (config.exclude_head_node and _is_head(node)), node["NodeID"])
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in draining
+    ]
+
+
 def explorer_capacity(config: ClusterConfig, draining: Collection[str] = ()) -> int:
-    """Returns how many explorers fit beside the superposer, whose GPUs are placed where they displace the fewest.
+    """Returns how many explorers fit beside the superposer, or without it if it fits no machine.
 
     Args:
         config: The resource requests.
         draining: Ids of machines that do not count.
     """
-    hosts: list[Any] = [node for node in superposer_nodes(config) if node["NodeID"] not in draining]
-    return max(_capacity_beside(config, host, draining) for host in hosts or [None])
-
-
-def _capacity_beside(config: ClusterConfig, host: Mapping[str, Any] | None, draining: Collection[str]) -> int:
-    """Returns how many explorers fit when the superposer is on `host`, or on no machine."""
-    bundle, capacity = explorer_bundle(config), 0
-    for node in _nodes(config):
-        if node["NodeID"] not in draining:
-            is_host = host is not None and host["NodeID"] == node["NodeID"]
-            capacity += _capacity_on(node["Resources"], bundle, config.superposer_gpus if is_host else 0.0)
-    return capacity
-
-
-def superposer_nodes(config: ClusterConfig) -> list[dict[str, Any]]:
-    """Returns the machines with enough GPUs for the superposer, including the head."""
-    return [
-        node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0.0) >= config.superposer_gpus
-    ]
+    machines, explorer = find_machines(config, draining), explorer_bundle(config)
+    capacity = num_beside(machines, explorer, superposer_bundle(config))
+    return num_that_fit(machines, explorer) if capacity is None else capacity
 
 
 def superposer_labels(config: ClusterConfig) -> dict[str, str]:
@@ -59,9 +53,15 @@ def superposer_labels(config: ClusterConfig) -> dict[str, str]:
     If other machines are available, the superposer avoids draining machines. It also avoids a machine if no explorer
     would fit the cluster with the superposer there.
     """
+    superposer, explorer = superposer_bundle(config), explorer_bundle(config)
     draining = draining_nodes()
-    hosts = [node for node in superposer_nodes(config) if node["NodeID"] not in draining]
-    needed = {node["NodeID"] for node in hosts if not _capacity_beside(config, node, draining)}
+    machines = find_machines(config, draining)
+    hosts = [machine for machine in machines if not superposer or num_on(machine, superposer)]
+    needed = set()
+    for host in hosts:
+        others = [machine for machine in machines if machine != host]
+        if not num_that_fit([*others, reserved(host, superposer)], explorer):
+            needed.add(host.node)
     if len(needed) == len(hosts):
         needed = set()
     # An exclusion list, so that machines that join later are allowed, too.
@@ -79,6 +79,11 @@ def explorer_bundle(config: ClusterConfig) -> dict[str, float]:
     return _bundle(config, config.explorer_resources)
 
 
+def superposer_bundle(config: ClusterConfig) -> dict[str, float]:
+    """Returns the resource bundle of a superposer, in a run or in a trial of a search; empty without a GPU."""
+    return {"GPU": config.superposer_gpus} if config.superposer_gpus else {}
+
+
 def _bundle(config: ClusterConfig, custom_resources: Mapping[str, float] | None) -> dict[str, float]:
     bundle = {"CPU": float(config.cpus_per_worker), "GPU": config.gpus_per_worker, **(custom_resources or {})}
     bundle["memory"] = (config.memory_per_worker_gb or 0.0) * 1e9
@@ -94,7 +99,7 @@ def actor_options(bundle: Mapping[str, float]) -> dict[str, Any]:
 
 def worker_capacity(config: ClusterConfig, bundle: Mapping[str, float]) -> int:
     """Returns how many workers with this bundle fit the cluster. A worker cannot span machines."""
-    return sum(_capacity_on(node["Resources"], bundle) for node in _nodes(config))
+    return num_that_fit(find_machines(config), bundle)
 
 
 def worker_labels(config: ClusterConfig) -> dict[str, str]:
@@ -111,18 +116,8 @@ def draining_nodes() -> frozenset[str]:
     return frozenset(ray._private.state.state.get_draining_nodes())
 
 
-def _nodes(config: ClusterConfig) -> list[dict[str, Any]]:
-    """Returns the machines that workers may use."""
-    return [node for node in ray.nodes() if node["Alive"] and not (config.exclude_head_node and _is_head(node))]
-
-
 def _is_head(node: Mapping[str, Any]) -> bool:
     return "node:__internal_head__" in node["Resources"]
-
-
-def _capacity_on(resources: Mapping[str, float], bundle: Mapping[str, float], reserved_gpus: float = 0.0) -> int:
-    free = {**resources, "GPU": resources.get("GPU", 0.0) - reserved_gpus}
-    return min(int(max(free.get(kind, 0.0), 0.0) / amount + 1e-9) for kind, amount in bundle.items())
 
 
 @dataclass(frozen=True)
@@ -134,6 +129,19 @@ class ResourceShortfall:
     error: str
     """Error text. `{waited}` in it is replaced by the waiting time, and the remedy is appended."""
     remedy: str
+    """What the user may change, without a final stop."""
+
+    def waiting_text(self, minutes: float) -> str:
+        """Returns the message while waiting for up to `minutes`."""
+        return f"waiting up to {minutes:g} minutes for machines: the cluster has capacity for {self.summary}"
+
+    def error_text(self, minutes: float) -> str:
+        """Returns the error after waiting for `minutes`."""
+        waited, more = (f" after {minutes:g} minutes", "more ") if minutes else ("", "")
+        return (
+            f"{self.error.format(waited=waited)} {self.remedy}, or give an autoscaler {more}time with "
+            "cluster.resource_timeout_minutes."
+        )
 
 
 def resource_shortfall(config: ClusterConfig) -> ResourceShortfall | None:
@@ -161,7 +169,7 @@ def explorer_shortfall(config: ClusterConfig, draining: Collection[str] = ()) ->
         draining: Ids of machines that do not count, because they are draining.
     """
     bundle, gpus = explorer_bundle(config), config.superposer_gpus
-    if not _capacity_beside(config, None, draining):
+    if not num_that_fit(find_machines(config, draining), bundle):
         return ResourceShortfall(
             f"no explorer of {_describe_bundle(bundle)}",
             f"cluster.explorer_resources and the other resources of an explorer must fit one machine; got "
@@ -182,91 +190,16 @@ def explorer_shortfall(config: ClusterConfig, draining: Collection[str] = ()) ->
 
 def superposer_shortfall(config: ClusterConfig, draining: Collection[str] = ()) -> ResourceShortfall | None:
     """Returns the shortfall if the superposer fits no machine, otherwise None. See `explorer_shortfall`."""
-    gpus = config.superposer_gpus
-    if any(node["NodeID"] not in draining for node in superposer_nodes(config)):
+    superposer, gpus = superposer_bundle(config), config.superposer_gpus
+    if not superposer or any(num_on(machine, superposer) for machine in find_machines(config, draining)):
         return None
-    largest = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    largest = max((machine.resources.get("GPU", 0.0) for machine in find_machines(config)), default=0.0)
     return ResourceShortfall(
         f"no superposer of {gpus:g} GPU",
         f"cluster.superposer_gpus must be at most {largest:g}, the GPUs of the largest machine{{waited}}; "
         f"got {gpus:g}.",
         "Leave it out to superpose on a CPU",
     )
-
-
-def wait_for_capacity(config: ClusterConfig, on_wait: OnWait) -> None:
-    """Waits until pretraining fits, and after it an explorer beside the superposer.
-
-    The request to the autoscaler is cancelled on every exit. A killed start of the run may have left a request, which
-    would keep billed machines running. It is cancelled first.
-
-    Args:
-        config: The resource requests.
-        on_wait: Called with the reason for waiting.
-
-    Raises:
-        ValueError: If the cluster lacks capacity, also after `resource_timeout_minutes`. The text holds the numbers.
-    """
-    needed = [worker_bundle(config)] * config.min_workers
-    if explorer_bundle(config) != worker_bundle(config):  # otherwise explorers reuse pretraining's machines
-        needed.append(explorer_bundle(config))
-    if config.superposer_gpus:
-        needed.append({"GPU": config.superposer_gpus})
-    if config.resource_timeout_minutes:
-        request_machines([])
-    _wait(config, needed, lambda: resource_shortfall(config), on_wait)
-
-
-def wait_for_machines(
-    config: ClusterConfig,
-    needed: Sequence[Mapping[str, float]],
-    fits: Callable[[], bool],
-    what: str,
-    on_wait: OnWait,
-) -> None:
-    """Waits until `fits` returns True, at most `resource_timeout_minutes`. The caller raises the error after a timeout.
-
-    Args:
-        config: Sets how long to wait.
-        needed: Bundles to request from the autoscaler.
-        fits: Whether the bundles fit the cluster.
-        what: Description of the bundles, for the message.
-        on_wait: Called with the reason for waiting.
-    """
-    _wait(config, needed, lambda: None if fits() else ResourceShortfall(f"fewer than {what}", "", ""), on_wait)
-
-
-def _wait(
-    config: ClusterConfig,
-    needed: Sequence[Mapping[str, float]],
-    find_shortfall: Callable[[], ResourceShortfall | None],
-    on_wait: OnWait,
-) -> None:
-    """Waits until there is no shortfall. After a timeout it raises the shortfall's error, if it has one."""
-    deadline, has_requested = time.monotonic() + 60 * config.resource_timeout_minutes, False
-    try:
-        while (shortfall := find_shortfall()) is not None:
-            if time.monotonic() >= deadline:
-                if not shortfall.error:
-                    return
-                waited = (
-                    f" after {config.resource_timeout_minutes:g} minutes" if config.resource_timeout_minutes else ""
-                )
-                raise ValueError(
-                    f"{shortfall.error.format(waited=waited)} {shortfall.remedy}, or give an autoscaler time with "
-                    "cluster.resource_timeout_minutes."
-                )
-            if not has_requested:
-                has_requested = True
-                request_machines(needed)
-                on_wait(
-                    f"waiting up to {config.resource_timeout_minutes:g} minutes for machines: the cluster has capacity "
-                    f"for {shortfall.summary}"
-                )
-            time.sleep(_POLL_SECONDS)
-    finally:
-        if has_requested:
-            cancel_machine_request()
 
 
 def request_machines(bundles: Sequence[Mapping[str, float]]) -> None:
@@ -288,7 +221,7 @@ def _describe_bundle(bundle: Mapping[str, float]) -> str:
 
 
 def _describe_cluster(config: ClusterConfig, bundle: Mapping[str, float]) -> str:
-    nodes = _nodes(config)
-    total = {kind: sum(node["Resources"].get(kind, 0) for node in nodes) for kind in bundle}
+    machines = [machine for machine in find_machines(config) if machine.takes_workers]
+    total = {kind: sum(machine.resources.get(kind, 0) for machine in machines) for kind in bundle}
     beside = " beside its head" if config.exclude_head_node else ""
-    return f"{_describe_bundle(total)} on {len(nodes)} machines{beside}"
+    return f"{_describe_bundle(total)} on {len(machines)} machines{beside}"

@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager, suppress
 import ray
 
 from suptickets_ray.config import ClusterConfig
-from suptickets_ray.distributed.cluster.capacity import wait_for_capacity
 from suptickets_ray.distributed.cluster.local_ray import check_local, loopback_only, mark_session, remove_old_sessions
 from suptickets_ray.distributed.cluster.token import (
     enable_token,
@@ -24,6 +23,7 @@ from suptickets_ray.distributed.cluster.token import (
     restrict_token_file,
     token_headers,
 )
+from suptickets_ray.distributed.cluster.watchdog import wait_for_capacity
 from suptickets_ray.progress.events import OnEvent, Waiting, Warned
 from suptickets_ray.supervisor import report_local_ray, report_lost_ray
 

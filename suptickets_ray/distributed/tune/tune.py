@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from ray import tune as ray_tune
 
 from suptickets_ray.config import Config
-from suptickets_ray.distributed.cluster.capacity import explorer_bundle, wait_for_capacity, wait_for_machines
 from suptickets_ray.distributed.cluster.event_queue import (
     Monitor,
     collecting_warnings,
@@ -24,12 +23,12 @@ from suptickets_ray.distributed.cluster.event_queue import (
 from suptickets_ray.distributed.cluster.run_lock import check_free, only_process
 from suptickets_ray.distributed.cluster.session import check_address, ray_session
 from suptickets_ray.distributed.cluster.shared_storage import check_shared, checked_storage
-from suptickets_ray.distributed.cluster.watchdog import capacity_watch
+from suptickets_ray.distributed.cluster.watchdog import capacity_watch, wait_for_capacity
 from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.distributed.pipeline.result import Clock, RunResult
 from suptickets_ray.distributed.pipeline.stages import as_run_failure, begin_folder, pretrained_state, run_path
 from suptickets_ray.distributed.tune.leases import LeaseServer
-from suptickets_ray.distributed.tune.placement import divide_capacity, find_machines, head_bundle, sized_trial
+from suptickets_ray.distributed.tune.placement import sized_trial, wait_for_placement
 from suptickets_ray.distributed.tune.result import conclude, finished_search, num_failed, trial_rows
 from suptickets_ray.distributed.tune.searcher import early_stopping, optuna_searcher, tune_space
 from suptickets_ray.distributed.tune.trial import TrialContext, run_trial
@@ -102,7 +101,7 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
         checked_storage(files.path),
     ):
         finished_search(files, config)  # another process may have finished it in the meantime
-        concurrency, explorers = _wait_for_placement(plan, lambda text: watch(Waiting(text)))
+        concurrency, explorers = wait_for_placement(plan, lambda text: watch(Waiting(text)))
         with monitoring() as monitor, as_run_failure():
             files.begin()
             begin_folder(files.store, config, data)
@@ -136,7 +135,7 @@ def trainable(config: Config) -> Any:
     data = fingerprint(loaded)
     check_data(files.store, data)
     wait_for_capacity(config.cluster, lambda text: None)
-    _, explorers = _wait_for_placement(plan, lambda text: None)
+    _, explorers = wait_for_placement(plan, lambda text: None)
     _hold_lock(files.path)
     check_shared(files.path)
     files.begin()
@@ -180,32 +179,6 @@ def _hold_lock(path: str) -> None:
 def _release_lock(path: str) -> None:
     if path in _held_locks:
         _held_locks.pop(path).close()
-
-
-def _wait_for_placement(plan: SearchPlan, on_wait: Callable[[str], None]) -> tuple[int, int]:
-    """Returns the number of concurrent trials, and the number of explorers of each.
-
-    Waits for machines for up to `cluster.resource_timeout_minutes`.
-
-    Raises:
-        ValueError: If the trials do not fit the cluster. The text holds the numbers.
-    """
-    cluster, wanted = plan.config.cluster, plan.config.search.max_concurrent_trials
-    chains = max(plan.config_of(point).tickets.num_chains for point in plan.known)
-
-    def divide() -> tuple[int, int]:
-        return divide_capacity(cluster, find_machines(cluster), plan.num_trials, chains, wanted)
-
-    def fits() -> bool:
-        try:
-            divide()
-        except ValueError:
-            return False
-        return True
-
-    bundles = [bundle for bundle in (head_bundle(cluster), explorer_bundle(cluster)) if bundle] * (wanted or 1)
-    wait_for_machines(cluster, bundles, fits, f"{wanted or 1} trials at once", on_wait)
-    return divide()
 
 
 def _trainable(context: TrialContext) -> Any:
