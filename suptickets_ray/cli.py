@@ -22,6 +22,7 @@ from suptickets_ray.commands.stored_tickets import evaluate_command, export_comm
 from suptickets_ray.lookup import suggestion
 from suptickets_ray.process_start import collect_rarely
 from suptickets_ray.supervisor import EXIT_FAILED, supervise
+from suptickets_ray.tickets.run_folder import REPORT_FILE, SUPERPOSED_FILE
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "train": train_command,
@@ -164,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write an HTML page about one run, or a page that compares several runs, from their stored files.",
     )
     report.add_argument("settings", nargs="+", metavar="RUN_DIR", help="folders of runs, or URIs such as s3://...")
-    report.add_argument("--output", metavar="FILE", help="the HTML file (default: report.html in the run's folder)")
+    report.add_argument("--output", metavar="FILE", help=f"the HTML file (default: {REPORT_FILE} in the run's folder)")
     data = commands.add_parser("data", help="convert a data set to Parquet files that a cluster can stream")
     convert = data.add_subparsers(dest="action", required=True, metavar="convert").add_parser(
         "convert",
@@ -226,7 +227,7 @@ def _add_export(commands: Any) -> None:
 
 def _add_ticket(command: argparse.ArgumentParser, settings: str) -> None:
     command.add_argument(
-        "ticket", metavar="TICKET", help="a ticket's file, e.g. runs/digits/superposed.arrow, or a URI"
+        "ticket", metavar="TICKET", help=f"a ticket's file, e.g. runs/digits/{SUPERPOSED_FILE}, or a URI"
     )
     command.add_argument("settings", nargs="*", metavar="data.key=value", help=settings)
     command.add_argument(

@@ -1,3 +1,4 @@
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +56,47 @@ def test_the_top_level_holds_what_the_plan_says():
     top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
     allowed = {"suptickets_ray", "experiments", "tests", "cluster.yaml", "pyproject.toml", "README.md", "LICENSE"}
     assert {name for name in top if not name.startswith(".")} <= allowed
+
+
+OWNER = "tickets/run_folder.py"
+
+
+def file_names():
+    """The names of files and folders of a run that `tickets/run_folder.py` owns."""
+    from suptickets_ray.tickets import run_folder
+
+    return {value for name, value in vars(run_folder).items() if name.endswith(("_FILE", "_FOLDER"))}
+
+
+def texts_of(source):
+    """All texts of a module's code with their lines; docstrings and other bare texts are left out."""
+    tree = ast.parse(source)
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare:
+            yield node.lineno, node.value
+
+
+def spelled_out(source, names):
+    """The lines of a module that spell out a name: a file anywhere in a text, a folder as a part of a path."""
+    files = {name for name in names if "." in name}
+    folders = {f"{name}/" for name in names - files}
+    return sorted(line for line, text in texts_of(source) if any(word in text for word in files | folders))
+
+
+def test_only_run_folder_spells_out_the_names_of_a_runs_files():
+    names = file_names()
+    assert {"config.yaml", "result.json", "pretrained.pt", "superposed.arrow", "timeline.json", "tensorboard"} <= names
+    package = ROOT / "suptickets_ray"
+    found = [
+        f"{path.relative_to(package)}:{line}"
+        for path in sorted(package.rglob("*.py"))
+        if path.relative_to(package).as_posix() != OWNER
+        for line in spelled_out(path.read_text(), names)
+    ]
+    assert found == []
+
+
+def test_a_name_in_code_is_found_and_one_in_a_docstring_is_not():
+    source = '"""Reads result.json."""\npath = f"{folder}/result.json"\nlogs = "tensorboard/chain-000"\n'
+    assert spelled_out(source, {"result.json", "tensorboard"}) == [2, 3]

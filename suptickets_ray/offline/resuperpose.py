@@ -12,7 +12,8 @@ from rich.table import Table
 from suptickets_ray.config import Config, SuperpositionConfig
 from suptickets_ray.lookup import suggestion
 from suptickets_ray.offline.stored_ticket import device_of
-from suptickets_ray.recipes.load import config_digest, from_yaml, load_config, to_dict
+from suptickets_ray.recipes.load import load_config, to_dict
+from suptickets_ray.recipes.recorded_run import RecordedRun, pretrained_ticket
 from suptickets_ray.search.keys import exploration_key, pretraining_key
 from suptickets_ray.superposition.assessment import summarize_tickets
 from suptickets_ray.superposition.merger import Merger
@@ -20,7 +21,7 @@ from suptickets_ray.tickets.run_folder import CONFIG_FILE, PRETRAINED_FILE
 from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.tickets.store import Origin, RunStore, TicketStore
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.checkpoint import read_progress, state_digest, ticket_from_state
+from suptickets_ray.training.checkpoint import read_progress, state_digest
 from suptickets_ray.training.data import Splits, load_source, make_splits
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 from suptickets_ray.training.determinism import worker_determinism
@@ -67,23 +68,23 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
             run's data.
     """
     path = path if "://" in path else str(Path(path).expanduser().absolute())
-    store = RunStore(path)
-    for name in (CONFIG_FILE, PRETRAINED_FILE):
-        if not store.exists(name):
+    run = RecordedRun(path)
+    for name, exists in ((CONFIG_FILE, run.is_begun), (PRETRAINED_FILE, run.is_pretrained)):
+        if not exists:
             raise ValueError(f"{path} must be the folder of a run with finished pretraining; it has no {name}.")
-    config = superposition_recipe(from_yaml(store.read(CONFIG_FILE).decode()), overrides)
+    config = superposition_recipe(run.config, overrides)
     loaded = load_source(config.data)
     splits, data = make_splits(loaded, config.data), fingerprint(loaded)
-    check_data(store, data)
-    content = store.read(PRETRAINED_FILE)
+    check_data(run.store, data)
+    content = run.pretrained_state()
     try:
         progress = read_progress(content)
-        pretrained = ticket_from_state(content, {"run": config.name, "config_digest": config_digest(config)})
+        pretrained = pretrained_ticket(config, content)
     except ValueError as error:
         raise ValueError(f"{path}/{PRETRAINED_FILE}: {error}") from error
     if progress.get("recipe") != int(pretraining_key(config), 16):
-        raise ValueError(f"{path}/{PRETRAINED_FILE} must match the folder's config.yaml. Start the run again.")
-    tickets = TicketStore(store)
+        raise ValueError(f"{path}/{PRETRAINED_FILE} must match the folder's {CONFIG_FILE}. Start the run again.")
+    tickets = run.tickets
     stored, valid = set(tickets.list()), tickets.own(Origin(exploration_key(config), state_digest(content)))
     keys = [key for key in canonical_order(config.tickets.num_chains, budget_of(config).cycles) if key in stored]
     if not keys:

@@ -12,11 +12,12 @@ import torch
 from torch.nn import Module
 
 from suptickets_ray.config import Config
-from suptickets_ray.recipes.load import from_yaml, load_config, to_dict
+from suptickets_ray.recipes.load import load_config, to_dict
+from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.search.space import config_of
-from suptickets_ray.tickets.run_folder import CONFIG_FILE
+from suptickets_ray.tickets.run_folder import CONFIG_FILE, EXPLORATIONS_FOLDER, POINTS_FOLDER, SUPERPOSED_FILE
 from suptickets_ray.tickets.store import RunStore, child, split_path
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.checkpoint import restore
@@ -57,8 +58,8 @@ def read_ticket(path: str) -> StoredTicket:
     full_path = child(folder, name)
     store = RunStore(folder)
     if not name or not store.exists(name):
-        superposed = f"{name}/superposed.arrow"
-        hint = "The sup-ticket of a run is its superposed.arrow."
+        superposed = f"{name}/{SUPERPOSED_FILE}"
+        hint = f"The sup-ticket of a run is its {SUPERPOSED_FILE}."
         if name and store.exists(superposed):
             hint = f"Did you mean {child(folder, superposed)!r}?"
         raise ValueError(f"the ticket must be an existing Arrow file; got {path!r}. {hint}")
@@ -106,18 +107,18 @@ def recipe_of(path: str, recipe: str | None = None, overrides: Sequence[str] = (
     if recipe is not None:
         return load_config(recipe, overrides)
     for folder, relative in _folders_above(path):
-        store = RunStore(folder)
-        if not store.exists(CONFIG_FILE):
+        run = RecordedRun(folder)
+        if not run.is_begun:
             continue
         try:
-            config = from_yaml(store.read(CONFIG_FILE).decode())
+            config = run.config
         except ValueError as error:
             raise ValueError(
                 f"Cannot read the recipe {child(folder, CONFIG_FILE)}: {error} Pass the ticket's recipe with --recipe."
             ) from error
         return load_config(to_dict(_trial_recipe(config, folder, relative)), overrides)
     raise ValueError(
-        f"Cannot find the ticket's recipe: no folder above {path!r} contains a config.yaml. Pass the recipe with "
+        f"Cannot find the ticket's recipe: no folder above {path!r} contains a {CONFIG_FILE}. Pass the recipe with "
         "--recipe."
     )
 
@@ -136,15 +137,15 @@ def splits_of(path: str, config: Config) -> Splits:
         ValueError: As `load_data`, and if the ticket's run used the same data set, but with other examples.
     """
     for folder, _ in _folders_above(path):
-        store = RunStore(folder)
-        if store.exists(CONFIG_FILE):
-            recorded = from_yaml(store.read(CONFIG_FILE).decode()).data
+        run = RecordedRun(folder)
+        if run.is_begun:
+            recorded = run.config.data
             if (recorded.name, recorded.options, recorded.split_seed) == (
                 config.data.name,
                 config.data.options,
                 config.data.split_seed,
             ):
-                return load_recorded(config.data, store)
+                return load_recorded(config.data, run.store)
             break
     return load_data(config.data)
 
@@ -188,10 +189,10 @@ def _folders_above(path: str) -> Iterator[tuple[str, str]]:
 def _trial_recipe(config: Config, folder: str, relative: str) -> Config:
     """Returns the recipe of a search's trial, by the ticket's path relative to the search; for a run, its recipe."""
     files = SearchFiles(folder)
-    if match := re.fullmatch(r"(points/[^/]+/seed-(\d+))\.arrow", relative):
+    if match := re.fullmatch(rf"({POINTS_FOLDER}/[^/]+/seed-(\d+))\.arrow", relative):
         row = f"{match[1]}.json"
         return config_of(config, json.loads(files.store.read(row))["point"], int(match[2]))
-    if match := re.fullmatch(r"explorations/([^/]+)/tickets/.*", relative):
+    if match := re.fullmatch(rf"{EXPLORATIONS_FOLDER}/([^/]+)/tickets/.*", relative):
         seeds = range(config.search.num_seeds)
         for trial in [config, *(config_of(config, point, number) for point, _ in files.points() for number in seeds)]:
             if exploration_key(trial) == match[1]:

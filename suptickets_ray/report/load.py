@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from suptickets_ray.config import Config
-from suptickets_ray.recipes.load import config_digest, from_yaml
+from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.report.analysis import (
     MAX_TICKETS,
     PRETRAINED,
@@ -31,17 +27,9 @@ from suptickets_ray.report.analysis import (
 )
 from suptickets_ray.report.comparison import ComparedRun, render_comparison
 from suptickets_ray.report.run_page import render_report
-from suptickets_ray.tickets.run_folder import (
-    CONFIG_FILE,
-    PRETRAINED_FILE,
-    REPORT_FILE,
-    RESULT_FILE,
-    SUPERPOSED_FILE,
-    TIMELINE_FILE,
-)
-from suptickets_ray.tickets.store import RunStore, TicketStore, child
+from suptickets_ray.tickets.run_folder import CONFIG_FILE, REPORT_FILE, RESULT_FILE
+from suptickets_ray.tickets.store import child
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.checkpoint import ticket_from_state
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.fingerprint import load_recorded
 from suptickets_ray.training.determinism import worker_determinism
@@ -52,72 +40,22 @@ _MIN_LINE_SECONDS, _LINE_FRACTION = 5.0, 0.05
 """Time limit of the lines between networks at the end of a run: a fraction of the run's time, but at least 5 s."""
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """The files of a run, each read on first use. It needs no data set, so a copy on another machine works."""
+def _network(run: RecordedRun, name: str | Key) -> Ticket:
+    """Returns a ticket by its key, the pretrained network, or the sup-ticket.
 
-    path: str
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If its file is damaged.
+    """
+    if isinstance(name, tuple):
+        return run.tickets.get(*name)
+    return run.superposed() if name == SUP_TICKET else run.pretrained()
 
-    @cached_property
-    def store(self) -> RunStore:
-        """The run's file store."""
-        return RunStore(self.path)
 
-    @cached_property
-    def recipe(self) -> str:
-        """The resolved recipe as YAML."""
-        return self.store.read(CONFIG_FILE).decode()
-
-    @cached_property
-    def config(self) -> Config:
-        """The recipe. Raises ValueError if the file is invalid."""
-        return from_yaml(self.recipe)
-
-    @cached_property
-    def result(self) -> dict[str, Any] | None:
-        """Content of `result.json`; None for an unfinished run."""
-        if not self.store.exists(RESULT_FILE):
-            return None
-        content: dict[str, Any] = json.loads(self.store.read(RESULT_FILE))
-        return content
-
-    @cached_property
-    def timeline(self) -> dict[str, Any] | None:
-        """Content of `timeline.json`; None if it does not exist, {} if it is damaged or of another recipe."""
-        if not self.store.exists(TIMELINE_FILE):
-            return None
-        try:
-            content = json.loads(self.store.read(TIMELINE_FILE))
-        except ValueError:
-            return {}
-        is_valid = isinstance(content, dict) and content.get("config_digest") == config_digest(self.config)
-        return content if is_valid else {}
-
-    @cached_property
-    def keys(self) -> list[Key]:
-        """(chain, cycle) of every stored ticket, sorted."""
-        return TicketStore(self.store).list()
-
-    def network(self, name: str | Key) -> Ticket:
-        """Returns a ticket by its key, the pretrained network, or the sup-ticket.
-
-        Raises:
-            FileNotFoundError: If it does not exist.
-            ValueError: If its file is damaged.
-        """
-        if isinstance(name, tuple):
-            return TicketStore(self.store).get(*name)
-        if name == SUP_TICKET:
-            return Ticket.from_bytes(self.store.read(SUPERPOSED_FILE))
-        provenance = {"run": self.config.name, "config_digest": config_digest(self.config)}
-        return ticket_from_state(self.store.read(PRETRAINED_FILE), provenance)
-
-    @property
-    def compared(self) -> list[str | Key]:
-        """The networks to compare, if stored: the pretrained network, evenly spaced tickets and the sup-ticket."""
-        first = [PRETRAINED] if self.store.exists(PRETRAINED_FILE) else []
-        last = [SUP_TICKET] if self.store.exists(SUPERPOSED_FILE) else []
-        return [*first, *evenly_spaced(self.keys, MAX_TICKETS), *last]
+def _compared(run: RecordedRun) -> list[str | Key]:
+    """Returns the networks to compare, if stored: the pretrained network, evenly spaced tickets and the sup-ticket."""
+    first, last = [PRETRAINED] if run.is_pretrained else [], [SUP_TICKET] if run.is_superposed else []
+    return [*first, *evenly_spaced(run.tickets.list(), MAX_TICKETS), *last]
 
 
 def write_run_report(path: str, splits: Splits | None = None, result: Mapping[str, Any] | None = None) -> Findings:
@@ -136,12 +74,12 @@ def write_run_report(path: str, splits: Splits | None = None, result: Mapping[st
     Raises:
         OSError: If the storage cannot be read or written.
     """
-    run = RunFolder(path)
+    run = RecordedRun(path)
     result = run.result if result is None else result
     total = float((result or {}).get("seconds", {}).get("total", 0.0))
     deadline = time.monotonic() + max(_MIN_LINE_SECONDS, _LINE_FRACTION * total)
     findings = analyze_run(run, splits, lambda: time.monotonic() > deadline)
-    run.store.write(REPORT_FILE, _page(run, result, findings).encode())
+    run.write_report(_page(run, result, findings))
     return findings
 
 
@@ -168,14 +106,14 @@ def write_report(paths: Sequence[str], output: str | None = None) -> str:
         return str(target)
     page = _page(runs[0], runs[0].result, analyze_run(runs[0], None))
     if output is None:
-        runs[0].store.write(REPORT_FILE, page.encode())
+        runs[0].write_report(page)
         return child(runs[0].path, REPORT_FILE)
     target = Path(output).absolute()
     target.write_text(page, encoding="utf-8")
     return str(target)
 
 
-def analyze_run(run: RunFolder, splits: Splits | None, should_stop: Callable[[], bool] = lambda: False) -> Findings:
+def analyze_run(run: RecordedRun, splits: Splits | None, should_stop: Callable[[], bool] = lambda: False) -> Findings:
     """Analyzes a run's tickets. If a part fails, a note gives the reason.
 
     Args:
@@ -183,7 +121,7 @@ def analyze_run(run: RunFolder, splits: Splits | None, should_stop: Callable[[],
         splits: The run's data. None loads it.
         should_stop: Called before each point of a line; returns whether to stop drawing lines.
     """
-    findings = Findings(num_tickets=len(run.keys))
+    findings = Findings(num_tickets=len(run.tickets.list()))
     for step, notes in ((_masks, findings.difference_notes), (_lines, findings.curve_notes)):
         try:
             step(run, findings, splits, should_stop)
@@ -192,14 +130,14 @@ def analyze_run(run: RunFolder, splits: Splits | None, should_stop: Callable[[],
     return findings
 
 
-def _masks(run: RunFolder, findings: Findings, splits: Splits | None, should_stop: Callable[[], bool]) -> None:
+def _masks(run: RecordedRun, findings: Findings, splits: Splits | None, should_stop: Callable[[], bool]) -> None:
     compared: list[str | Key] = []
     densities: list[dict[str, float]] = []
 
     def readable_networks() -> Iterator[Ticket]:
-        for name in run.compared:
+        for name in _compared(run):
             try:
-                network = run.network(name)
+                network = _network(run, name)
             except (OSError, ValueError) as error:
                 findings.difference_notes.append(f"{_name(name)} is not compared: {error}")
                 continue
@@ -212,12 +150,12 @@ def _masks(run: RunFolder, findings: Findings, splits: Splits | None, should_sto
     findings.overlaps, findings.densities = overlaps, densities
     tickets = [key for key in compared if isinstance(key, tuple)]
     if len(tickets) > 1:
-        findings.chance = chance_overlap(run.network(tickets[0]), run.network(tickets[-1]))
+        findings.chance = chance_overlap(_network(run, tickets[0]), _network(run, tickets[-1]))
 
 
-def _lines(run: RunFolder, findings: Findings, splits: Splits | None, should_stop: Callable[[], bool]) -> None:
-    pairs: list[tuple[str | Key, str | Key]] = list(line_pairs(run.keys))
-    if {PRETRAINED, SUP_TICKET} <= set(run.compared):
+def _lines(run: RecordedRun, findings: Findings, splits: Splits | None, should_stop: Callable[[], bool]) -> None:
+    pairs: list[tuple[str | Key, str | Key]] = list(line_pairs(run.tickets.list()))
+    if {PRETRAINED, SUP_TICKET} <= set(_compared(run)):
         pairs.insert(0, (PRETRAINED, SUP_TICKET))
     if not pairs:
         findings.curve_notes.append("No line is drawn, because the run has fewer than two networks yet.")
@@ -229,7 +167,7 @@ def _lines(run: RunFolder, findings: Findings, splits: Splits | None, should_sto
     uses_gpu = config.cluster.gpus_per_worker > 0 and torch.cuda.is_available()
     model.to("cuda" if uses_gpu else "cpu")
     for first, second in pairs:
-        ends = [(_name(name), run.network(name)) for name in (first, second)]
+        ends = [(_name(name), _network(run, name)) for name in (first, second)]
         with worker_determinism(config):
             line = curve(model, ends[0], ends[1], config, data, should_stop)
         if line is None:
@@ -245,30 +183,30 @@ def _name(network: str | Key) -> str:
     return network if isinstance(network, str) else ticket_name(network)
 
 
-def _page(run: RunFolder, result: Mapping[str, Any] | None, findings: Findings) -> str:
+def _page(run: RecordedRun, result: Mapping[str, Any] | None, findings: Findings) -> str:
     return render_report(result, run.recipe, findings, run.timeline, name=run.config.name, path=run.path)
 
 
-def _open_run(path: str) -> RunFolder:
+def _open_run(path: str) -> RecordedRun:
     path = path if "://" in path else str(Path(path).expanduser().absolute())
-    run = RunFolder(path)
-    if not run.store.exists(CONFIG_FILE):
-        raise ValueError(f"{path} must be the folder of a run; it has no config.yaml.")
+    run = RecordedRun(path)
+    if not run.is_begun:
+        raise ValueError(f"{path} must be the folder of a run; it has no {CONFIG_FILE}.")
     try:
         result = run.result
         _ = run.config
     except ValueError as error:
         raise ValueError(f"{path} must be the folder of a run: {error}") from error
     if result is not None and "trials" in result:
-        raise ValueError(f"{path} must be the folder of a run; it contains a search. Open the search's report.html.")
+        raise ValueError(f"{path} must be the folder of a run; it contains a search. Open the search's {REPORT_FILE}.")
     if result is not None and (missing := [key for key in _RESULT_KEYS if key not in result]):
-        raise ValueError(f"{path}/result.json must be the result of a run; it has no {missing[0]}. Run it again.")
-    if result is None and not run.keys and not run.store.exists(PRETRAINED_FILE):
+        raise ValueError(f"{path}/{RESULT_FILE} must be the result of a run; it has no {missing[0]}. Run it again.")
+    if result is None and not run.tickets.list() and not run.is_pretrained:
         raise ValueError(f"{path} must be the folder of a run with finished pretraining; it has no network yet.")
     return run
 
 
-def _comparison(runs: Sequence[RunFolder]) -> str:
+def _comparison(runs: Sequence[RecordedRun]) -> str:
     compared, notes = [], []
     for index, run in enumerate(runs):
         if run.path in {other.path for other in runs[:index]}:

@@ -14,7 +14,7 @@ from suptickets_ray.report.gantt import lanes_of
 from suptickets_ray.report.heat_map import heat_map
 from suptickets_ray.report.rendering import render
 from suptickets_ray.superposition.assessment import Gain, assess, gain_over
-from suptickets_ray.tickets.run_folder import CONFIG_FILE
+from suptickets_ray.tickets.run_folder import CONFIG_FILE, TIMELINE_FILE
 from suptickets_ray.tickets.store import child
 
 _MAX_OPEN_ROWS = 20
@@ -159,12 +159,12 @@ def _finite(value: float, digits: int) -> str:
 def _time(result: Mapping[str, Any] | None, timeline: Mapping[str, Any] | None) -> dict[str, Any]:
     values = {"seconds": None if result is None else _last_start(result["seconds"]), "lanes": None}
     if timeline is None:
-        return values | {"reason": "The run has no timeline.json."}
+        return values | {"reason": f"The run has no {TIMELINE_FILE}."}
     try:
         lanes = lanes_of(timeline)
         figure = lanes_figure("Timeline of pretraining, explorers and superposer", lanes) if lanes.lanes else ""
     except Exception as error:  # noqa: BLE001 - a damaged file must not prevent the page
-        reason = f"The timeline cannot be drawn; timeline.json is damaged or of another recipe: {error!r}."
+        reason = f"The timeline cannot be drawn; {TIMELINE_FILE} is damaged or of another recipe: {error!r}."
         return values | {"reason": reason}
     return values | {"lanes": lanes, "figure": figure}
 

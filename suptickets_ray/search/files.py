@@ -9,22 +9,26 @@ from typing import Any
 
 from suptickets_ray.config import Config
 from suptickets_ray.recipes.load import config_digest
+from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.search.keys import exploration_key, pretraining_key
 from suptickets_ray.search.space import Point, point_key
-from suptickets_ray.tickets.run_folder import PRETRAINED_FILE, SEARCH_FILE, TENSORBOARD_FOLDER
+from suptickets_ray.tickets.run_folder import (
+    DIVERGED_FILE,
+    EXPLORATIONS_FOLDER,
+    POINTS_FOLDER,
+    PRETRAINED_FILE,
+    PRETRAININGS_FOLDER,
+    SEARCH_FILE,
+    SEARCH_FOLDERS,
+    TENSORBOARD_FOLDER,
+)
 from suptickets_ray.tickets.store import RunStore, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
-
-_SEARCH_FOLDERS = ("pretraining", "explorations", "points")
 
 
 def holds_search(store: RunStore) -> bool:
     """Returns whether a folder contains a search, finished or not."""
-    return store.exists(SEARCH_FILE) or any(store.list(folder) for folder in _SEARCH_FOLDERS)
-
-
-DIVERGED_FILE = "diverged"
-"""Error message of a diverged pretraining, in the folder of that pretraining."""
+    return store.exists(SEARCH_FILE) or any(store.list(folder) for folder in SEARCH_FOLDERS)
 
 
 class SearchFiles:
@@ -53,11 +57,11 @@ class SearchFiles:
 
     def pretrained_path(self, config: Config) -> str:
         """Returns the folder of a recipe's pretraining."""
-        return child(self.path, "pretraining", pretraining_key(config))
+        return child(self.path, PRETRAININGS_FOLDER, pretraining_key(config))
 
     def exploration_path(self, config: Config) -> str:
         """Returns the folder of a recipe's tickets."""
-        return child(self.path, "explorations", exploration_key(config))
+        return child(self.path, EXPLORATIONS_FOLDER, exploration_key(config))
 
     def pretrained_state(self, config: Config) -> bytes:
         """Returns the final state of a recipe's pretraining.
@@ -66,10 +70,10 @@ class SearchFiles:
             FileNotFoundError: If pretraining is not finished.
             RuntimeError: If pretraining has diverged.
         """
-        store = RunStore(self.pretrained_path(config))
-        if store.exists(DIVERGED_FILE) and not store.exists(PRETRAINED_FILE):
-            raise RuntimeError(store.read(DIVERGED_FILE).decode())
-        return store.read(PRETRAINED_FILE)
+        own = RecordedRun(self.pretrained_path(config))
+        if own.store.exists(DIVERGED_FILE) and not own.is_pretrained:
+            raise RuntimeError(own.store.read(DIVERGED_FILE).decode())
+        return own.pretrained_state()
 
     def count(self, what: str) -> None:
         """Counts one trained "pretraining" or "cycle", repeated ones too. Only one process may call this."""
@@ -81,13 +85,13 @@ class SearchFiles:
         return max(
             self._counts().get("pretraining", 0),
             # A killed driver may not have counted its last pretrainings.
-            sum(path.endswith(PRETRAINED_FILE) for path in self.store.list("pretraining")),
+            sum(path.endswith(PRETRAINED_FILE) for path in self.store.list(PRETRAININGS_FOLDER)),
         )
 
     def num_cycles(self) -> int:
         """Returns the number of cycles that this start and earlier starts completed."""
-        keys = {path.split("/")[1] for path in self.store.list("explorations")}
-        stored = sum(len(TicketStore(RunStore(child(self.path, "explorations", key))).list()) for key in keys)
+        keys = {path.split("/")[1] for path in self.store.list(EXPLORATIONS_FOLDER)}
+        stored = sum(len(TicketStore(RunStore(child(self.path, EXPLORATIONS_FOLDER, key))).list()) for key in keys)
         return max(self._counts().get("cycle", 0), stored)
 
     def _counts(self) -> dict[str, int]:
@@ -133,7 +137,7 @@ class SearchFiles:
     def points(self) -> list[tuple[Point, list[dict[str, Any]]]]:
         """Returns every point with a result, and its rows in the order of seeds. Points are in order of completion."""
         found: dict[str, tuple[Point, list[dict[str, Any]]]] = {}
-        for path in self.store.list("points"):
+        for path in self.store.list(POINTS_FOLDER):
             if not path.endswith(".json"):
                 continue
             row = self._read_row(path)
@@ -144,4 +148,4 @@ class SearchFiles:
     def _folder(self, point: Point) -> str:
         if self._recipe is None:
             raise RuntimeError("Cannot find a point's files: SearchFiles has no recipe. Pass config=.")
-        return f"points/{hashlib.sha256(f'{self._recipe} {point_key(point)}'.encode()).hexdigest()[:12]}"
+        return f"{POINTS_FOLDER}/{hashlib.sha256(f'{self._recipe} {point_key(point)}'.encode()).hexdigest()[:12]}"

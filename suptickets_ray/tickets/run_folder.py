@@ -1,4 +1,7 @@
-"""Names of the files in the folder of a run or a search."""
+"""Names of the files in the folder of a run or a search. No other module spells them out.
+
+`recipes.recorded_run.RecordedRun` reads and writes the files by these names. The paths of tickets are in `TicketStore`.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,17 @@ BEST_FILE = "best.yaml"
 """The recipe of the best trial of a search."""
 TRIALS_FILE = "trials.parquet"
 """A row per trial of a search."""
+RAY_TUNE_FOLDER = "ray_tune"
+"""Ray Tune's own files, which no result depends on."""
+PRETRAININGS_FOLDER = "pretraining"
+"""In a search, a folder for each pretraining that trials share."""
+EXPLORATIONS_FOLDER = "explorations"
+"""In a search, a folder for each set of tickets that trials share."""
+POINTS_FOLDER = "points"
+"""In a search, a folder for each point, with the scores and the sup-ticket of each seed."""
+SEARCH_FOLDERS = (PRETRAININGS_FOLDER, EXPLORATIONS_FOLDER, POINTS_FOLDER)
+DIVERGED_FILE = "diverged"
+"""Error message of a diverged pretraining, in the folder of that pretraining."""
 
 
 def chain_state_path(chain: int) -> str:

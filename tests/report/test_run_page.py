@@ -9,9 +9,10 @@ import pytest
 from jinja2 import UndefinedError
 from markupsafe import escape
 
+from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.report import load as report_runs
 from suptickets_ray.report.analysis import Curve, Findings
-from suptickets_ray.report.load import RunFolder, analyze_run, write_report, write_run_report
+from suptickets_ray.report.load import analyze_run, write_report, write_run_report
 from suptickets_ray.report.rendering import render
 from suptickets_ray.report.run_page import render_report
 from suptickets_ray.superposition.assessment import assess
@@ -103,7 +104,7 @@ def test_a_result_that_is_not_stored_yet_is_shown(run):
 
 
 def test_data_at_hand_is_not_loaded_again(run, monkeypatch):
-    splits = load_data(RunFolder(str(run)).config.data)
+    splits = load_data(RecordedRun(str(run)).config.data)
     monkeypatch.setattr(report_runs, "load_recorded", lambda config, store: pytest.fail("loaded"))
     write_run_report(str(run), splits)
     assert 'class="note"' not in (run / "report.html").read_text()
@@ -121,7 +122,7 @@ def test_data_that_is_out_of_reach_costs_the_page_its_lines_only(run, monkeypatc
 
 
 def test_lines_that_would_keep_the_run_waiting_are_left_out_with_a_word(run):
-    findings = analyze_run(RunFolder(str(run)), None, lambda: True)
+    findings = analyze_run(RecordedRun(str(run)), None, lambda: True)
     assert findings.curves == []
     assert "0 of 3 lines are drawn, because their time limit" in findings.curve_notes[0]
 
@@ -129,7 +130,7 @@ def test_lines_that_would_keep_the_run_waiting_are_left_out_with_a_word(run):
 def test_a_damaged_ticket_is_left_out_of_the_comparison_by_name(run):
     path = run / "tickets/chain-001/cycle-000.arrow"
     path.write_bytes(path.read_bytes()[:-9])
-    findings = analyze_run(RunFolder(str(run)), None)
+    findings = analyze_run(RecordedRun(str(run)), None)
     assert findings.networks == ["pretraining", "0.0", "0.1", "1.1", "sup-ticket"]
     assert findings.difference_notes[0].startswith("1.0 is not compared: tickets/chain-001/cycle-000.arrow")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import time
@@ -13,10 +12,10 @@ from typing import Any
 
 from suptickets_ray import __version__
 from suptickets_ray.config import Config
-from suptickets_ray.recipes.load import config_digest, differing_keys, from_yaml, to_dict
+from suptickets_ray.recipes.load import config_digest, differing_keys, to_dict
+from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.superposition.assessment import summarize_tickets
-from suptickets_ray.tickets.run_folder import CONFIG_FILE, DATA_FILE, RESULT_FILE
-from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.tickets.run_folder import CONFIG_FILE, RESULT_FILE
 from suptickets_ray.training.data import load_source
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 
@@ -68,41 +67,34 @@ def stored_result(
         ValueError: If the folder holds the work of another recipe; the text names the keys that differ. Also if the
             work is done, `data.root` has changed, and the data there differ from those of the work.
     """
-    store = RunStore(path)
-    if not store.exists(CONFIG_FILE):
+    files = RecordedRun(path)
+    if not files.is_begun:
         return None
     try:
-        old = from_yaml(store.read(CONFIG_FILE).decode())
+        old = files.config
     except ValueError as error:
         raise ValueError(
-            f"Cannot read {path}/config.yaml as the recipe of a {what}: {error} Choose another name=."
+            f"Cannot read {path}/{CONFIG_FILE} as the recipe of a {what}: {error} Choose another name=."
         ) from error
     if keys := [*differing_keys(old, config), *find_other_keys(old)]:
         raise ValueError(
             f"Cannot continue the {what} in {path}: these keys differ: {', '.join(keys)}. "
             f"Choose another name=, or restore their values to continue that {what}."
         )
-    if not store.exists(RESULT_FILE):
-        return None
-    result = _read_result(store)
-    if result is None:
+    try:
+        result = files.result
+    except ValueError:
         return None  # truncated or damaged: it is rebuilt from the stored files
+    if result is None:
+        return None
     if result.get("config_digest") not in (config_digest(old), config_digest(config)):
         raise ValueError(
-            f"Cannot use {path}/result.json: it belongs to another recipe than the {what} in its folder. Remove it; "
+            f"Cannot use {path}/{RESULT_FILE}: it belongs to another recipe than the {what} in its folder. Remove it; "
             "the same command writes it again."
         )
-    if old.data.root != config.data.root and store.exists(DATA_FILE):
-        check_data(store, fingerprint(load_source(config.data)))
+    if old.data.root != config.data.root and files.records_data:
+        check_data(files.store, fingerprint(load_source(config.data)))
     return result
-
-
-def _read_result(store: RunStore) -> dict[str, Any] | None:
-    try:
-        result = json.loads(store.read(RESULT_FILE))
-    except (ValueError, RecursionError):
-        return None
-    return result if isinstance(result, dict) else None
 
 
 def assemble_result(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from typing import Any
@@ -29,18 +28,19 @@ from suptickets_ray.distributed.pipeline.result import (
     stored_result,
     without_nan,
 )
-from suptickets_ray.distributed.pipeline.stages import as_run_failure, begin_folder, pretrained_state, run_path
+from suptickets_ray.distributed.pipeline.stages import as_run_failure, pretrained_state, run_path
 from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClient
 from suptickets_ray.progress.events import Event, OnEvent, PhaseStarted, Resumed, Waiting, Warned
 from suptickets_ray.progress.log import EventLog
 from suptickets_ray.progress.summary_table import ROWS
 from suptickets_ray.progress.timeline import Timeline
 from suptickets_ray.recipes.load import changes_results, config_digest, flatten, to_dict, to_yaml
+from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.recipes.resolve import resolve
 from suptickets_ray.search.files import holds_search
-from suptickets_ray.tickets.run_folder import REPORT_FILE, RESULT_FILE, SUPERPOSED_FILE, TENSORBOARD_FOLDER
+from suptickets_ray.tickets.run_folder import REPORT_FILE, TENSORBOARD_FOLDER
 from suptickets_ray.tickets.schedule import canonical_order
-from suptickets_ray.tickets.store import RunStore, TicketStore, child
+from suptickets_ray.tickets.store import RunStore, child
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.checkpoint import state_digest
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
@@ -71,12 +71,12 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     """
     config = resolve(config)
     path = run_path(config)
-    store = RunStore(path)
-    store.check(writes=False)
+    files = RecordedRun(path)
+    files.store.check(writes=False)
     if (result := finished_result(config)) is not None:
         return RunResult(path, result, resumed=True)
     check_free(path)
-    store.check(writes=True)
+    files.store.check(writes=True)
     clock = Clock()
     warnings: list[str] = []
     timeline: Timeline | None = None
@@ -89,7 +89,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         on_event(event)
 
     emit = collecting_warnings(warnings, handle_event)
-    loaded, data = _prepare(config, store, emit)
+    loaded, data = _prepare(config, files.store, emit)
     with (
         _locked_folder(config, emit),
         ray_session(config.cluster, emit, verbose=verbose),
@@ -98,8 +98,8 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         as_run_failure(),
         ExitStack() as stack,
     ):
-        begin_folder(store, config, data)
-        timeline = stack.enter_context(closing(Timeline(store, config_digest(config), clock.began)))
+        files.begin(config, data)
+        timeline = stack.enter_context(closing(Timeline(files.store, config_digest(config), clock.began)))
         context = WorkerContext.create(config, path, monitor, loaded)
         del loaded  # it is in the object store now
         budget = budget_of(config)
@@ -135,10 +135,10 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         superposed = Ticket.from_arrow(table)  # before Ray ends, which owns the table's memory
         show_events(monitor, emit)
         clock.lap("superpose")
-    store.write(SUPERPOSED_FILE, superposed.to_bytes())
+    files.write_superposed(superposed)
     result = without_nan(assemble_result(config, report, clock.seconds(), warnings))
     _write_report(config, path, result)
-    store.write(RESULT_FILE, json.dumps(result, indent=2).encode())
+    files.write_result(result)
     return RunResult(path, result, resumed=False)
 
 
@@ -193,15 +193,15 @@ def finished_result(config: Config) -> dict[str, Any] | None:
     if holds_search(RunStore(path)):
         raise ValueError(f"Cannot run in {path}: the folder holds a search. Choose another name=.")
     result = stored_result(path, config, "run")
-    return result if result is not None and _is_intact(RunStore(path), result) else None
+    return result if result is not None and _is_intact(RecordedRun(path), result) else None
 
 
-def _is_intact(store: RunStore, result: dict[str, Any]) -> bool:
+def _is_intact(files: RecordedRun, result: dict[str, Any]) -> bool:
     """Whether the files of a result exist and belong to it. Otherwise the run writes them again."""
     try:
-        superposed = Ticket.from_bytes(store.read(SUPERPOSED_FILE))
+        superposed = files.superposed()
         tickets = {(row["chain"], row["cycle"]) for row in result["tickets"]}
         own = superposed.digest == result["superposed"]["digest"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
-    return own and tickets <= set(TicketStore(store).list()) and store.exists(REPORT_FILE)
+    return own and tickets <= set(files.tickets.list()) and files.store.exists(REPORT_FILE)

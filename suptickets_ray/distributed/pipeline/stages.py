@@ -9,9 +9,9 @@ from pathlib import Path
 from suptickets_ray.config import Config
 from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.progress.events import OnEvent, Resumed, Warned
-from suptickets_ray.recipes.load import to_yaml
+from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.search.keys import pretraining_key
-from suptickets_ray.tickets.run_folder import CONFIG_FILE, DATA_FILE, PRETRAINED_FILE, RAY_TRAIN_FOLDER
+from suptickets_ray.tickets.run_folder import PRETRAINED_FILE, RAY_TRAIN_FOLDER
 from suptickets_ray.tickets.store import RunStore, child
 from suptickets_ray.training.checkpoint import is_whole, read_progress
 
@@ -29,29 +29,22 @@ def run_path(config: Config) -> str:
     return str((Path(config.storage).expanduser() / config.name).absolute())
 
 
-def begin_folder(store: RunStore, config: Config, data: str) -> None:
-    """Writes the recipe and the data's fingerprint to the folder of a run or search, which reserves it for them."""
-    store.remove_temporaries()
-    store.write(CONFIG_FILE, to_yaml(config).encode())
-    store.write(DATA_FILE, data.encode())
-
-
 def pretrained_state(context: WorkerContext, on_event: OnEvent, verbose: bool) -> bytes:
     """Returns the final state of pretraining. Trains it unless an earlier start of the run has finished it."""
-    store = RunStore(context.run_path)
-    if store.exists(PRETRAINED_FILE):
-        state = store.read(PRETRAINED_FILE)
+    files = RecordedRun(context.run_path)
+    if files.is_pretrained:
+        state = files.pretrained_state()
         if is_whole(state) and read_progress(state).get("recipe") == int(pretraining_key(context.config), 16):
             on_event(Resumed("the finished pretraining"))
-            store.remove_folder(RAY_TRAIN_FOLDER)  # its checkpoints are needed only by an unfinished pretraining
+            files.store.remove_folder(RAY_TRAIN_FOLDER)  # its checkpoints are needed only by an unfinished pretraining
             return state
         on_event(Warned(f"{PRETRAINED_FILE} is damaged or belongs to another run; pretraining restarts."))
     # Imported here: Ray Train takes seconds to import, and a finished or refused run does not need it.
     from suptickets_ray.distributed.pipeline.pretrain import pretrain
 
     state = pretrain(context, RAY_TRAIN_FOLDER, on_event, verbose=verbose)
-    store.write(PRETRAINED_FILE, state)
-    store.remove_folder(RAY_TRAIN_FOLDER)
+    files.write_pretrained_state(state)
+    files.store.remove_folder(RAY_TRAIN_FOLDER)
     return state
 
 

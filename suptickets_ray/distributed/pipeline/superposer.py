@@ -15,14 +15,13 @@ from suptickets_ray.distributed.cluster.event_queue import reported_warnings
 from suptickets_ray.distributed.pipeline.context import WorkerContext, start_worker
 from suptickets_ray.distributed.pipeline.result import versions
 from suptickets_ray.progress.events import TicketMerged
-from suptickets_ray.recipes.load import config_digest
+from suptickets_ray.recipes.recorded_run import pretrained_ticket
 from suptickets_ray.superposition.merger import Merger
 from suptickets_ray.superposition.ticket_scores import Logits
 from suptickets_ray.tickets.accumulator import Accumulator, join_shards
 from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.store import TicketStore
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.checkpoint import ticket_from_state
 from suptickets_ray.training.tensorboard import Scalars
 
 _MAX_OPTIONAL_VALIDATION_SECONDS = 60.0
@@ -43,8 +42,7 @@ class Superposer:
         device = torch.device("cuda" if context.config.cluster.superposer_gpus else "cpu")
         self._worker = start_worker(context, device)
         config, splits = self._worker.config, self._worker.splits
-        provenance = {"run": config.name, "config_digest": config_digest(config), "versions": versions()}
-        net = ticket_from_state(pretrained, provenance)
+        net = pretrained_ticket(config, pretrained, versions=versions())
         began = time.monotonic()
         self._merger = Merger(config, splits, net, device)  # validates the pretrained network
         seconds = (time.monotonic() - began) * self._merger.validation_examples / len(splits.validation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,12 +11,13 @@ from suptickets_ray.distributed.cluster.errors import root_cause
 from suptickets_ray.distributed.pipeline.result import Clock, stored_result, versions, without_nan
 from suptickets_ray.distributed.tune.trial import SCORES
 from suptickets_ray.recipes.load import config_digest, to_dict, to_yaml
+from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.report.search_page import render_search
 from suptickets_ray.search.files import SearchFiles, holds_search
 from suptickets_ray.search.plan import SearchPlan
 from suptickets_ray.search.space import Point, normalize_point, point_key
 from suptickets_ray.search.summary import noise_warning, ranked, to_parquet, trial_row
-from suptickets_ray.tickets.run_folder import BEST_FILE, CONFIG_FILE, REPORT_FILE, RESULT_FILE, TRIALS_FILE
+from suptickets_ray.tickets.run_folder import BEST_FILE, TRIALS_FILE
 from suptickets_ray.training.data.fingerprint import load_recorded
 from suptickets_ray.training.determinism import worker_determinism
 from suptickets_ray.training.evaluation import evaluate_ticket
@@ -112,8 +112,9 @@ def conclude(
     write_hparams(files.tensorboard, trials, (*SCORES, "accuracy"))
     files.store.write(BEST_FILE, to_yaml(config).encode())
     files.store.write(TRIALS_FILE, to_parquet(rows))
-    files.store.write(REPORT_FILE, render_search(result).encode())
-    files.store.write(RESULT_FILE, json.dumps(result, indent=2).encode())
+    recorded = RecordedRun(files.path)
+    recorded.write_report(render_search(result))
+    recorded.write_result(result)
     return result
 
 
@@ -134,7 +135,7 @@ def finished_search(files: SearchFiles, config: Config) -> dict[str, Any] | None
     Raises:
         ValueError: If the folder holds another search or a run, finished or not.
     """
-    if files.store.exists(CONFIG_FILE) and not holds_search(files.store):
+    if RecordedRun(files.path).is_begun and not holds_search(files.store):
         raise ValueError(f"Cannot search in {files.path}: the folder holds a run. Choose another name= for the search.")
     return stored_result(files.path, config, "search", lambda old: _other_search_keys(old, config))
 

@@ -20,15 +20,16 @@ from suptickets_ray.distributed.pipeline.exploration import Exploration
 from suptickets_ray.distributed.pipeline.result import versions, without_nan
 from suptickets_ray.distributed.tune.leases import leased
 from suptickets_ray.progress.events import TrialFinished
-from suptickets_ray.recipes.load import config_digest
+from suptickets_ray.recipes.recorded_run import pretrained_ticket
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.search.space import METRICS, config_of, normalize_point, point_key
 from suptickets_ray.superposition.merger import Merger
+from suptickets_ray.tickets.run_folder import TENSORBOARD_FOLDER
 from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.tickets.store import Origin, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.checkpoint import state_digest, ticket_from_state
+from suptickets_ray.training.checkpoint import state_digest
 from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.tensorboard import Scalars
 
@@ -70,7 +71,7 @@ def run_trial(values: dict[str, Any], context: TrialContext) -> None:
     rows: list[Scores] = []
     began = time.monotonic()
     name = f"trial-{point_key(point)}"
-    first = first_epoch(stored, cyclic_epochs) if files.store.list(f"tensorboard/{name}") else None
+    first = first_epoch(stored, cyclic_epochs) if files.store.list(f"{TENSORBOARD_FOLDER}/{name}") else None
     with Scalars(files.tensorboard, name, first) as scalars:
 
         def on_cycle(epochs: int, scores: Scores) -> None:
@@ -151,8 +152,7 @@ class _Seed:
         device = trial_device(config)
         self._worker = start_worker(self._own_context, device)
         self._state = files.pretrained_state(config)
-        provenance = {"run": config.name, "config_digest": config_digest(config), "versions": versions()}
-        net = ticket_from_state(self._state, provenance)
+        net = pretrained_ticket(config, self._state, versions=versions())
         self._merger = Merger(config, self._worker.splits, net, device)
 
     @property

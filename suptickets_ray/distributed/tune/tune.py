@@ -26,7 +26,7 @@ from suptickets_ray.distributed.cluster.shared_storage import check_shared, chec
 from suptickets_ray.distributed.cluster.watchdog import capacity_watch, wait_for_capacity
 from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.distributed.pipeline.result import Clock, RunResult
-from suptickets_ray.distributed.pipeline.stages import as_run_failure, begin_folder, pretrained_state, run_path
+from suptickets_ray.distributed.pipeline.stages import as_run_failure, pretrained_state, run_path
 from suptickets_ray.distributed.tune.leases import LeaseServer
 from suptickets_ray.distributed.tune.placement import sized_trial, wait_for_placement
 from suptickets_ray.distributed.tune.result import conclude, finished_search, num_failed, trial_rows
@@ -35,17 +35,18 @@ from suptickets_ray.distributed.tune.trial import TrialContext, run_trial
 from suptickets_ray.progress.events import Event, OnEvent, PhaseStarted, Resumed, TicketFinished, Waiting, Warned
 from suptickets_ray.progress.log import EventLog
 from suptickets_ray.recipes.declarations import all_keys
+from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.recipes.resolve import resolve
-from suptickets_ray.search.files import DIVERGED_FILE, SearchFiles
+from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import pretraining_key
 from suptickets_ray.search.plan import SearchPlan
 from suptickets_ray.search.space import default_space, parse_space
+from suptickets_ray.tickets.run_folder import DIVERGED_FILE, RAY_TUNE_FOLDER
 from suptickets_ray.tickets.store import RunStore, child
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 from suptickets_ray.training.loop import DivergedError, budget_of
 from suptickets_ray.training.preflight import preflight
 
-TUNE_FOLDER = "ray_tune"
 _MAX_FAILURES = 2  # per trial, for lost machines
 _held_locks: dict[str, ExitStack] = {}
 """Locks that this process holds for user-defined Tuners, by the folder."""
@@ -104,7 +105,7 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
         concurrency, explorers = wait_for_placement(plan, lambda text: watch(Waiting(text)))
         with monitoring() as monitor, as_run_failure():
             files.begin()
-            begin_folder(files.store, config, data)
+            RecordedRun(files.path).begin(config, data)
             context = WorkerContext.create(config, files.path, monitor, loaded)
             del loaded
             clock.lap("start")
@@ -139,7 +140,7 @@ def trainable(config: Config) -> Any:
     _hold_lock(files.path)
     check_shared(files.path)
     files.begin()
-    begin_folder(files.store, config, data)
+    RecordedRun(files.path).begin(config, data)
     monitor = start_local_actor(Monitor)
     context = WorkerContext.create(config, files.path, monitor, loaded)
     _pretrain_all(plan, files, context, lambda event: None, verbose=False)
@@ -225,7 +226,7 @@ def _fit(
     verbose: bool,
 ) -> Any:
     """Runs Ray Tune in a separate thread, so that this process handles Ctrl-C. Returns Tune's results."""
-    files.store.remove_folder(TUNE_FOLDER)  # left by an earlier start; no result is stored in it
+    files.store.remove_folder(RAY_TUNE_FOLDER)  # left by an earlier start; no result is stored in it
     section, left = plan.config.search, plan.unfinished(files, earlier)
     algorithm, space, num_samples = None, {"point": ray_tune.grid_search(left)}, 1
     if section.searcher == "optuna":
@@ -250,7 +251,7 @@ def _fit(
                 reuse_actors=True,
             ),
             run_config=ray_tune.RunConfig(
-                name=TUNE_FOLDER,
+                name=RAY_TUNE_FOLDER,
                 storage_path=location,
                 storage_filesystem=filesystem,
                 verbose=int(verbose),
