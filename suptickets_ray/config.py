@@ -111,8 +111,8 @@ class TrainConfig:
     """Parts of each rank's batch, to save memory; gradients accumulate, BatchNorm uses the statistics of each part."""
     clip_norm: Annotated[float | None, Gt(0), Le(10**30), Remedy("Leave it out for no clipping.")] = None
     """Maximum gradient norm over all active weights; no clipping if unset."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of forward and backward: "float32", or autocast to "bfloat16" or "float16" (with loss scaling)."""
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Precision of forward and backward: "float32", autocast to "bfloat16" or "float16", or "auto", the fastest."""
     channels_last: bool = False
     """Whether images and 4-dimensional weights use the channels-last memory format, which is faster on GPUs."""
     compile: bool = False
@@ -239,12 +239,17 @@ class SuperpositionConfig:
     """Whether the pretrained network counts as the first ticket."""
     batchnorm: Literal["recalibrate", "average"] = "recalibrate"
     """BatchNorm statistics: "recalibrate" on training data, or "average" the tickets' statistics."""
-    recalibration_examples: Annotated[
-        int | None, Ge(2), _LARGEST, Unit("examples"), Remedy("BatchNorm needs two examples to have a variance.")
-    ] = None
-    """Training examples that the recalibration of each merged network reads; all if unset."""
+    recalibration_examples: Annotated[int | Literal["all"] | None, Unit("examples")] = None
+    """Training examples that the recalibration of each merged network reads at most, or "all"; 1,024 if unset."""
     gate_tolerance: Annotated[float | None, Interval(ge=0, le=1), Unit("fraction")] = 0.005
     """Maximum loss of validation accuracy (a fraction) up to which the gate accepts a ticket; none accepts all."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if the recalibration reads fewer than two examples."""
+        key, examples = "superposition.recalibration_examples", self.recalibration_examples
+        remedy = "BatchNorm needs two examples to have a variance."
+        is_valid = examples in (None, "all") or (isinstance(examples, int) and 2 <= examples <= 10**12)
+        _require(is_valid, key, "all or at least 2", examples, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,14 +282,16 @@ class ClusterConfig:
     """Maximum wait for an autoscaler's machines before a request that does not fit is refused."""
     exclude_head_node: bool = False
     """Whether ranks and explorers avoid the cluster's head node, which then only coordinates."""
-    threads_per_worker: Annotated[int, Ge(1), Le(1024), Unit("threads")] = 1
-    """Threads of torch in each rank and explorer; runs are bit-for-bit equal only with equal thread counts."""
+    threads_per_worker: Annotated[int | Literal["auto"], Unit("threads")] = "auto"
+    """Threads of torch in each rank; "auto" divides the cores of a local Ray, and is cpus_per_worker on a cluster."""
+    threads_per_explorer: Annotated[int | Literal["auto"], Unit("threads")] = "auto"
+    """Threads of torch in each explorer and the superposer; "auto" as for ranks. Equal bits need equal threads."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError if the ranks are not ascending, settings contradict each other, or a resource is Ray's."""
-        limit, threads = f"at most cluster.cpus_per_worker ({self.cpus_per_worker})", self.threads_per_worker
-        remedy = "Request at least one CPU per thread."
-        _require(threads <= self.cpus_per_worker, "cluster.threads_per_worker", limit, threads, remedy)
+        """Raises ValueError if the ranks are not ascending, threads are out of range, or a resource is Ray's."""
+        for key in ("threads_per_worker", "threads_per_explorer"):
+            threads = getattr(self, key)
+            _require(threads == "auto" or 1 <= threads <= 1024, f"cluster.{key}", "auto or in [1, 1024]", threads)
         workers = [self.num_workers] if isinstance(self.num_workers, int) else self.num_workers
         is_valid = len(workers) in (1, 2) and workers[0] >= 1 and workers == sorted(workers)
         _require(is_valid, "cluster.num_workers", "at least 1, or [min, max]", self.num_workers)
@@ -331,6 +338,16 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What a run leaves besides its networks and numbers."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    report: Literal["full", "short", "none"] = "full"
+    """Report at the end of a run: "full", "short" without the lines between networks, or "none"."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of one experiment."""
 
@@ -350,6 +367,7 @@ class Config:
     superposition: SuperpositionConfig = field(default_factory=SuperpositionConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         """Raises ValueError if the name is not a plain folder name."""
@@ -374,6 +392,7 @@ PLACEMENT_KEYS = frozenset(
         "cluster.worker_resources",
         "cluster.explorer_resources",
         "cluster.resource_timeout_minutes",
+        "run.report",
     }
 )
 """Settings of storage, data location and resources, which never change a run's result."""

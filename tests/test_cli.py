@@ -499,6 +499,7 @@ def test_what_does_nothing_or_cannot_be_is_exit_code_2(
 
 READ = {
     "train": lambda key: not key.startswith("search."),
+    "tune": lambda key: not key.startswith("run."),
     "evaluate": lambda key: key.startswith("data.") and not re.search("batch_size|crop_padding|flip", key),
     "export": lambda key: key.startswith("data.") and not re.search("batch_size|crop_padding|flip", key),
     "superpose": lambda key: key.startswith("superposition.") or key == "data.root",
@@ -515,7 +516,7 @@ def test_every_key_that_a_command_does_not_read_is_refused_by_it(command, stored
         "superpose": [str(Path(stored_ticket).parent)],
         "data convert": ["--to", str(tmp_path / "to")],
     }
-    sections = {"model", "data", "train", "method", "tickets", "superposition", "cluster", "search"}
+    sections = {"model", "data", "train", "method", "tickets", "superposition", "cluster", "search", "run"}
     for key in set(all_keys()) - sections:
         if READ[command](key):
             continue

@@ -37,21 +37,26 @@ def train_command(options: argparse.Namespace, console: Console) -> int:
         return _print_dry_run(config, console)
 
     from suptickets_ray.distributed.pipeline.run import train
-    from suptickets_ray.progress.summary_table import closing_table
+    from suptickets_ray.progress.events import Event, ResultWritten
+    from suptickets_ray.recipes.recorded_run import RecordedRun
     from suptickets_ray.tickets.store import child
 
     with _view(console, options.log_format) as view:
-        finished = train(config, view, verbose=options.verbose)
+
+        def show(event: Event) -> None:
+            view(event)
+            if isinstance(event, ResultWritten) and options.log_format == "text":
+                _print_result(console, RecordedRun(event.path).result or {})
+
+        finished = train(config, show, verbose=options.verbose)
     if options.log_format == "json":
         return _log_end(config.name, finished.path, finished.result["superposed"], finished.result["warnings"])
     if finished.resumed:
         console.print("This run is already complete.")
-    console.print(closing_table(finished.result))
-    console.print(finished.result["assessment"]["sentence"], markup=False)
-    for warning in finished.result["warnings"]:
-        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
+        _print_result(console, finished.result)
     _print_path(console, "Files:", finished.path)
-    _print_path(console, "Report:", child(finished.path, REPORT_FILE))
+    if config.run.report != "none":
+        _print_path(console, "Report:", child(finished.path, REPORT_FILE))
     _print_curves(console, finished.path)
     _print_path(console, "Evaluate: suptickets evaluate", child(finished.path, SUPERPOSED_FILE))
     _print_path(console, "Export: suptickets export --format onnx", child(finished.path, SUPERPOSED_FILE))
@@ -66,7 +71,10 @@ def tune_command(options: argparse.Namespace, console: Console) -> int:
     _announce(options, console)
     from suptickets_ray.recipes.load import load_config
 
-    config = load_config(*recipe_and_overrides(options.settings))
+    recipe, overrides = recipe_and_overrides(options.settings)
+    if unread := [text for text in overrides if text.startswith(("run.", "run="))]:
+        raise ValueError(f"{unread[0]} has no effect with tune; suptickets train reads it. Leave it out.")
+    config = load_config(recipe, overrides)
     if options.dry_run:
         return _print_dry_run(config, console, searches=True)
 
@@ -176,6 +184,15 @@ def _view(console: Console, log_format: str) -> Any:
     if console.is_terminal:
         return TerminalView(console)
     return PlainView(lambda line: console.print(line, soft_wrap=True))
+
+
+def _print_result(console: Console, result: dict[str, Any]) -> None:
+    from suptickets_ray.progress.summary_table import closing_table
+
+    console.print(closing_table(result))
+    console.print(result["assessment"]["sentence"], markup=False)
+    for warning in result["warnings"]:
+        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
 
 
 def _print_path(console: Console, label: str, path: str) -> None:

@@ -71,8 +71,11 @@ def recipe_from_flags(command: str) -> Translation:
         section, _, key = setting.rpartition(".")
         if section != "method" or key in _method_keys(method):
             _put(settings, section, key, value)
-    if not _has_batch_norm(settings["model"]):
+    has_batch_norm = _has_batch_norm(settings["model"])
+    if not has_batch_norm:
         _put(settings, "superposition", "batchnorm", None)
+    if not has_batch_norm or changes["superposition.batchnorm"] == "average":
+        _put(settings, "superposition", "recalibration_examples", None)
     pretrain_epochs = plan_budget(
         settings["train"]["epochs"], settings["tickets"]["cycle_epochs"], settings["tickets"]["cycle_rate"]
     ).pretrain_epochs

@@ -146,6 +146,18 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class ResultWritten:
+    """The numbers of a run are final, and its `result.json` is written. Only the report follows."""
+
+    path: str
+    """Absolute path or URI of the run's folder."""
+    accuracy: float
+    """Accuracy of the sup-ticket on the test set."""
+    digest: str
+    """Digest of the sup-ticket."""
+
+
+@dataclass(frozen=True)
 class RunFinished:
     """The command is done; the last line of a JSON log. `train` and `tune` return a `RunResult` instead."""
 
@@ -171,6 +183,7 @@ Event: TypeAlias = (
     | TrialFinished
     | Waiting
     | Warned
+    | ResultWritten
     | RunFinished
 )
 OnEvent: TypeAlias = Callable[[Event], None]
@@ -185,6 +198,7 @@ KINDS: dict[type[Event], str] = {
     TrialFinished: "trial",
     Waiting: "waiting",
     Warned: "warning",
+    ResultWritten: "result",
     RunFinished: "done",
 }
 """Names of the classes in logs."""

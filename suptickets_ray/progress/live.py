@@ -16,6 +16,7 @@ from suptickets_ray.progress.events import (
     EpochEnded,
     Event,
     PhaseStarted,
+    ResultWritten,
     Resumed,
     TicketFinished,
     TicketMerged,
@@ -140,6 +141,8 @@ class TerminalView:
                 self._console.print(text, markup=False)
             case Warned(text):
                 self._console.print(text, style="bold red", markup=False)
+            case ResultWritten():
+                self._live.stop()  # the table follows
 
     def _render(self) -> Table:
         grid = Table.grid(padding=(0, 2))

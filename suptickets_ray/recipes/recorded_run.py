@@ -71,6 +71,11 @@ class RecordedRun:
         return self.store.exists(SUPERPOSED_FILE)
 
     @property
+    def has_report(self) -> bool:
+        """Whether the HTML report exists."""
+        return self.store.exists(REPORT_FILE)
+
+    @property
     def records_data(self) -> bool:
         """Whether the fingerprint of the data is recorded."""
         return self.store.exists(DATA_FILE)
@@ -151,5 +156,5 @@ class RecordedRun:
         self.store.write(REPORT_FILE, page.encode())
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Writes the final numbers. It must be the last file: a folder that has it is complete."""
+        """Writes the final numbers, after all networks. A folder that has them is complete, but for its report."""
         self.store.write(RESULT_FILE, json.dumps(result, indent=2).encode())

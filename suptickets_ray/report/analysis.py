@@ -20,7 +20,7 @@ from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.checkpoint import restore
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
-from suptickets_ray.training.evaluation import batch_norms, evaluate, recalibrate
+from suptickets_ray.training.evaluation import batch_norms, evaluate, recalibrate, recalibration_size
 from suptickets_ray.training.loop import seed_torch
 
 MAX_TICKETS = 16
@@ -196,7 +196,7 @@ def sample_data(splits: Splits, config: Config) -> Splits:
         set.
     """
     limit = max(min(MAX_EXAMPLES, _MAX_NUMBERS // splits.train.sample_size), 2)
-    num_train = min(limit, config.superposition.recalibration_examples or limit, len(splits.train))
+    num_train = min(limit, recalibration_size(config.superposition, len(splits.train)))
     [train] = splits.train.epoch(derive_seed(config.seed, "recalibrate"), [num_train])
     validation = splits.validation
     if len(validation) > limit:

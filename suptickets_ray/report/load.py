@@ -36,8 +36,8 @@ from suptickets_ray.training.determinism import worker_determinism
 from suptickets_ray.training.models import build_model
 
 _RESULT_KEYS = ("superposed", "pretrained", "tickets", "mean_ticket", "best_ticket", "unpruned_mean", "ensemble")
-_MIN_LINE_SECONDS, _LINE_FRACTION = 5.0, 0.05
-"""Time limit of the lines between networks at the end of a run: a fraction of the run's time, but at least 5 s."""
+_MIN_LINE_SECONDS, _LINE_FRACTION = 1.0, 0.02
+"""Time limit of the lines between networks at the end of a run: a fraction of the run's time, but at least 1 s."""
 
 
 def _network(run: RecordedRun, name: str | Key) -> Ticket:
@@ -77,7 +77,8 @@ def write_run_report(path: str, splits: Splits | None = None, result: Mapping[st
     run = RecordedRun(path)
     result = run.result if result is None else result
     total = float((result or {}).get("seconds", {}).get("total", 0.0))
-    deadline = time.monotonic() + max(_MIN_LINE_SECONDS, _LINE_FRACTION * total)
+    seconds = 0.0 if run.config.run.report == "short" else max(_MIN_LINE_SECONDS, _LINE_FRACTION * total)
+    deadline = time.monotonic() + seconds
     findings = analyze_run(run, splits, lambda: time.monotonic() > deadline)
     run.write_report(_page(run, result, findings))
     return findings

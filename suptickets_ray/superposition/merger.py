@@ -29,7 +29,7 @@ from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.ticket import Ticket, overlap
 from suptickets_ray.training.checkpoint import restore
 from suptickets_ray.training.data import Splits
-from suptickets_ray.training.evaluation import batch_norms, predict, recalibrate, score
+from suptickets_ray.training.evaluation import batch_norms, predict, recalibrate, recalibration_size, score
 from suptickets_ray.training.loop import seed_torch
 from suptickets_ray.training.models import build_model
 
@@ -120,8 +120,7 @@ class Merger:
         """Number of examples in a forward pass for one validation: the validation set and the recalibration."""
         section, count = self._config.superposition, len(self._splits.validation)
         if section.batchnorm == "recalibrate" and batch_norms(self._model):
-            limit = section.recalibration_examples or len(self._splits.train)
-            count += min(limit, len(self._splits.train))
+            count += recalibration_size(section, len(self._splits.train))
         return count
 
     def merge(self, ticket: Ticket, chain: int, cycle: int, *, validate: bool = True) -> dict[str, Any]:
@@ -269,7 +268,7 @@ class Merger:
         model = self._load(ticket)
         seed_torch(config.seed, "recalibrate")
         seed = derive_seed(config.seed, "recalibrate")
-        recalibrate(model, self._splits, seed, config.superposition.recalibration_examples)
+        recalibrate(model, self._splits, seed, recalibration_size(config.superposition, len(self._splits.train)))
         return Ticket(model.state_dict(), ticket.masks, ticket.provenance)
 
     def _load(self, ticket: Ticket) -> Module:

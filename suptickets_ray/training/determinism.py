@@ -11,16 +11,23 @@ import torch
 from suptickets_ray.config import Config
 
 
-def set_determinism(config: Config) -> None:
-    """Sets torch's number of threads and choice of algorithms as the recipe says."""
+def set_determinism(config: Config, *, trains_rank: bool = False) -> None:
+    """Sets torch's number of threads and choice of algorithms as the recipe says.
+
+    Args:
+        config: The recipe. Threads that are still "auto" are not changed.
+        trains_rank: Whether this process is a rank of pretraining. Others use the threads of an explorer.
+    """
     # Ray may reuse a process that was set up for another number of CPUs. Sums depend on the number of threads.
-    torch.set_num_threads(config.cluster.threads_per_worker)
+    threads = config.cluster.threads_per_worker if trains_rank else config.cluster.threads_per_explorer
+    if threads != "auto":
+        torch.set_num_threads(threads)
     _set_deterministic(config.train.deterministic)
 
 
 @contextmanager
 def worker_determinism(config: Config) -> Iterator[None]:
-    """Computes with the settings of the run's workers, and restores the previous settings on exit."""
+    """Computes with the settings of the run's explorers, and restores the previous settings on exit."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     set_determinism(config)
     try:

@@ -11,7 +11,7 @@ from torch.nn import Module
 from torch.nn.functional import cross_entropy, nll_loss
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from suptickets_ray.config import Config
+from suptickets_ray.config import Config, SuperpositionConfig
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.checkpoint import restore
 from suptickets_ray.training.data import Splits
@@ -20,6 +20,7 @@ from suptickets_ray.training.models import build_model
 
 EVALUATION_BATCH_SIZE, _LARGEST_BATCH = 512, 10_000_000
 """Maximum examples of a batch, and maximum elements of its inputs in total: large images get smaller batches."""
+_RECALIBRATION_EXAMPLES = 1024
 
 
 def _batch_size(examples: Examples) -> int:
@@ -70,6 +71,19 @@ def evaluate_ticket(config: Config, splits: Splits, ticket: Ticket, split: str =
     model = build_model(config.model, splits.sample_shape, splits.num_classes)
     restore(model, ticket.state_dict())
     return evaluate(model, getattr(splits, split))
+
+
+def recalibration_size(section: SuperpositionConfig, num_train: int) -> int:
+    """Returns how many of the training examples the recalibration of one network reads.
+
+    By default at most 1,024. With them the test accuracy of sup-tickets differed from that with all 4,096 examples by
+    0.02 +- 0.05 points on average (8 seeds), and by 0.13 points from one draw of the examples to another; see
+    `experiments/benchmarks/recalibration.py`.
+    """
+    examples = section.recalibration_examples
+    if examples == "all":
+        return num_train
+    return min(_RECALIBRATION_EXAMPLES if examples is None else examples, num_train)
 
 
 def batch_norms(model: Module) -> list[_BatchNorm]:

@@ -13,6 +13,7 @@ from suptickets_ray.progress.events import (
     EpochEnded,
     Event,
     PhaseStarted,
+    ResultWritten,
     Resumed,
     RunFinished,
     TicketFinished,
@@ -64,6 +65,10 @@ LINES = [
     ),
     (Waiting("for machines"), '"event": "waiting", "text": "for machines"'),
     (Warned("no token"), '"event": "warning", "text": "no token"'),
+    (
+        ResultWritten("/runs/a", 0.75, "0a"),
+        '"event": "result", "path": "/runs/a", "accuracy": 0.75, "digest": "0a"',
+    ),
     (
         RunFinished("/runs/a", 0.75, None, "0a", ["no token"]),
         '"event": "done", "path": "/runs/a", "accuracy": 0.75, "loss": null, "digest": "0a", "warnings": ["no token"]',

@@ -184,7 +184,7 @@ def test_limit_batches_ends_an_epoch_early():
 
 def test_deterministic_mode_allows_no_other_algorithms_and_is_put_back():
     config = load_config(
-        None, ["train.deterministic=true", "cluster.threads_per_worker=2", "cluster.cpus_per_worker=2"]
+        None, ["train.deterministic=true", "cluster.threads_per_worker=3", "cluster.threads_per_explorer=2"]
     )
     with worker_determinism(config):
         assert torch.are_deterministic_algorithms_enabled()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
@@ -71,12 +71,12 @@ def superposer_labels(config: ClusterConfig) -> dict[str, str]:
 
 def worker_bundle(config: ClusterConfig) -> dict[str, float]:
     """Returns the resource bundle of one pretraining rank."""
-    return _bundle(config, config.worker_resources)
+    return _bundle(config, config.threads_per_worker, config.worker_resources)
 
 
 def explorer_bundle(config: ClusterConfig) -> dict[str, float]:
     """Returns the resource bundle of one explorer."""
-    return _bundle(config, config.explorer_resources)
+    return _bundle(config, config.threads_per_explorer, config.explorer_resources)
 
 
 def superposer_bundle(config: ClusterConfig) -> dict[str, float]:
@@ -84,8 +84,11 @@ def superposer_bundle(config: ClusterConfig) -> dict[str, float]:
     return {"GPU": config.superposer_gpus} if config.superposer_gpus else {}
 
 
-def _bundle(config: ClusterConfig, custom_resources: Mapping[str, float] | None) -> dict[str, float]:
-    bundle = {"CPU": float(config.cpus_per_worker), "GPU": config.gpus_per_worker, **(custom_resources or {})}
+def _bundle(
+    config: ClusterConfig, threads: int | Literal["auto"], custom_resources: Mapping[str, float] | None
+) -> dict[str, float]:
+    cpus = config.cpus_per_worker if threads == "auto" else max(config.cpus_per_worker, threads)
+    bundle = {"CPU": float(cpus), "GPU": config.gpus_per_worker, **(custom_resources or {})}
     bundle["memory"] = (config.memory_per_worker_gb or 0.0) * 1e9
     return {kind: amount for kind, amount in bundle.items() if amount}
 

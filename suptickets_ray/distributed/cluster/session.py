@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import ray
 
 from suptickets_ray.config import ClusterConfig
+from suptickets_ray.distributed.cluster.capacity import explorer_bundle, worker_bundle
 from suptickets_ray.distributed.cluster.local_ray import check_local, loopback_only, mark_session, remove_old_sessions
 from suptickets_ray.distributed.cluster.token import (
     enable_token,
@@ -265,10 +266,12 @@ def _no_cluster(address: str | None, error: Exception | str) -> str:
 
 def _local_cpus(config: ClusterConfig) -> int:
     """Returns the number of CPUs of a local Ray. Ray's CPUs are logical, so every request can be satisfied."""
-    wanted = max(config.max_workers, config.num_explorers or 1) * config.cpus_per_worker
-    return max(os.cpu_count() or 1, wanted)
+    wanted = max(
+        config.max_workers * worker_bundle(config)["CPU"], (config.num_explorers or 1) * explorer_bundle(config)["CPU"]
+    )
+    return max(os.cpu_count() or 1, int(wanted))
 
 
-def idle_cores(config: ClusterConfig) -> int:
-    """Returns the cores that a single process may use while no worker computes: all of a local Ray's machine."""
-    return config.cpus_per_worker if cluster_address(config) else len(os.sched_getaffinity(0))
+def local_cores(config: ClusterConfig) -> int | None:
+    """Returns the cores of this machine if it is all that Ray uses, or None on a cluster."""
+    return None if cluster_address(config) else len(os.sched_getaffinity(0))

@@ -79,16 +79,17 @@ def use_driver_paths(context: WorkerContext) -> None:
         os.chdir(context.folder)  # Ray Train and Ray Tune change the working folder
 
 
-def start_worker(context: WorkerContext, device: torch.device | None = None) -> Worker:
+def start_worker(context: WorkerContext, device: torch.device | None = None, *, trains_rank: bool = False) -> Worker:
     """Returns this process's `Worker`, and sets torch's threads and determinism for this process.
 
     Args:
         context: What the driver has sent.
         device: Compute device; by default a GPU if the recipe requests GPUs, otherwise the CPU.
+        trains_rank: Whether this process is a rank of pretraining.
     """
     use_driver_paths(context)
     config = context.config
-    set_determinism(config)
+    set_determinism(config, trains_rank=trains_rank)
     if device is None:
         device = torch.device("cuda" if config.cluster.gpus_per_worker > 0 else "cpu")
     splits, store = worker_splits(config, context.data), RunStore(context.run_path)

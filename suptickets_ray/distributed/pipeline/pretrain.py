@@ -129,7 +129,7 @@ def _state_in(checkpoint: Checkpoint) -> bytes:
 
 def train_worker(arguments: dict[str, WorkerContext]) -> None:
     """Runs pretraining on one rank. Rank 0 writes checkpoints, validates, and writes TensorBoard scalars."""
-    worker = start_worker(arguments["context"], get_device())
+    worker = start_worker(arguments["context"], get_device(), trains_rank=True)
     config, splits = worker.config, worker.splits
     job = ray.train.get_context()
     rank, world_size = job.get_world_rank(), job.get_world_size()

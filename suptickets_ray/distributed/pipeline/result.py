@@ -13,6 +13,7 @@ from typing import Any
 from suptickets_ray import __version__
 from suptickets_ray.config import Config
 from suptickets_ray.recipes.load import config_digest, differing_keys, to_dict
+from suptickets_ray.recipes.machine import with_recorded
 from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.superposition.assessment import summarize_tickets
 from suptickets_ray.tickets.run_folder import CONFIG_FILE, RESULT_FILE
@@ -76,6 +77,7 @@ def stored_result(
         raise ValueError(
             f"Cannot read {path}/{CONFIG_FILE} as the recipe of a {what}: {error} Choose another name=."
         ) from error
+    config = with_recorded(config, old)
     if keys := [*differing_keys(old, config), *find_other_keys(old)]:
         raise ValueError(
             f"Cannot continue the {what} in {path}: these keys differ: {', '.join(keys)}. "

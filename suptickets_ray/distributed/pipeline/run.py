@@ -28,9 +28,9 @@ from suptickets_ray.distributed.pipeline.result import (
     stored_result,
     without_nan,
 )
-from suptickets_ray.distributed.pipeline.stages import as_run_failure, pretrained_state, run_path
+from suptickets_ray.distributed.pipeline.stages import as_run_failure, choose_for_machine, pretrained_state, run_path
 from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClient
-from suptickets_ray.progress.events import Event, OnEvent, PhaseStarted, Resumed, Waiting, Warned
+from suptickets_ray.progress.events import Event, OnEvent, PhaseStarted, ResultWritten, Resumed, Waiting, Warned
 from suptickets_ray.progress.log import EventLog
 from suptickets_ray.progress.summary_table import ROWS
 from suptickets_ray.progress.timeline import Timeline
@@ -38,7 +38,7 @@ from suptickets_ray.recipes.load import changes_results, config_digest, flatten,
 from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.recipes.resolve import resolve
 from suptickets_ray.search.files import holds_search
-from suptickets_ray.tickets.run_folder import REPORT_FILE, TENSORBOARD_FOLDER
+from suptickets_ray.tickets.run_folder import TENSORBOARD_FOLDER
 from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.tickets.store import RunStore, child
 from suptickets_ray.tickets.ticket import Ticket
@@ -74,12 +74,14 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     files = RecordedRun(path)
     files.store.check(writes=False)
     if (result := finished_result(config)) is not None:
+        if not files.has_report:
+            _write_report(config.run.report, files, result)
         return RunResult(path, result, resumed=True)
     check_free(path)
     files.store.check(writes=True)
-    clock = Clock()
+    config = choose_for_machine(config, files)
+    clock, timeline = Clock(), None
     warnings: list[str] = []
-    timeline: Timeline | None = None
     log = EventLog(config.name)
 
     def handle_event(event: Event) -> None:
@@ -121,10 +123,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         # Created before the explorers, which could otherwise take its GPU.
         superposer = stack.enter_context(closing(SuperposerClient(context, pretrained, exploration)))
         with exploration:
-            if exploration.num_stored:
-                emit(Resumed(f"{exploration.num_stored} finished tickets", exploration.num_stored))
-            for chain in exploration.restarted:
-                emit(Warned(f"the files of chain {chain} are damaged or belong to another run; the chain restarts."))
+            _report_stored(exploration, emit)
             order = list(canonical_order(config.tickets.num_chains, budget.cycles))
             for chain, cycle in superposer.best_first(order) if config.superposition.method == "greedy" else order:
                 superposer.merge(chain, cycle)
@@ -137,8 +136,9 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         clock.lap("superpose")
     files.write_superposed(superposed)
     result = without_nan(assemble_result(config, report, clock.seconds(), warnings))
-    _write_report(config, path, result)
     files.write_result(result)
+    emit(ResultWritten(path, result["superposed"]["accuracy"], superposed.digest))
+    _write_report(config.run.report, files, result)
     return RunResult(path, result, resumed=False)
 
 
@@ -148,6 +148,14 @@ def _locked_folder(config: Config, on_event: OnEvent) -> Iterator[None]:
     with only_process(run_path(config), lambda text: on_event(Waiting(text))):
         finished_result(config)
         yield
+
+
+def _report_stored(exploration: Exploration, on_event: OnEvent) -> None:
+    """Reports what earlier starts have left, and what of it cannot be used."""
+    if exploration.num_stored:
+        on_event(Resumed(f"{exploration.num_stored} finished tickets", exploration.num_stored))
+    for chain in exploration.restarted:
+        on_event(Warned(f"the files of chain {chain} are damaged or belong to another run; the chain restarts."))
 
 
 def _prepare(config: Config, store: RunStore, on_event: OnEvent) -> tuple[Mapping[str, Any], str]:
@@ -162,8 +170,11 @@ def _prepare(config: Config, store: RunStore, on_event: OnEvent) -> tuple[Mappin
     return loaded, data
 
 
-def _write_report(config: Config, path: str, result: dict[str, Any]) -> None:
-    """Writes the report and TensorBoard's summary. Nothing else depends on them."""
+def _write_report(kind: str, files: RecordedRun, result: dict[str, Any]) -> None:
+    """Writes the report and TensorBoard's summary, unless `kind` is "none". Nothing else depends on them."""
+    if kind == "none":
+        return
+    config, path = files.config, files.path
     # Imported here: matplotlib takes a second to import, and a finished run does not need it.
     from suptickets_ray.report.load import write_run_report
     from suptickets_ray.report.tensorboard_images import images_of
@@ -204,4 +215,4 @@ def _is_intact(files: RecordedRun, result: dict[str, Any]) -> bool:
         own = superposed.digest == result["superposed"]["digest"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
-    return own and tickets <= set(files.tickets.list()) and files.store.exists(REPORT_FILE)
+    return own and tickets <= set(files.tickets.list())

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from suptickets_ray.config import Config
+from suptickets_ray.distributed.cluster.session import local_cores
 from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.progress.events import OnEvent, Resumed, Warned
+from suptickets_ray.recipes.machine import with_machine_choices, with_recorded
 from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.search.keys import pretraining_key
 from suptickets_ray.tickets.run_folder import PRETRAINED_FILE, RAY_TRAIN_FOLDER
@@ -27,6 +29,23 @@ def run_path(config: Config) -> str:
         RunStore(path)
         return path
     return str((Path(config.storage).expanduser() / config.name).absolute())
+
+
+def choose_for_machine(config: Config, files: RecordedRun, *, searches: bool = False) -> Config:
+    """Returns the recipe with everything that it leaves to "auto": as an earlier start has chosen, or for this machine.
+
+    Args:
+        config: The recipe, resolved.
+        files: The folder of the run or search.
+        searches: Whether this is a search.
+
+    Raises:
+        ValueError: If the precision cannot be measured here, or the data cannot be read.
+    """
+    if files.is_begun:
+        with contextlib.suppress(ValueError):  # damaged, which is refused when the folder is compared with the recipe
+            config = with_recorded(config, files.config)
+    return with_machine_choices(config, local_cores(config.cluster), searches=searches)
 
 
 def pretrained_state(context: WorkerContext, on_event: OnEvent, verbose: bool) -> bytes:

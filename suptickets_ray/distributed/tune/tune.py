@@ -26,7 +26,7 @@ from suptickets_ray.distributed.cluster.shared_storage import check_shared, chec
 from suptickets_ray.distributed.cluster.watchdog import capacity_watch, wait_for_capacity
 from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.distributed.pipeline.result import Clock, RunResult
-from suptickets_ray.distributed.pipeline.stages import as_run_failure, pretrained_state, run_path
+from suptickets_ray.distributed.pipeline.stages import as_run_failure, choose_for_machine, pretrained_state, run_path
 from suptickets_ray.distributed.tune.leases import LeaseServer
 from suptickets_ray.distributed.tune.placement import sized_trial, wait_for_placement
 from suptickets_ray.distributed.tune.result import conclude, finished_search, num_failed, trial_rows
@@ -67,7 +67,7 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
         ValueError: If the space or the recipe is invalid, or the folder holds another search. Nothing was started.
         RuntimeError: If the search fails. Finished results are kept, and the same call continues from them.
     """
-    config = resolve(config)
+    config = choose_for_machine(resolve(config), RecordedRun(run_path(config)), searches=True)
     plan = SearchPlan(config)
     files = SearchFiles(run_path(config), config)
     files.store.check(writes=False)
@@ -129,7 +129,7 @@ def trainable(config: Config) -> Any:
         ValueError: As `tune`. Also if pretraining depends on a key of the space that is not a choice. The Tuner draws
             the points, so the pretrained networks that they need would be unknown here.
     """
-    config = resolve(config)
+    config = choose_for_machine(resolve(config), RecordedRun(run_path(config)), searches=True)
     plan, files = SearchPlan(config, custom_tuner=True), SearchFiles(run_path(config), config)
     finished_search(files, config)  # raises if the folder holds something else
     loaded = _preflight(plan)
