@@ -19,7 +19,8 @@ from rich.console import Console
 
 from suptickets_ray import load_config, train, tune
 from suptickets_ray.recipes.declarations import all_keys
-from suptickets_ray.search.space import DEFAULT_SPACE, config_of, draw_points, parse_space
+from suptickets_ray.search.points import config_of, draw_points
+from suptickets_ray.search.space import DEFAULT_SPACE, parse_space
 
 RECIPE = ["train.epochs=240", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=8"]
 

@@ -9,19 +9,16 @@ from suptickets_ray.config import Config
 from suptickets_ray.recipes.declarations import all_keys
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key, pretraining_key
-from suptickets_ray.search.space import (
-    METRICS,
-    Dimension,
+from suptickets_ray.search.points import (
     Point,
     config_of,
-    default_space,
     draw_points,
     listed_points,
     new_keys_first,
     normalize_point,
-    parse_space,
     point_key,
 )
+from suptickets_ray.search.space import METRICS, Dimension, default_space, parse_space
 from suptickets_ray.search.summary import budget_warning
 from suptickets_ray.training.loop import budget_of
 

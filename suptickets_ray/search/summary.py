@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from suptickets_ray.search.space import Point
+from suptickets_ray.search.points import Point
 
 Row = dict[str, Any]
 

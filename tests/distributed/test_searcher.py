@@ -9,7 +9,7 @@ from suptickets_ray import load_config
 from suptickets_ray.distributed.tune.searcher import early_stopping, optuna_searcher, tune_space
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.plan import SearchPlan
-from suptickets_ray.search.space import normalize_point
+from suptickets_ray.search.points import normalize_point
 from suptickets_ray.tickets.ticket import Ticket
 
 SMALL = ["train.epochs=40", "tickets.cycle_epochs=2"]

@@ -18,7 +18,7 @@ from suptickets_ray.offline.export import export_stored
 from suptickets_ray.offline.stored_ticket import build_network, read_ticket, recipe_of, split_path
 from suptickets_ray.recipes.load import to_yaml
 from suptickets_ray.search.keys import exploration_key
-from suptickets_ray.search.space import config_of
+from suptickets_ray.search.points import config_of
 from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.training.data import load_data
 from suptickets_ray.training.evaluation import evaluate_ticket

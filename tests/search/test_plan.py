@@ -3,7 +3,7 @@ import pytest
 from suptickets_ray import load_config
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.plan import SearchPlan
-from suptickets_ray.search.space import point_key
+from suptickets_ray.search.points import point_key
 from suptickets_ray.tickets.ticket import Ticket
 
 LENGTHS = "search.space={tickets.cycle_epochs: {grid_search: [2, 4]}}"

@@ -2,17 +2,15 @@ import pytest
 
 from suptickets_ray import load_config
 from suptickets_ray.recipes.declarations import all_keys
-from suptickets_ray.search.space import (
-    DEFAULT_SPACE,
+from suptickets_ray.search.points import (
     config_of,
-    default_space,
     draw_points,
     listed_points,
     new_keys_first,
     normalize_point,
-    parse_space,
     point_key,
 )
+from suptickets_ray.search.space import DEFAULT_SPACE, default_space, parse_space
 from suptickets_ray.training.loop import budget_of
 
 KEYS = all_keys()

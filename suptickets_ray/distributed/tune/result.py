@@ -15,7 +15,7 @@ from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.report.search_page import render_search
 from suptickets_ray.search.files import SearchFiles, holds_search
 from suptickets_ray.search.plan import SearchPlan
-from suptickets_ray.search.space import Point, normalize_point, point_key
+from suptickets_ray.search.points import Point, normalize_point, point_key
 from suptickets_ray.search.summary import noise_warning, ranked, to_parquet, trial_row
 from suptickets_ray.tickets.run_folder import BEST_FILE, TRIALS_FILE
 from suptickets_ray.training.data.fingerprint import load_recorded

@@ -10,7 +10,8 @@ from ray import tune as ray_tune
 
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.plan import SearchPlan, stopped_points
-from suptickets_ray.search.space import Dimension, point_key
+from suptickets_ray.search.points import point_key
+from suptickets_ray.search.space import Dimension
 from suptickets_ray.training.loop import budget_of
 
 

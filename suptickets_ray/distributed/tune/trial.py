@@ -23,7 +23,8 @@ from suptickets_ray.progress.events import TrialFinished
 from suptickets_ray.recipes.recorded_run import pretrained_ticket
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
-from suptickets_ray.search.space import METRICS, config_of, normalize_point, point_key
+from suptickets_ray.search.points import config_of, normalize_point, point_key
+from suptickets_ray.search.space import METRICS
 from suptickets_ray.superposition.merger import Merger
 from suptickets_ray.tickets.run_folder import TENSORBOARD_FOLDER
 from suptickets_ray.tickets.schedule import canonical_order
