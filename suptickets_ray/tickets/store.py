@@ -50,7 +50,10 @@ def split_path(path: str) -> tuple[str, str]:
 
 
 def patiently(action: Callable[[], Result], seconds: float = _PATIENCE_SECONDS) -> Result:
-    """Returns the result of `action`. Transient failures of an object store are retried for `seconds`."""
+    """Returns the result of `action`. Transient failures of an object store are retried for `seconds`.
+
+    pyarrow's own retries of S3 are limited in number, not in time, and a URI cannot set them.
+    """
     deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE_SECONDS
     while True:
         try:
