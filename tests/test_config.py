@@ -536,7 +536,7 @@ def kinds(section=Config, prefix=""):
 
 
 WHOLE = {key for key, kind in kinds().items() if "int" in kind and "str" not in kind}
-FLOATS = {key for key, kind in kinds().items() if "float" in kind and "dict" not in kind}
+FLOATS = {key for key, kind in kinds().items() if "float" in kind and "dict" not in kind and "Literal" not in kind}
 
 
 # A cycle's rates may be as large as float32 holds: how a run stands divergence is tested so.
