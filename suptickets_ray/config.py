@@ -1,4 +1,4 @@
-"""The settings of one experiment as frozen dataclasses. `recipes/load.py` reads them and checks their annotations.
+"""The settings of one experiment as frozen dataclasses, whose annotations `recipes/validation.py` checks.
 
 An annotation has a number's bounds and unit, and a remedy for refused values. `__post_init__` checks what an annotation
 cannot express. A field of None means that the chosen method, data set or rule gives the default, or does not read it.

@@ -8,8 +8,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suptickets_ray import load_config
-from suptickets_ray.config import PLACEMENT_KEYS, Config
+from suptickets_ray import load_config, train
+from suptickets_ray.config import PLACEMENT_KEYS, Config, SuperpositionConfig, TicketsConfig
 from suptickets_ray.recipes.files import copy_recipe, find_recipe, parse_yaml, question_of, shipped_recipes
 from suptickets_ray.recipes.load import config_digest, differing_keys, from_yaml, read_settings, to_dict, to_yaml
 from suptickets_ray.sparse.methods import METHODS
@@ -553,3 +553,16 @@ def test_every_number_has_a_largest_value(key):
 def test_any_text_is_a_value_or_a_yaml_error(text):
     with contextlib.suppress(yaml.YAMLError):
         parse_yaml(text)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": -1}, r"seed must be at least 0; got -1\.$"),
+        ({"tickets": TicketsConfig(num_chains=0)}, r"tickets.num_chains must be at least 1; got 0\.$"),
+        ({"superposition": SuperpositionConfig(batchnorm="keep")}, "must be recalibrate or average; got 'keep'"),
+    ],
+)
+def test_a_config_that_was_not_loaded_is_checked_before_it_runs(changed, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(load_config(None, [f"storage={tmp_path}"]), **changed))

@@ -1,4 +1,4 @@
-"""Converts recipes, dicts and overrides to Config and back. Only this module uses the validator, pydantic."""
+"""Converts recipes, dicts and overrides to Config and back."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from suptickets_ray.config import PLACEMENT_KEYS, Config
-from suptickets_ray.recipes.declarations import all_keys, out_of_range
 from suptickets_ray.recipes.files import dump_yaml, find_recipe, parse_yaml, read_recipe, read_stored_recipe
-from suptickets_ray.recipes.hints import hint
 from suptickets_ray.recipes.overrides import drop_settings_of_replaced_choices, parse_override, set_value
-
-_ADAPTER = TypeAdapter(Config)
+from suptickets_ray.recipes.validation import validate
 
 
 def load_config(recipe: str | Path | Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -63,7 +59,7 @@ def read_settings(recipe: str | Path | Mapping[str, Any] | None, overrides: Iter
 
 
 def _resolved(settings: dict[str, Any]) -> Config:
-    config = _validate(settings)
+    config = validate(settings)
     # Imported here because it imports torch: an unknown key or a value of the wrong type is reported without it.
     from suptickets_ray.recipes.resolve import resolve
 
@@ -131,56 +127,3 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def _validate(settings: dict[str, Any]) -> Config:
-    superposition = settings.get("superposition")
-    if isinstance(superposition, dict) and superposition.get("gate_tolerance") == "none":
-        settings = {**settings, "superposition": {**superposition, "gate_tolerance": None}}
-    try:
-        return _ADAPTER.validate_json(json.dumps(settings, default=str))
-    except ValidationError as error:
-        raise ValueError(_error_text(error)) from None
-
-
-def _error_text(error: ValidationError) -> str:
-    """Returns the first error of the validator as a message of this package."""
-    finding = error.errors(include_url=False)[0]
-    # If a setting has several types, the last part of the location is the type that was tried.
-    key = ".".join(str(part) for part in finding["loc"] if part not in ("int", "list[int]"))
-    if finding["type"] == "value_error":
-        return str(finding["ctx"]["error"])
-    if finding["type"] == "missing":
-        return f"{key} must be given; it is missing from the recipe. Add it, or start from the built-in digits recipe."
-    if finding["type"] == "unexpected_keyword_argument":
-        return f"unknown key {key!r}{hint(key, finding['input'], all_keys())}"
-    got = json.dumps(finding["input"])
-    if finding["type"].startswith("dataclass"):
-        return f"{key or 'the recipe'} must be a section, a mapping of keys to values; got {got}."
-    if (refusal := out_of_range(key, finding["type"], finding["input"], finding.get("ctx", {}))) is not None:
-        return refusal
-    return f"{key} must be {_KINDS.get(finding['type'], finding['msg'])}; got {got}."
-
-
-_KINDS = {
-    "finite_number": "a finite number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text (for a number in double quotes: key='\"1\"')",
-    "list_type": "a list, e.g. [first]",
-    "dict_type": "a mapping of names to values",
-}
-
-
-def sentences() -> dict[str, str]:
-    """Returns the sentence under each setting in config.py by dotted key, from the validator's JSON schema."""
-    schema = _ADAPTER.json_schema()
-    found = {}
-    for key in all_keys():
-        section, _, name = key.rpartition(".")
-        part = schema["$defs"][schema["properties"][section]["$ref"].rpartition("/")[2]] if section else schema
-        if "description" in part["properties"][name]:
-            found[key] = part["properties"][name]["description"]
-    return found

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from suptickets_ray.lookup import suggestion
 from suptickets_ray.paper_cli.flags import flags_of
-from suptickets_ray.recipes import load
 from suptickets_ray.recipes.declarations import declarations
+from suptickets_ray.recipes.validation import sentences
 from suptickets_ray.sparse.criteria import GROW_SCORES, REDISTRIBUTIONS, SALIENCY_SCORES
 from suptickets_ray.sparse.initial_masks import INITIAL_MASKS
 from suptickets_ray.sparse.methods import METHODS, Method
@@ -74,14 +74,14 @@ class Setting:
 
 def all_settings() -> list[Setting]:
     """Returns every setting in the order of config.py, with the sentence under its dataclass field."""
-    sentences = load.sentences()
+    sentence_of = sentences()
     return [
         Setting(
             key,
             type_name(declared.kind),
             _default_text(declared.field),
             declared.unit,
-            sentences[key],
+            sentence_of[key],
             tuple(flags_of(key)),
         )
         for key, declared in declarations().items()

@@ -8,6 +8,7 @@ from typing import Any
 
 from suptickets_ray.config import Config, MethodConfig, SuperpositionConfig, TicketsConfig, TrainConfig
 from suptickets_ray.lookup import choose, choose_or_import
+from suptickets_ray.recipes.validation import check
 from suptickets_ray.sparse.initial_masks import READ_WEIGHTS
 from suptickets_ray.sparse.methods import METHODS, Method, check_settings, readable_settings
 from suptickets_ray.tickets.rules import Rule
@@ -29,9 +30,10 @@ def resolve(config: Config) -> Config:
     """Returns the experiment with all defaults that depend on other settings.
 
     Raises:
-        ValueError: If a name is unknown, settings contradict each other, a setting has no effect, or the epochs do not
-            suffice for one cycle.
+        ValueError: If a value is out of range, a name is unknown, settings contradict each other, a setting has no
+            effect, or the epochs do not suffice for one cycle.
     """
+    check(config)
     method = choose(METHODS, config.method.name, "method")
     find_builder(config.model.name)
     choose_or_import(DATASETS, config.data.name, "data set")
