@@ -17,7 +17,6 @@ from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.search.points import config_of
-from suptickets_ray.search.space import config_of
 from suptickets_ray.tickets.run_folder import CONFIG_FILE, EXPLORATIONS_FOLDER, POINTS_FOLDER, SUPERPOSED_FILE
 from suptickets_ray.tickets.store import RunStore, child, split_path
 from suptickets_ray.tickets.ticket import Ticket

@@ -12,7 +12,6 @@ from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.search.keys import exploration_key, pretraining_key
 from suptickets_ray.search.points import Point, point_key
-from suptickets_ray.search.space import Point, point_key
 from suptickets_ray.tickets.run_folder import (
     DIVERGED_FILE,
     EXPLORATIONS_FOLDER,
