@@ -69,6 +69,7 @@ def open_run(path: str, overrides: Sequence[str] = ()) -> StoredRun:
     """
     path = path if "://" in path else str(Path(path).expanduser().absolute())
     run = RecordedRun(path)
+    run.store.check(writes=False, path=CONFIG_FILE)
     for name, exists in ((CONFIG_FILE, run.is_begun), (PRETRAINED_FILE, run.is_pretrained)):
         if not exists:
             raise ValueError(f"{path} must be the folder of a run with finished pretraining; it has no {name}.")

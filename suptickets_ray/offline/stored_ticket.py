@@ -57,6 +57,7 @@ def read_ticket(path: str) -> StoredTicket:
     folder, name = split_path(path)
     full_path = child(folder, name)
     store = RunStore(folder)
+    store.check(writes=False, path=name)
     if not name or not store.exists(name):
         superposed = f"{name}/{SUPERPOSED_FILE}"
         hint = f"The sup-ticket of a run is its {SUPERPOSED_FILE}."

@@ -191,6 +191,7 @@ def _page(run: RecordedRun, result: Mapping[str, Any] | None, findings: Findings
 def _open_run(path: str) -> RecordedRun:
     path = path if "://" in path else str(Path(path).expanduser().absolute())
     run = RecordedRun(path)
+    run.store.check(writes=False, path=CONFIG_FILE)
     if not run.is_begun:
         raise ValueError(f"{path} must be the folder of a run; it has no {CONFIG_FILE}.")
     try:

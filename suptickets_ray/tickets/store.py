@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import threading
 import time
@@ -84,29 +86,34 @@ class RunStore:
             raise ValueError(
                 f"storage must be an absolute path or a URI that pyarrow.fs knows; got {root!r}: {error}."
             ) from error
+        if isinstance(self._filesystem, fs.LocalFileSystem):
+            _check_path(self._root)
 
-    def check(self, *, writes: bool, seconds: float = _CHECK_SECONDS) -> None:
-        """Checks that an object store answers.
+    def check(self, *, writes: bool, path: str | None = None, seconds: float = _CHECK_SECONDS) -> None:
+        """Checks that an object store answers, or that a folder can be made and written.
 
         Args:
             writes: Whether it must also be writable.
+            path: The file to ask an object store for; a name that does not exist if unset.
             seconds: How long to wait for an answer.
 
         Raises:
             ValueError: If it does not. The message names the settings to check.
         """
         if isinstance(self._filesystem, fs.LocalFileSystem):
+            if writes:
+                _check_writable(Path(self._root))
             return
         errors: list[Exception] = []
 
         def probe() -> None:
             try:
-                path = self._absolute(f".probe-{uuid.uuid4().hex}")
-                self._type_of(path)
+                own = self._absolute(f".probe-{uuid.uuid4().hex}")
+                self._type_of(self._absolute(path) if path else own)
                 if writes:
-                    with self._filesystem.open_output_stream(path) as stream:
+                    with self._filesystem.open_output_stream(own) as stream:
                         stream.write(b"")
-                    self._filesystem.delete_file(path)
+                    self._filesystem.delete_file(own)
             except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
                 errors.append(error)
 
@@ -192,6 +199,23 @@ class RunStore:
 
     def _absolute(self, path: str) -> str:
         return str(PurePosixPath(self._root) / path)
+
+
+def _check_path(path: str) -> None:
+    """Raises ValueError if no file of this path can exist or be reached."""
+    try:
+        Path(path).stat()
+    except (OSError, ValueError) as error:  # a ValueError for a NUL character
+        if getattr(error, "errno", errno.EACCES) in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
+            raise ValueError(f"storage must be a path that can exist; got {path!r}: {error}.") from error
+
+
+def _check_writable(folder: Path) -> None:
+    """Raises ValueError if a folder cannot be made or written. Makes nothing."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "which this user cannot write" if existing.is_dir() else "a file"
+        raise ValueError(f"storage must be a folder that can be written; got {str(existing)!r}, {reason}.")
 
 
 @dataclass(frozen=True)

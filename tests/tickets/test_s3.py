@@ -3,6 +3,7 @@
 import http.server
 import socket
 import threading
+from functools import partialmethod
 
 import boto3
 import pytest
@@ -142,3 +143,19 @@ def test_a_storage_that_cannot_be_used_is_refused_within_seconds(unusable):
 def test_a_storage_that_can_be_used_is_left_as_it_is(store, client):
     store.check(writes=True)
     assert not [name for name in names(client) if not name.endswith("/")]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["evaluate"], ["export", "--format", "csr"], ["superpose"], ["report"], ["train"], ["tune"]],
+    ids="".join,
+)
+def test_every_command_refuses_a_storage_that_does_not_answer(command, monkeypatch, capsys):
+    from suptickets_ray.cli import main
+
+    monkeypatch.setattr(RunStore, "check", partialmethod(RunStore.check, seconds=0.5))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        uri = f"s3://key:secret@bucket/x.yaml?endpoint_override={address}&scheme=http&region=us-east-1"
+        assert main([command[0], uri, *command[1:]]) == 2
+    assert "no answer within 0.5 s" in " ".join(capsys.readouterr().err.split())

@@ -16,6 +16,20 @@ def ticket(value):
     return Ticket({"w": torch.as_tensor(value).reshape(-1)}, {}, {})
 
 
+@pytest.mark.parametrize("path", ["/tmp/" + 300 * "a", "/tmp/a\0b"])
+def test_a_path_that_cannot_exist_is_a_configuration_error(path):
+    with pytest.raises(ValueError, match="storage must be a path that can exist; got"):
+        RunStore(path)
+
+
+def test_a_folder_that_cannot_be_written_is_found_early(tmp_path):
+    (tmp_path / "file").touch()
+    RunStore(str(tmp_path / "new" / "run")).check(writes=True)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="storage must be a folder that can be written; got .*file"):
+        RunStore(str(tmp_path / "file" / "run")).check(writes=True)
+
+
 def test_tickets_are_found_again_by_chain_and_cycle(tmp_path):
     store = TicketStore(RunStore(str(tmp_path / "run")))
     assert store.list() == []
