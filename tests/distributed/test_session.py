@@ -54,8 +54,9 @@ def test_an_address_where_nobody_listens_is_refused_at_once():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(ValueError, match=f"cluster.address must be a Ray cluster that answers; got '{address}'"):
-        check_address(ClusterConfig(address=address))
+    for given in (address, f"ray://{address}"):
+        with pytest.raises(ValueError, match=f"cluster.address must be a Ray cluster that answers; got '{given}'"):
+            check_address(ClusterConfig(address=given))
 
 
 def test_an_address_where_somebody_listens_or_that_only_ray_understands_passes():

@@ -248,7 +248,7 @@ def check_address(config: ClusterConfig) -> None:
     address = cluster_address(config)
     if address is None and not ray.is_initialized():
         check_local(config, makes_token=not has_token())
-    host, colon, port = (address or "").rpartition(":")
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if not colon or "://" in host or not port.isdigit():
         return  # only Ray can resolve "auto", a file or one of its schemes
     try:
