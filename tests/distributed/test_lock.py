@@ -177,6 +177,8 @@ def test_a_lock_that_is_not_a_regular_file_is_refused_and_left_as_it_is(tmp_path
     refused = pytest.raises(ValueError, match=r"\.lock must be a regular file of this user; .* Remove it")
     with refused, lock.only_process(str(run)):
         pass
+    with refused:
+        lock.check_free(str(run))
     assert not other.exists() if kind != "link" else other.read_text() == "kept"
 
 

@@ -50,14 +50,13 @@ def only_process(path: str, on_wait: Callable[[str], None] = lambda text: None) 
 
 
 def check_free(path: str) -> None:
-    """Checks early, without taking the lock, whether another process works on a run in a local folder.
+    """Checks early, without keeping the lock, whether another process works on a run in a local folder.
 
     Raises:
-        ValueError: If another process works on it. A run in an object store is checked later, by `only_process`,
-            because it is only known to be free after some silence.
+        ValueError: If another process works on it, or the lock is not a regular file of this user. A run in an object
+            store is checked later, by `only_process`, because it is only known to be free after some silence.
     """
-    file = Path(path) / LOCK_FILE
-    if "://" in path or not file.is_file():
+    if "://" in path or not os.path.lexists(Path(path, LOCK_FILE)):
         return
     with _in_folder(path):
         pass
