@@ -63,7 +63,7 @@ class DataConfig:
     """Number of training examples to use, drawn with split_seed; all if unset."""
     label_noise: Annotated[float, Interval(ge=0, le=1), Unit("fraction")] = 0.0
     """Fraction of the training labels that are redrawn uniformly from all classes, in [0, 1]."""
-    split_seed: Annotated[int, _LARGEST_SEED] = 0
+    split_seed: Annotated[int, Ge(0), _LARGEST_SEED] = 0
     """Seed of the split and of the label noise, independent of the run's seed, so that all runs use the same data."""
     validation_share: Annotated[float | None, Interval(gt=0, lt=1), Unit("fraction")] = None
     """Fraction of the training examples held out if the data set has no validation split, in (0, 1); 0.1 if unset."""
@@ -191,9 +191,9 @@ class TicketsConfig:
     """Epochs of one cycle; each cycle ends in a ticket."""
     cycle_rate: Annotated[float, Interval(gt=0, lt=1), Unit("fraction")] = 0.1
     """Fraction of train.epochs that one chain of cycles gets, in (0, 1)."""
-    lr_low: Annotated[float, Gt(0)] = 0.001
+    lr_low: Annotated[float, Gt(0), Le(10**6)] = 0.001
     """Learning rate at the start and end of a cycle (the public flag lr_1)."""
-    lr_high: float | None = None
+    lr_high: Annotated[float | None, Le(10**6)] = None
     """Learning rate in the middle of a cycle (the public flag lr_2); 0.005 if unset."""
     cyclic_lr: bool = True
     """Whether the learning rate of a cycle rises to lr_high and falls back; otherwise it stays at lr_low."""
@@ -272,7 +272,7 @@ class ClusterConfig:
     """GPUs that the superposer requests to recalibrate and evaluate every merge; 0 uses the CPU."""
     num_merge_shards: Annotated[int, Ge(1), Le(1024), Unit("processes")] = 1
     """Processes that each merge a part of the layers, for many tickets per second; needs prune_at=end and no gate."""
-    memory_per_worker_gb: Annotated[float | None, Gt(0), Le(10**5), Unit("GB")] = None
+    memory_per_worker_gb: Annotated[float | None, Ge(1e-3), Le(10**5), Unit("GB")] = None
     """Memory in GB that each rank and each explorer requests from Ray; not reserved if unset."""
     worker_resources: dict[str, float] | None = None
     """Custom Ray resources that each rank of pretraining requests, e.g. {on_demand: 0.01}."""
@@ -296,6 +296,9 @@ class ClusterConfig:
         is_valid = len(workers) in (1, 2) and workers[0] >= 1 and workers == sorted(workers)
         _require(is_valid, "cluster.num_workers", "at least 1, or [min, max]", self.num_workers)
         _require(workers[-1] <= 10**4, "cluster.num_workers", "at most 10,000", self.num_workers)
+        for key in ("gpus_per_worker", "superposer_gpus"):  # Ray counts in ten-thousandths
+            value = getattr(self, key)
+            _require(value == 0 or value >= 1e-4, f"cluster.{key}", "0 or at least 0.0001", value)
         for key in ("worker_resources", "explorer_resources"):
             for name, amount in (getattr(self, key) or {}).items():
                 is_custom = name not in ("CPU", "GPU", "memory") and amount > 0
