@@ -187,6 +187,11 @@ def test_an_interrupt_ends_a_local_run_with_130_and_leaves_no_process(tmp_path, 
     assert not left
 
 
+def test_an_override_given_twice_is_said(capsys):
+    assert main(["train", "seed=1", "train.lr=0.2", "train.lr=nan", "--dry-run"]) == 2
+    assert "WARNING: train.lr=0.2 has no effect, because train.lr=nan follows." in capsys.readouterr().err
+
+
 def test_a_signal_that_arrives_twice_interrupts_once(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from suptickets_ray.commands.exit_codes import EXIT_DONE
+from suptickets_ray.commands.recipe_arguments import warn_of_replaced
 
 
 def superpose_command(options: argparse.Namespace, console: Console) -> int:
@@ -31,6 +32,7 @@ def superpose_command(options: argparse.Namespace, console: Console) -> int:
     swept = [text for text in overrides if text.removeprefix("superposition.").startswith(("method=", "cima_factor="))]
     if options.sweep and swept:
         raise ValueError(f"{swept[0]} has no effect with --sweep, which compares methods and factors. Leave it out.")
+    warn_of_replaced(overrides)
     runs = open_runs(paths, overrides)
     if options.sweep:
         rows, best = sweep(runs)
@@ -58,6 +60,7 @@ def evaluate_command(options: argparse.Namespace, console: Console) -> int:
     """Evaluates a stored ticket and prints the scores."""
     from suptickets_ray.offline.evaluate import evaluate_stored, evaluation_json, evaluation_tables
 
+    warn_of_replaced(options.settings)
     report = evaluate_stored(options.ticket, options.split, options.recipe, options.settings)
     if options.json:
         console.print(evaluation_json(report), markup=False, soft_wrap=True)
@@ -72,6 +75,7 @@ def export_command(options: argparse.Namespace, console: Console) -> int:
     """Writes a stored ticket in another format."""
     from suptickets_ray.offline.export import export_stored
 
+    warn_of_replaced(options.settings)
     exported = export_stored(options.ticket, options.format, options.output, options.recipe, options.settings)
     console.print(f"File: {exported.path} ({exported.num_bytes:,} bytes)", markup=False, soft_wrap=True)
     console.print(f"Load it: {exported.load_code}", markup=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -22,6 +22,17 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         raise ValueError(
             f"the value of {key} must be YAML; got {value[:80]!r}: {reason}. If it is text, put it in quotes."
         ) from error
+
+
+def replaced_overrides(overrides: Iterable[str]) -> list[str]:
+    """Returns a sentence about every override that has no effect, because a later one sets its key or its section."""
+    keys = [(text, text.partition("=")[0].split(".")) for text in overrides]
+    return [
+        f"{text} has no effect, because {later} follows. Leave one of them out."
+        for index, (text, key) in enumerate(keys)
+        for later in [next((t for t, k in keys[index + 1 :] if key[: len(k)] == k), None)]
+        if later is not None
+    ]
 
 
 def set_value(settings: dict[str, Any], keys: list[str], value: Any) -> None:
