@@ -12,6 +12,7 @@ from suptickets_ray import load_config, train
 from suptickets_ray.config import PLACEMENT_KEYS, Config, SuperpositionConfig, TicketsConfig
 from suptickets_ray.recipes.files import copy_recipe, find_recipe, parse_yaml, question_of, shipped_recipes
 from suptickets_ray.recipes.load import config_digest, differing_keys, from_yaml, read_settings, to_dict, to_yaml
+from suptickets_ray.recipes.overrides import replaced_overrides
 from suptickets_ray.sparse.methods import METHODS
 
 
@@ -114,6 +115,10 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("train.precision=float8", r"train.precision must be float32 or bfloat16 or float16 or auto; got 'float8'\.$"),
         ("search.mode=3", r"search.mode must be max or min; got 3\.$"),
         ("cluster.worker_resources={GPU: 1.0}", r"amounts above 0 of custom resources; got {'GPU': 1.0}\. For CPU"),
+        ("data.split_seed=-1", "data.split_seed must be at least 0; got -1"),
+        ("tickets.lr_high=1e9", "tickets.lr_high must be at most 1,000,000; got 1000000000.0"),
+        ("cluster.memory_per_worker_gb=1e-9", "cluster.memory_per_worker_gb must be at least 0.001; got 1e-09"),
+        ("cluster.gpus_per_worker=1e-9", "cluster.gpus_per_worker must be 0 or at least 0.0001; got 1e-09"),
         ("train.lr=.inf", "train.lr must be a finite number; got Infinity"),
         ("method.name=[rigl]", r'method.name must be text .*; got \["rigl"\]'),
         ("name=1", r"name must be text \(for a number in double quotes"),
@@ -126,6 +131,7 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("method.regrow_fraction=0.3", "method.regrow_fraction has no effect with method 'rigl'"),
         ("method.drop_gradient_weight=0.3", "method.drop_gradient_weight has no effect with method 'rigl'"),
         ("method.prune_scope=layer", "method.prune_scope has no effect with method 'rigl'"),
+        ("method=set", 'method must be a section, .*; got "set". Did you mean method.name=set'),
         (
             "method.distribution=prune_global",
             "model.initialization must not be 'sparse_fan_in' with method.distribution",
@@ -217,6 +223,31 @@ def test_a_recipe_that_is_not_there_or_not_yaml_is_said(tmp_path):
         load_config(tmp_path / "digitz.yaml")
     with pytest.raises(ValueError, match="must be readable YAML"):
         load_config(tmp_path / "digits.yaml")
+
+
+def test_an_endless_recipe_is_refused_after_its_first_characters():
+    with pytest.raises(ValueError, match="'/dev/zero' must be readable YAML; got: it has 1,048,576 characters"):
+        load_config("/dev/zero")
+
+
+def test_a_recipe_whose_name_is_too_long_is_refused():
+    with pytest.raises(ValueError, match="the recipe must be a YAML file, or a name"):
+        load_config(300 * "a")
+
+
+def test_an_override_that_a_later_one_replaces_is_named():
+    given = ["tickets.num_chains=7", "train.lr=0.2", "seed=1", "train.lr=0.3", "tickets={cycle_epochs: 2}"]
+    assert replaced_overrides(given) == [
+        "tickets.num_chains=7 has no effect, because tickets={cycle_epochs: 2} follows. Leave one of them out.",
+        "train.lr=0.2 has no effect, because train.lr=0.3 follows. Leave one of them out.",
+    ]
+    assert replaced_overrides(["tickets={cycle_epochs: 2}", "tickets.num_chains=7", "data.root=a=b"]) == []
+
+
+@pytest.mark.parametrize("twice", ["{true: 2, yes: 3}", "{1: 2, 0x1: 3}", "{null: 1, ~: 2}"])
+def test_one_key_in_two_spellings_is_refused(twice):
+    with pytest.raises(ValueError, match="is written twice"):
+        load_config(None, [f"model.options={twice}"])
 
 
 def test_a_section_written_twice_is_refused_with_both_lines(tmp_path):
@@ -511,6 +542,18 @@ def test_settings_that_together_do_nothing_are_refused(overrides, message):
         ("sparsity=0.95", "did you mean method.density=0.05?"),
         ("method.init_sparsity=0.5", "did you mean method.initial_density=0.5?"),
         ("method.sparsity=high", "did you mean method.density?"),
+        ("sparsity=90", "did you mean method.density=0.1?"),
+        ("method.target_sparsity=0.9", "did you mean method.density=0.1?"),
+        ("initial_sparsity=0.2", "did you mean method.initial_density=0.8?"),
+        ("prune_rate=0.9", "did you mean method.density=0.1?"),
+        ("dropout=0.1", "unknown key 'dropout'. model.options sets"),
+        ("nesterov=true", "unknown key 'nesterov'. The optimizer is SGD"),
+        ("random_seed=1", "did you mean 'seed'?"),
+        ("train.seed=1", "did you mean 'seed'?"),
+        ("search.num_samples=4", "did you mean 'search.num_trials'?"),
+        ("num_cycles=4", "unknown key 'num_cycles'. train.epochs, tickets.cycle_rate and tickets.cycle_epochs"),
+        ("early_stopping=true", "unknown key 'early_stopping'."),
+        ("pretrained=true", "unknown key 'pretrained'."),
         ("optimizer=adam", "unknown key 'optimizer'. The optimizer is SGD; train.lr"),
         ("train.optimizer=adam", "unknown key 'train.optimizer'. The optimizer is SGD"),
         ("lr=0.1", "did you mean 'train.lr'?"),

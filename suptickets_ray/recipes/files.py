@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -36,13 +37,17 @@ class _Loader(yaml.SafeLoader):
         """Returns the mapping. Raises yaml.YAMLError on a duplicate key, because its first value would be lost."""
         seen: dict[Any, yaml.Node] = {}
         for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
-            if name in seen and name is not None:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused below
+            # By value, because yes is true, and by text, because settings have text as keys. A merge, <<, has no value.
+            is_merge = key.tag == "tag:yaml.org,2002:merge"
+            name = key.value if is_merge or key.value in seen else self.construct_object(key)
+            if name in seen:
                 raise yaml.YAMLError(
-                    f"the key {name!r} is written twice, in lines {seen[name].start_mark.line + 1} and "
+                    f"the key {key.value!r} is written twice, in lines {seen[name].start_mark.line + 1} and "
                     f"{key.start_mark.line + 1}; merge the two"
                 )
-            seen[name] = key
+            seen[name] = seen[key.value] = key
         return super().construct_mapping(node, deep=deep)
 
 
@@ -130,12 +135,15 @@ def find_recipe(recipe: str | Path | None, folder: Path | None = None) -> Path:
     """
     name = DEFAULT_RECIPE if recipe is None else str(recipe)
     path = Path(name).expanduser() if folder is None else folder / name
-    if recipe is not None and path.exists() and not path.is_dir():
-        return path
+    siblings: list[str] = []
+    with suppress(OSError):  # a name that is too long
+        if recipe is not None and path.exists() and not path.is_dir():
+            return path
     shipped = shipped_recipes()
     if (known := shipped.get(name.removesuffix(".yaml"))) is not None:
         return known
-    siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    with suppress(OSError):
+        siblings = [other.name for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
     suggestions = [suggestion(path.name, siblings), suggestion(name, shipped)]
     raise ValueError(
         f"the recipe must be a YAML file, or a name that `suptickets recipes` lists; got {name!r}"
@@ -168,7 +176,9 @@ def read_stored_recipe(uri: str) -> dict[str, Any]:
 
     folder, name = split_path(uri)
     try:
-        settings = _parsed(RunStore(folder).read(name).decode(), uri)
+        store = RunStore(folder)
+        store.check(writes=False, path=name)
+        settings = _parsed(store.read(name).decode(), uri)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"the recipe {uri!r} must be readable; got: {' '.join(str(error).split())}.") from error
     if "base" in settings:
@@ -218,7 +228,8 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return _parsed(path.read_text(encoding="utf-8"), str(path))
+        with path.open(encoding="utf-8") as file:
+            return _parsed(file.read(4 * _MAX_CHARACTERS), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"the recipe {str(path)!r} must be readable YAML; got: {' '.join(str(error).split())}."

@@ -49,7 +49,8 @@ def _error_text(error: ValidationError) -> str:
         return f"unknown key {key!r}{hint(key, finding['input'], all_keys())}"
     got = json.dumps(finding["input"])
     if finding["type"].startswith("dataclass"):
-        return f"{key or 'the recipe'} must be a section, a mapping of keys to values; got {got}."
+        remedy = f" Did you mean {key}.name={finding['input']}?" if f"{key}.name" in all_keys() else ""
+        return f"{key or 'the recipe'} must be a section, a mapping of keys to values; got {got}.{remedy}"
     if (refusal := out_of_range(key, finding["type"], finding["input"], finding.get("ctx", {}))) is not None:
         return refusal
     return f"{key} must be {_KINDS.get(finding['type'], finding['msg'])}; got {got}."
