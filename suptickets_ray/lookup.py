@@ -53,9 +53,10 @@ def choose_or_import(table: Mapping[str, Callable[..., Any]], name: str, what: s
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"{what} {name!r} must be importable; importing {module_name!r} failed: {type(error).__name__}: {error}. "
+            f"{what} {name!r} must be importable; importing {module_name!r} failed: {reason}. "
             "Run the command in the folder that holds the module, or install its package."
         ) from error
     function = getattr(module, function_name, None)

@@ -50,8 +50,11 @@ def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mappin
     plain = replace(config, train=replace(config.train, compile=False))
     learner = build_learner(plain, splits, torch.device("cpu"))
     _check_weights(learner)
+    before = _shapes(learner.model)
     _check_modules(learner.model, config)
     _check_labels(splits)
+    if "num_classes" not in loaded:
+        _check_classes(splits)
     _check_inputs(loaded)
     _check_range(splits)
     for name in ("test", "validation"):
@@ -62,13 +65,30 @@ def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mappin
     learner.model.train()
     # The fewest examples that a rank may get: BatchNorm, for example, cannot train on one.
     logits, labels = _forward(learner, splits, "train", min(2, config.data.batch_size // config.cluster.max_workers))
-    cross_entropy(logits, labels).backward()
+    try:
+        cross_entropy(logits, labels).backward()
+    except Exception as error:
+        raise ValueError(f"Cannot compute the loss of model.name and its gradients: {_reason(error)}") from error
     unused = [name for name, parameter in learner.sparsifier.parameters.items() if parameter.grad is None]
     if unused:
         raise ValueError(f"model.name must use every weight it has; {unused[0]!r} gets no gradient. Remove it.")
     _check_scores(learner)
     _check_ticket(learner, config)
+    after = _shapes(learner.model)
+    if changed := sorted(name for name in {*before, *after} if before.get(name) != after.get(name)):
+        raise ValueError(
+            f"the tensors of model.name must not change in a forward pass; {changed[0]!r} does. "
+            "Create it with its final shape."
+        )
     return loaded
+
+
+def _shapes(model: Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _check_ticket(learner: Learner, config: Config) -> None:
@@ -84,14 +104,14 @@ def _check_ticket(learner: Learner, config: Config) -> None:
             merged = finish(merge(merge(None, ticket, rule), ticket, rule), rule, {})
         restore(learner.model, merged.state_dict())
     except Exception as error:
-        raise ValueError(
-            f"Cannot store the network of model.name as a ticket: {type(error).__name__}: {error}"
-        ) from error
+        raise ValueError(f"Cannot store the network of model.name as a ticket: {_reason(error)}") from error
 
 
 def _check_inputs(loaded: Mapping[str, Any]) -> None:
     """Checks the inputs that are in memory. The inputs of a Dataset are checked when they are read."""
     for name in SPLITS:
+        if isinstance(pair := loaded.get(name), (tuple, list)) and pair[0].is_complex():
+            raise ValueError(f"the {name} inputs must be real numbers; got {pair[0].dtype}.")
         if isinstance(pair := loaded.get(name), (tuple, list)) and (bad := num_not_finite(pair[0])):
             raise ValueError(
                 f"the {name} inputs must be finite; {bad} of {len(pair[0])} examples hold NaN or infinity. Correct or "
@@ -151,6 +171,12 @@ def _check_weights(learner: Learner) -> None:
                 f"model.name must build a network whose state is tensors; {name!r} is {type(tensor).__name__}. Remove "
                 "get_extra_state from its module."
             )
+        if tensor.layout is not torch.strided:
+            raise ValueError(
+                f"model.name must build a network of strided tensors; {name!r} has the layout {tensor.layout}."
+            )
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"model.name must build a network of finite numbers; {name!r} holds NaN or infinity.")
         if tensor.numel() and (other := seen.setdefault(tensor.data_ptr(), name)) != name:
             raise ValueError(
                 f"model.name must build a network without shared weights; {other!r} and {name!r} are one tensor, and a "
@@ -169,13 +195,24 @@ def _check_compiler() -> None:
 
 
 def _check_labels(splits: Splits) -> None:
-    for name in ("train", "validation", "test"):
+    for name in SPLITS:
         labels = getattr(splits, name).all_labels()
         if labels.ndim != 1 or int(labels.min()) < 0 or int(labels.max()) >= splits.num_classes:
             raise ValueError(
                 f"the {name} labels must be classes 0 to {splits.num_classes - 1}, of shape (n,); got values from "
                 f"{labels.min()} to {labels.max()}, of shape {tuple(labels.shape)}."
             )
+
+
+def _check_classes(splits: Splits) -> None:
+    """Warns if the number of classes, which is counted by the highest label, includes classes without an example."""
+    labels = splits.train.all_labels()
+    if empty := torch.bincount(labels, minlength=splits.num_classes).eq(0).nonzero().flatten().tolist():
+        warnings.warn(
+            f"{len(empty)} of {splits.num_classes} classes have no training example, the first of them {empty[0]}. "
+            "Number the classes from 0 on, or give num_classes.",
+            stacklevel=2,
+        )
 
 
 def _forward(learner: Learner, splits: Splits, name: str, size: int) -> tuple[Tensor, Tensor]:
@@ -185,11 +222,14 @@ def _forward(learner: Learner, splits: Splits, name: str, size: int) -> tuple[Te
         logits = learner.model(inputs)
     except Exception as error:
         raise ValueError(
-            f"Cannot run the network of model.name on {name} inputs of shape {tuple(inputs.shape)}: "
-            f"{type(error).__name__}: {error}"
+            f"Cannot run the network of model.name on {name} inputs of shape {tuple(inputs.shape)}: {_reason(error)}"
         ) from error
     if not isinstance(logits, Tensor):
         raise ValueError(f"model.name must return a tensor of logits; got {type(logits).__name__}. Return one tensor.")
+    if logits.layout is not torch.strided or not logits.is_floating_point():
+        raise ValueError(
+            f"model.name must return a strided tensor of floating-point logits; got {logits.layout} of {logits.dtype}."
+        )
     expected = (len(inputs), splits.num_classes)
     if tuple(logits.shape) != expected:
         raise ValueError(f"model.name must give logits of shape {expected}; got {tuple(logits.shape)}.")

@@ -48,10 +48,9 @@ def call_with(function: Callable[..., Any], what: str, offered: Mapping[str, Any
         return function(**arguments)
     except ValueError:
         raise
-    except Exception as error:
-        raise ValueError(
-            f"Cannot call the function of {what} with these options: {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"Cannot call the function of {what} with these options: {reason}") from error
 
 
 def _check_types(function: Callable[..., Any], section: str, options: Mapping[str, Any]) -> None:

@@ -173,3 +173,88 @@ def test_inputs_of_another_range_than_their_type_are_reported(tmp_path, monkeypa
     monkeypatch.delitem(sys.modules, "ranged_data", raising=False)
     with pytest.warns(UserWarning, match=message):
         preflight(load_config(None, ["data.name=ranged_data:load", "data.batch_size=10"]))
+
+
+ODD = """
+import sys
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, change=lambda net, logits: logits, **buffers):
+        super().__init__()
+        self.body, self.change = nn.Linear(64, 10), change
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer)
+    def forward(self, x):
+        return self.change(self, self.body(x.flatten(1)))
+def grow(net, logits):
+    net.state = torch.cat([net.state, net.state[:1]])
+    return logits
+def adopt(net, logits):
+    net.more = nn.Parameter(torch.ones(2))
+    return logits
+def sparse(): return Net(lambda net, logits: logits.to_sparse())
+def whole(): return Net(lambda net, logits: logits.long())
+def detached(): return Net(lambda net, logits: logits.detach())
+def sparse_buffer(): return Net(state=torch.eye(3).to_sparse())
+def nan_buffer(): return Net(state=torch.full((3,), float("nan")))
+def growing(): return Net(grow, state=torch.ones(2))
+def adopting(): return Net(adopt)
+def exits(): sys.exit(0)
+def two_lines(): raise RuntimeError("first\\nsecond")
+class Damaged(torch.utils.data.Dataset):
+    def __len__(self): return 30
+    def __getitem__(self, index):
+        if index == 3:
+            raise RuntimeError("the record is damaged")
+        return torch.zeros(64), index % 10
+def pair(inputs): return (inputs, torch.arange(30) % 10)
+def damaged(): return {"train": Damaged(), "test": Damaged()}
+def complex_inputs(): return dict.fromkeys(["train", "test"], pair(torch.zeros(30, 64, dtype=torch.complex64)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "message"),
+    [
+        (
+            "model",
+            "sparse",
+            "must return a strided tensor of floating-point logits; got torch.sparse_coo of torch.float32",
+        ),
+        ("model", "whole", "must return a strided tensor of floating-point logits; got torch.strided of torch.int64"),
+        ("model", "detached", "Cannot compute the loss of model.name and its gradients: RuntimeError: element 0"),
+        ("model", "sparse_buffer", "'state' has the layout torch.sparse_coo"),
+        ("model", "nan_buffer", "'state' holds NaN or infinity"),
+        ("model", "growing", "must not change in a forward pass; 'state' does"),
+        ("model", "adopting", "must not change in a forward pass; 'more' does"),
+        ("model", "exits", "Cannot call the function of model.name with these options: SystemExit: 0"),
+        ("model", "two_lines", "with these options: RuntimeError: first second"),
+        ("data", "damaged", "Cannot read example 3 of a Dataset: RuntimeError: the record is damaged"),
+        ("data", "complex_inputs", "the train inputs must be real numbers; got torch.complex64"),
+    ],
+)
+def test_a_model_or_data_that_a_run_cannot_use_is_one_sentence(tmp_path, monkeypatch, key, name, message):
+    (tmp_path / "odd.py").write_text(ODD)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd", raising=False)
+    with pytest.raises(ValueError, match=message) as raised:
+        preflight(load_config(None, [f"{key}.name=odd:{name}", "model.initialization=default", "data.batch_size=10"]))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_module_that_exits_when_it_is_imported_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "script.py").write_text("raise SystemExit(0)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="importing 'script' failed: SystemExit: 0"):
+        load_config(None, ["model.name=script:build"])
+
+
+def test_classes_without_a_training_example_are_counted(tmp_path, monkeypatch):
+    (tmp_path / "gaps.py").write_text(
+        "import torch\ndef load():\n    pair = (torch.zeros(30, 64), torch.arange(30) % 2 * 5)\n"
+        "    return {'train': pair, 'test': pair}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.warns(UserWarning, match="4 of 6 classes have no training example, the first of them 1"):
+        preflight(load_config(None, ["data.name=gaps:load", "data.batch_size=10", "model.initialization=default"]))

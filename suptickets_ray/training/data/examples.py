@@ -42,12 +42,21 @@ class LabelledDataset:
         Raises:
             ValueError: If the examples are not pairs, an input is not finite, or the labels differ from known ones.
         """
-        inputs, labels = collate([self.dataset[index] for index in indices])
+        inputs, labels = collate([self._example(index) for index in indices])
         if bad := num_not_finite(inputs):
             raise ValueError(f"inputs must be finite; {bad} of {len(inputs)} examples read hold NaN or infinity.")
         if self._known is not None and not torch.equal(labels, self._known[list(indices)]):
             raise ValueError(UNEQUAL_DATA)
         return inputs, labels
+
+    def _example(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except ValueError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"Cannot read example {index} of a Dataset: {reason}") from error
 
     @cached_property
     def labels(self) -> Tensor:
