@@ -68,14 +68,14 @@ def digest(table):
 
 @pytest.mark.parametrize("why", ["under_notice", "long_cycles"])
 def test_a_cycle_whose_machine_goes_is_gone_on_with_elsewhere_and_ends_in_the_same_bits(explorer, state, tmp_path, why):
-    undisturbed, after, _ = explorer().run_cycle(state, 0, 0, again=False)
+    undisturbed, after, _, _ = explorer().run_cycle(state, 0, 0, again=False)
     with pytest.raises(TakenAwayError):
         explorer(ends_after=2, **{why: True}).run_cycle(state, 1, 0, again=False)
     with pytest.raises(TakenAwayError):
         explorer(ends_after=2, **{why: True}).run_cycle(state, 0, 0, again=False)
     assert (tmp_path / partial_state_path(0)).exists()
     elsewhere = explorer()
-    table, own_after, _ = elsewhere.run_cycle(state, 0, 0, again=True)
+    table, own_after, _, _ = elsewhere.run_cycle(state, 0, 0, again=True)
     assert elsewhere.epochs == [3, 4]
     assert digest(table) == digest(undisturbed)
     assert own_after == after == (tmp_path / chain_state_path(0)).read_bytes()
@@ -91,7 +91,7 @@ def test_without_a_notice_a_short_cycle_stores_nothing_in_between(explorer, stat
 
 @pytest.mark.parametrize("harm", ["damaged", "of another cycle", "of another state"])
 def test_what_is_no_good_is_not_gone_on_with(explorer, state, tmp_path, harm):
-    undisturbed, after, _ = explorer().run_cycle(state, 0, 0, again=False)
+    undisturbed, after, _, _ = explorer().run_cycle(state, 0, 0, again=False)
     with pytest.raises(TakenAwayError):
         explorer(ends_after=2, under_notice=True).run_cycle(state, 0, 0, again=False)
     path = tmp_path / partial_state_path(0)

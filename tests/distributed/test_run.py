@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from suptickets_ray import Ticket, load_config, train
+from suptickets_ray.config import RunConfig
 from suptickets_ray.distributed.cluster import watchdog
 from suptickets_ray.offline.resuperpose import evaluate_runs, open_runs, superpose_runs
 from suptickets_ray.progress.events import (
     CycleEpochEnded,
     EpochEnded,
     PhaseStarted,
+    ResultWritten,
     Resumed,
     TicketFinished,
     TicketMerged,
@@ -470,6 +473,26 @@ def test_the_result_of_another_recipe_is_refused_by_its_file(copied_run):
     config = load_config(copied_run / "config.yaml", [f"storage={copied_run.parent}"])
     with pytest.raises(ValueError, match=r"result\.json: it belongs to another recipe .* Remove it"):
         train(config)
+
+
+def test_a_missing_report_is_written_again_unless_the_recipe_wants_none(copied_run, finished_run):
+    (copied_run / "report.html").unlink()
+    config = load_config(copied_run / "config.yaml", [f"storage={copied_run.parent}"])
+    assert train(replace(config, run=RunConfig(report="none"))).resumed
+    assert not (copied_run / "report.html").exists()
+    assert train(config).resumed
+    assert "Did superposing pay?" in (copied_run / "report.html").read_text()
+
+
+def test_the_result_is_written_and_reported_before_the_report(finished_run):
+    events = finished_run.result["events"]
+    written = [event for event in events if isinstance(event, ResultWritten)]
+    assert [(event.path, event.digest) for event in written] == [
+        (finished_run.path, finished_run.result["superposed"]["digest"])
+    ]
+    assert events[-1] is written[0]
+    files = {name: (Path(finished_run.path) / name).stat().st_mtime_ns for name in ("result.json", "report.html")}
+    assert files["result.json"] < files["report.html"]
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_a_cosine_starts_after_the_warm_up_and_milestones_count_from_the_start()
         (["train.warmup_epochs=135"], "warmup_epochs must be below the 135 epochs"),
         (["superposition.batchnorm=average", "superposition.recalibration_examples=10"], "has no effect with"),
         (["train.accumulation_steps=13"], "at least 52, two examples per rank"),
-        (["train.precision=half"], "train.precision must be float32 or bfloat16 or float16; got 'half'"),
+        (["train.precision=half"], "train.precision must be float32 or bfloat16 or float16 or auto; got 'half'"),
     ],
 )
 def test_schedules_that_contradict_each_other_are_refused(overrides, message):
