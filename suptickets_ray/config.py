@@ -92,7 +92,7 @@ class TrainConfig:
     lr: Annotated[float, Gt(0), Le(10**6)] = 0.1
     """Initial learning rate of pretraining."""
     lr_schedule: str = "multistep"
-    """Learning rate schedule of pretraining: "multistep" (x0.1 at 1/2 and 3/4 of it), "cosine" to 0, or "constant"."""
+    """Learning rate schedule of pretraining: multistep, cosine, warmup_cosine, one_cycle, constant, or user-defined."""
     lr_milestone_epochs: Annotated[list[Annotated[int, _LARGEST]] | None, Unit("epochs")] = None
     """Epochs of pretraining at which "multistep" lowers the learning rate; 1/2 and 3/4 of pretraining if unset."""
     lr_decay_factor: Annotated[float | None, Interval(gt=0, lt=1), Remedy("0.1 is usual.")] = None
@@ -101,12 +101,16 @@ class TrainConfig:
     """Epochs of linear warmup at the start of pretraining, up to the scheduled learning rate."""
     label_smoothing: Annotated[float, Interval(ge=0, lt=1), Unit("fraction")] = 0.0
     """Fraction of each label's weight that is spread evenly over all classes in training, in [0, 1)."""
-    momentum: Annotated[float, Interval(ge=0, lt=1), Remedy("0.9 is usual.")] = 0.9
-    """Momentum of SGD, in [0, 1)."""
+    optimizer: str = "sgd"
+    """Optimizer of pretraining and cycles: sgd, adam, adamw, rmsprop, another class of torch.optim, or user-defined."""
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the optimizer, e.g. {betas: [0.9, 0.95]}."""
+    momentum: Annotated[float | None, Interval(ge=0, lt=1), Remedy("0.9 is usual.")] = None
+    """Momentum of SGD or RMSprop, in [0, 1); 0.9 for SGD if unset."""
     weight_decay: Annotated[float, Ge(0), Le(10**3)] = 5e-4
-    """Weight decay of SGD."""
+    """Weight decay of the optimizer."""
     decay_norm_and_bias: bool = True
-    """Whether weight decay also applies to biases and to the weights of normalization layers."""
+    """Whether weight decay also applies to biases, normalization layers, embeddings and position parameters."""
     accumulation_steps: Annotated[int, Ge(1), Le(10**5), Unit("parts")] = 1
     """Parts of each rank's batch, to save memory; gradients accumulate, BatchNorm uses the statistics of each part."""
     clip_norm: Annotated[float | None, Gt(0), Le(10**30), Remedy("Leave it out for no clipping.")] = None

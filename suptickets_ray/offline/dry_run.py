@@ -13,6 +13,7 @@ from suptickets_ray.tickets.store import child
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.loop import budget_of, steps_per_epoch
 from suptickets_ray.training.models import build_model
+from suptickets_ray.training.optim import count_state
 
 _FLOAT_BYTES = 4
 Row = tuple[str, str]
@@ -116,19 +117,19 @@ def _resources(config: Config) -> str:
 
 
 def _memory(config: Config, model: Module) -> str:
-    """Returns the memory per process. Weights, gradients and momentum are dense in every training process."""
-    copies = 3 if config.train.momentum else 2
+    """Returns the memory per process. Weights, gradients and optimizer state are dense in every training process."""
+    copies = 2 + count_state(config.train)
     size = _FLOAT_BYTES * copies * sum(parameter.numel() for parameter in model.parameters())
-    return f"about {_in_bytes(size)} for weights, gradients and momentum in each rank and explorer, plus activations"
+    return f"about {_in_bytes(size)} for weights, gradients and optimizer state per rank and explorer, plus activations"
 
 
 def _disk(config: Config, model: Module) -> str:
-    """Returns the disk space. A ticket stores active values and one bit per maskable weight; a state also momentum."""
+    """Returns the disk space. A ticket has active values and one bit per maskable weight; a state more values."""
     total, maskable = sum(parameter.numel() for parameter in model.parameters()), _num_maskable(config, model)
     active = math.floor(maskable * config.method.density)
     ticket = _FLOAT_BYTES * (total - maskable + active) + maskable // 8
     tickets = config.tickets.num_chains * budget_of(config).cycles
-    states = 2 * ticket * (config.tickets.num_chains + 1)
+    states = (1 + count_state(config.train)) * ticket * (config.tickets.num_chains + 1)
     return (
         f"about {_in_bytes(ticket)} for each of {tickets:,} tickets and {_in_bytes(states)} for states: "
         f"{_in_bytes(ticket * (tickets + 1) + states)}"

@@ -17,6 +17,8 @@ _ALIASES = {
     "num_epochs": "train.epochs",
     "max_epochs": "train.epochs",
     "momentum": "train.momentum",
+    "optimizer": "train.optimizer",
+    "betas": "train.optimizer_options.betas",
     "wd": "train.weight_decay",
     "l2": "train.weight_decay",
     "weight_decay": "train.weight_decay",
@@ -53,14 +55,13 @@ _ALIASES = {
     "grad_clip": "train.clip_norm",
 }
 """Names of the same settings in other tools."""
-_SGD = " The optimizer is SGD; train.lr, train.momentum and train.weight_decay set it."
+_OPTIONS = " train.optimizer_options sets what the optimizer takes."
 _EXPLANATIONS = {
-    "optimizer": _SGD,
-    "nesterov": _SGD,
-    "betas": _SGD,
+    "nesterov": _OPTIONS,
+    "betas": _OPTIONS,
     "loss": " The loss is cross entropy, with train.label_smoothing.",
     "dropout": " model.options sets what the model's function takes, e.g. model.options.dropout.",
-    "pretrained": " Every run starts from new weights; model.initialization draws them.",
+    "pretrained": " model.weights starts from trained weights.",
     "early_stopping": " Every run trains for train.epochs; it has no early stopping.",
     "patience": " Every run trains for train.epochs; it has no early stopping.",
     "steps": " train.epochs and train.limit_batches set the number of steps.",

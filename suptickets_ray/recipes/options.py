@@ -28,7 +28,7 @@ from suptickets_ray.tickets.rules import AVERAGES, PRUNE_TIMES
 from suptickets_ray.training.data import DATASETS
 from suptickets_ray.training.loop import INITIALIZATIONS
 from suptickets_ray.training.models import MODELS
-from suptickets_ray.training.optim import LR_SCHEDULES
+from suptickets_ray.training.optim import LR_SCHEDULES, OPTIMIZERS
 
 OPTIONS: dict[str, Mapping[str, Any]] = {
     "method.name": METHODS,
@@ -42,6 +42,7 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
     "superposition.prune_at": PRUNE_TIMES,
     "superposition.prune_scope": SCOPES,
     "train.lr_schedule": LR_SCHEDULES,
+    "train.optimizer": OPTIMIZERS,
     "model.name": MODELS,
     "model.initialization": INITIALIZATIONS,
     "data.name": DATASETS,

@@ -105,6 +105,10 @@ def drop_settings_of_replaced_choices(settings: dict[str, Any], changes: list[tu
         tickets.pop("exploration_fraction", None)
     if chosen.get(("tickets", "cyclic_lr")) is False:
         tickets.pop("lr_high", None)
+    train, new_optimizer = settings.get("train"), chosen.get(("train", "optimizer"))
+    if isinstance(train, dict) and new_optimizer not in (None, train.get("optimizer", "sgd")):
+        train.pop("momentum", None)
+        train.pop("optimizer_options", None)
     superposition = settings.get("superposition")
     new_rule = chosen.get(("superposition", "method"))
     if isinstance(superposition, dict) and new_rule is not None:

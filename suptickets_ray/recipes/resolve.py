@@ -16,7 +16,7 @@ from suptickets_ray.tickets.schedule import plan_budget
 from suptickets_ray.training.data import DATASETS
 from suptickets_ray.training.loop import INITIALIZATIONS
 from suptickets_ray.training.models import find_builder
-from suptickets_ray.training.optim import LR_SCHEDULES
+from suptickets_ray.training.optim import check_optimizer, default_momentum, find_lr_schedule
 
 WINDOW_KEYS = {"prune_start_epoch": "prune_start_fraction", "prune_end_epoch": "prune_end_fraction"}
 """Prune window: a recipe's keys in epochs, and the Sparsifier's keys as fractions of its steps."""
@@ -38,11 +38,13 @@ def resolve(config: Config) -> Config:
     find_builder(config.model.name)
     choose_or_import(DATASETS, config.data.name, "data set")
     choose(INITIALIZATIONS, config.model.initialization, "model.initialization")
-    choose(LR_SCHEDULES, config.train.lr_schedule, "train.lr_schedule")
+    find_lr_schedule(config.train)
+    check_optimizer(config.train)
     budget = plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate)
     _check_train(config.train, budget.pretrain_epochs, config.cluster.gpus_per_worker)
     resolved = replace(
         config,
+        train=replace(config.train, momentum=default_momentum(config.train)),
         method=_resolve_method(config, method),
         tickets=_resolve_tickets(config, method),
         superposition=_resolve_superposition(config),

@@ -109,6 +109,15 @@ def output_dimensions(model: Module, parameters: dict[str, Parameter]) -> dict[s
     return {name: int(id(parameter) in transposed) for name, parameter in parameters.items()}
 
 
+def are_decayed(model: Module) -> dict[str, bool]:
+    """Returns for every parameter whether weight decay usually applies to it: not to vectors, embeddings, positions."""
+    embeddings = {id(p) for _, m, p in _owners(model) if isinstance(m, _EMBEDDINGS)}
+    return {
+        name: parameter.ndim >= 2 and id(parameter) not in embeddings and not _is_vector_or_position(name, parameter)
+        for name, parameter in model.named_parameters()
+    }
+
+
 def _owners(model: Module) -> list[tuple[str, Module, Parameter]]:
     """Returns every module with each of its direct parameters; shared ones appear under all their names."""
     return [
