@@ -45,6 +45,10 @@ class ModelConfig:
     """Keyword arguments of the function that builds the model."""
     initialization: str = "default"
     """Initial weights: "default" (the model's own), "kaiming_fan_in", "kaiming_fan_out" or "sparse_fan_in"."""
+    weights: str | None = None
+    """Trained weights to start from: a safetensors or state_dict file, or a URI, or the name of torchvision weights."""
+    freeze: list[str] | None = None
+    """Layers that are not trained, by name or pattern ("layer1.*"); they stay dense, and their BatchNorm is fixed."""
 
 
 @dataclass(frozen=True, kw_only=True)

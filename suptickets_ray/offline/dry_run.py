@@ -8,10 +8,9 @@ from torch.nn import Module
 
 from suptickets_ray.config import Config
 from suptickets_ray.search.plan import SearchPlan
-from suptickets_ray.sparse.maskable import maskable_parameters
 from suptickets_ray.tickets.store import child
 from suptickets_ray.training.data import Splits
-from suptickets_ray.training.loop import budget_of, steps_per_epoch
+from suptickets_ray.training.loop import budget_of, masked_parameters, steps_per_epoch
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.optim import count_state
 
@@ -137,9 +136,7 @@ def _disk(config: Config, model: Module) -> str:
 
 
 def _num_maskable(config: Config, model: Module) -> int:
-    maskable = maskable_parameters(
-        model, config.method.dense_layers or (), bool(config.method.mask_embeddings), check=False
-    )
+    maskable = masked_parameters(model, config.method)
     return sum(parameter.numel() for parameter in maskable.values())
 
 

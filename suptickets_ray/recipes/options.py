@@ -26,7 +26,7 @@ from suptickets_ray.sparse.schedules import FRACTIONS
 from suptickets_ray.sparse.topology import SCOPES
 from suptickets_ray.tickets.rules import AVERAGES, PRUNE_TIMES
 from suptickets_ray.training.data import DATASETS
-from suptickets_ray.training.loop import INITIALIZATIONS
+from suptickets_ray.training.initialization import INITIALIZATIONS
 from suptickets_ray.training.models import MODELS
 from suptickets_ray.training.optim import LR_SCHEDULES, OPTIMIZERS
 

@@ -14,7 +14,7 @@ from suptickets_ray.sparse.methods import METHODS, Method, check_settings, reada
 from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.schedule import plan_budget
 from suptickets_ray.training.data import DATASETS
-from suptickets_ray.training.loop import INITIALIZATIONS
+from suptickets_ray.training.initialization import INITIALIZATIONS
 from suptickets_ray.training.models import find_builder
 from suptickets_ray.training.optim import check_optimizer, default_momentum, find_lr_schedule
 
@@ -49,6 +49,11 @@ def resolve(config: Config) -> Config:
         tickets=_resolve_tickets(config, method),
         superposition=_resolve_superposition(config),
     )
+    if config.model.weights is not None and config.model.initialization != "default":
+        raise ValueError(
+            f"model.initialization has no effect with model.weights; got {config.model.initialization!r}. Leave one of "
+            "them out."
+        )
     distribution = resolved.method.distribution
     if config.model.initialization == "sparse_fan_in" and distribution in READ_WEIGHTS:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -135,7 +135,7 @@ def _matches(model: Module, found: dict[str, Parameter], entries: Sequence[str])
         if entry in ("first", "last"):
             matching = names[:1] if entry == "first" else names[-1:]
         else:
-            matching = [name for name in names if entry in types[name] or any(_prefixes(name, entry))]
+            matching = [name for name in names if entry in types[name] or is_part_of(name, entry)]
         if not matching:
             known = {
                 *names,
@@ -151,10 +151,10 @@ def _matches(model: Module, found: dict[str, Parameter], entries: Sequence[str])
     return dense
 
 
-def _prefixes(name: str, pattern: str) -> Iterator[bool]:
-    """Yields whether the pattern matches the parameter, or a module that contains it."""
+def is_part_of(name: str, pattern: str) -> bool:
+    """Returns whether a pattern such as "layer1.*" matches a parameter or module, or a module that contains it."""
     parts = name.split(".")
-    return (fnmatchcase(".".join(parts[:depth]), pattern) for depth in range(1, len(parts) + 1))
+    return any(fnmatchcase(".".join(parts[:depth]), pattern) for depth in range(1, len(parts) + 1))
 
 
 def _type_names(model: Module, parameter: Parameter) -> set[str]:

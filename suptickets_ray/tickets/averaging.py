@@ -64,7 +64,9 @@ def merge(accumulator: Accumulator | None, ticket: Ticket, rule: Rule) -> Accumu
                 num_active[name] = counts
         elif new.is_floating_point():
             assert isinstance(old, Tensor)
-            mean[name] = plain_average(old, new, num_tickets, rule.cima_factor)
+            # CIMA would round a tensor that is not trained, and so equal in all tickets.
+            is_equal = rule.method == "cima" and torch.equal(old, new)
+            mean[name] = old if is_equal else plain_average(old, new, num_tickets, rule.cima_factor)
         else:
             mean[name] = new
     merged = replace(

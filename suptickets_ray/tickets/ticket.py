@@ -64,6 +64,30 @@ class Ticket:
         ticket._parts = dict(parts)
         return ticket
 
+    @classmethod
+    def from_state_dict(
+        cls,
+        state: Mapping[str, Tensor],
+        masked: Collection[str] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Ticket:
+        """Returns the ticket of a network that another program trained. Weights that are not 0 are active.
+
+        Args:
+            state: Parameters and buffers by name, as `Module.state_dict()` gives them.
+            masked: Names of the masked tensors; by default all floating-point tensors of 2 or more dimensions. Tickets
+                are superposed only if the same tensors are masked in all.
+            provenance: Where the network comes from, as JSON values.
+
+        Raises:
+            ValueError: If `masked` names no tensor of the state, or the provenance is no JSON.
+        """
+        if masked is None:
+            masked = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.ndim >= 2]
+        if unknown := [name for name in masked if name not in state]:
+            raise ValueError(f"masked must name tensors of the state; {unknown[0]!r} is none of them.")
+        return cls(state, {name: state[name] != 0 for name in masked}, provenance or {})
+
     @property
     def parts(self) -> Mapping[str, TicketTensor]:
         """The tensors by name; masked ones hold their active values. Read-only."""

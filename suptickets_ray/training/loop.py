@@ -12,32 +12,26 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.amp import GradScaler
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from torch.nn.functional import cross_entropy
-from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from suptickets_ray.config import Config, TrainConfig
+from suptickets_ray.config import Config, MethodConfig, TrainConfig
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.sparse import Sparsifier
 from suptickets_ray.sparse.initial_masks import NEED_GRADIENT
 from suptickets_ray.sparse.maskable import find_ddp, maskable_parameters
+from suptickets_ray.sparse.methods import METHODS
 from suptickets_ray.tickets.schedule import Budget, plan_budget
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.checkpoint import read_state, restore, write_state
 from suptickets_ray.training.data import Splits
+from suptickets_ray.training.initialization import KAIMING_MODES, initialize_kaiming, initialize_sparse
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.optim import make_optimizer
+from suptickets_ray.training.weights_file import load_weights
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-INITIALIZATIONS: dict[str, str] = {
-    "default": "the initial weights of the model's builder",
-    "kaiming_fan_in": "convolutions normal with variance 2 / fan_in; other weights from the builder",
-    "kaiming_fan_out": "convolutions normal with variance 2 / fan_out; other weights from the builder",
-    "sparse_fan_in": "normal with variance 1 / (3 * fan_in * layer density)",
-}
-
-_KAIMING_MODES = {"kaiming_fan_in": "fan_in", "kaiming_fan_out": "fan_out"}
 
 
 def seed_torch(seed: int, purpose: str, *keys: int) -> None:
@@ -110,9 +104,11 @@ def build_learner(config: Config, splits: Splits, device: torch.device, *, resto
     """
     seed_torch(config.seed, "model")
     model = build_model(config.model, splits.sample_shape, splits.num_classes).to(device)
-    if config.model.initialization in _KAIMING_MODES and not restores:
+    if config.model.weights is not None and not restores:
+        load_weights(model, config.model.weights, download=bool(config.data.download))
+    if config.model.initialization in KAIMING_MODES and not restores:
         generator = Generator().manual_seed(derive_seed(config.seed, "weights"))
-        initialize_kaiming(model, _KAIMING_MODES[config.model.initialization], generator)
+        initialize_kaiming(model, KAIMING_MODES[config.model.initialization], generator)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if not maskable_parameters(model, check=False):
@@ -120,9 +116,7 @@ def build_learner(config: Config, splits: Splits, device: torch.device, *, resto
     optimizer = make_optimizer(model, config.train)
     masks = None
     if restores:
-        maskable = maskable_parameters(
-            model, config.method.dense_layers or (), bool(config.method.mask_embeddings), check=False
-        )
+        maskable = masked_parameters(model, config.method)
         masks = {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in maskable.items()}
     elif config.method.distribution in NEED_GRADIENT:
         seed_torch(config.seed, "first masks")
@@ -140,7 +134,7 @@ def build_learner(config: Config, splits: Splits, device: torch.device, *, resto
         generator=Generator().manual_seed(derive_seed(config.seed, "topology")),
         masks=masks,
         keep_updating=config.tickets.update_masks,
-        **sparsifier_settings(config),
+        **sparsifier_settings(config) | _dense_layers(model, config.method),
     )
     optimizer.zero_grad()
     if config.model.initialization == "sparse_fan_in" and not restores:
@@ -168,6 +162,20 @@ def compute_gradient(model: Module, splits: Splits, config: Config, seed: int) -
         (loss * (len(some_labels) / len(labels))).backward()
 
 
+def masked_parameters(model: Module, section: MethodConfig) -> dict[str, Parameter]:
+    """Returns the parameters that a recipe's method masks, by name: neither dense layers nor frozen ones."""
+    found = maskable_parameters(model, section.dense_layers or (), bool(section.mask_embeddings), check=False)
+    is_sparse = METHODS[section.name].sparse
+    return {name: parameter for name, parameter in found.items() if parameter.requires_grad or not is_sparse}
+
+
+def _dense_layers(model: Module, section: MethodConfig) -> dict[str, list[str]]:
+    """Returns the setting `dense_layers` with the frozen layers, if there are any."""
+    found = maskable_parameters(model, section.dense_layers or (), bool(section.mask_embeddings), check=False)
+    frozen = found.keys() - masked_parameters(model, section)
+    return {"dense_layers": [*(section.dense_layers or ()), *sorted(frozen)]} if frozen else {}
+
+
 def sparsifier_settings(config: Config) -> dict[str, Any]:
     """Returns the method's settings as the Sparsifier reads them: the prune window as fractions of pretraining."""
     section = config.method
@@ -181,44 +189,6 @@ def sparsifier_settings(config: Config) -> dict[str, Any]:
         settings["prune_start_fraction"] = section.prune_start_epoch / pretrain_epochs
         settings["prune_end_fraction"] = section.prune_end_epoch / pretrain_epochs
     return settings
-
-
-def initialize_kaiming(model: Module, mode: str, generator: Generator) -> None:
-    """Redraws the weights of all convolutions from a normal of variance 2 / `mode`.
-
-    Args:
-        model: The network.
-        mode: "fan_in" or "fan_out".
-        generator: Source of the weights, on the CPU.
-
-    Raises:
-        ValueError: If the network has no convolution.
-
-    Source: He et al., 1502.01852, section 2.2; "fanin" of the published ImageNet commands.
-    """
-    convolutions = [module for module in model.modules() if isinstance(module, _ConvNd)]
-    if not convolutions:
-        raise ValueError(f"model.initialization kaiming_{mode} has no effect on a network without convolutions.")
-    for module in convolutions:
-        drawn = torch.empty(module.weight.shape)
-        torch.nn.init.kaiming_normal_(drawn, mode=mode, nonlinearity="relu", generator=generator)  # type: ignore[arg-type]
-        module.weight.data.copy_(drawn)
-
-
-@torch.no_grad()
-def initialize_sparse(sparsifier: Sparsifier, generator: Generator) -> None:
-    """Redraws every masked weight from a normal of variance 1 / (3 * fan_in * density of its layer).
-
-    The variance is that of torch's default for linear layers, with only a unit's active weights counted.
-
-    Source: Evci et al., 2010.03533, section 3.1 (there with variance 2 / fan_in).
-    """
-    masks = sparsifier.masks
-    for name, parameter in sparsifier.parameters.items():
-        mask = masks[name]
-        fan_in = parameter[0].numel() * float(mask.sum()) / mask.numel()
-        drawn = torch.randn(parameter.shape, generator=generator) / (3 * fan_in) ** 0.5
-        parameter.copy_(drawn.to(parameter.device).masked_fill(~mask.to(parameter.device), 0))
 
 
 def train_epoch(

@@ -69,7 +69,8 @@ def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mappin
         cross_entropy(logits, labels).backward()
     except Exception as error:
         raise ValueError(f"Cannot compute the loss of model.name and its gradients: {_reason(error)}") from error
-    unused = [name for name, parameter in learner.sparsifier.parameters.items() if parameter.grad is None]
+    trained = {name: some for name, some in learner.sparsifier.parameters.items() if some.requires_grad}
+    unused = [name for name, parameter in trained.items() if parameter.grad is None]
     if unused:
         raise ValueError(f"model.name must use every weight it has; {unused[0]!r} gets no gradient. Remove it.")
     _check_scores(learner)

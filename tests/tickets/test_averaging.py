@@ -317,3 +317,11 @@ def test_averages_that_hold_all_entries_give_the_same_bits(method, scope, monkey
 def test_averages_pruned_each_time_stay_sparse():
     rule = Rule("cia", 1.0)
     assert not isinstance(merge(merge(None, ticket(A), rule), ticket(B), rule).mean["w"], FilledValues)
+
+
+def test_cima_keeps_a_tensor_that_is_equal_in_all_tickets_bit_for_bit():
+    frozen = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    tickets = [Ticket({"frozen": frozen, "w": torch.full((2, 2), value)}, {}, {}) for value in (1.0, 2.0, 3.0)]
+    merged = superpose(tickets, "cima", density=1.0, cima_factor=0.3).state_dict()
+    assert torch.equal(merged["frozen"], frozen)
+    assert torch.allclose(merged["w"], torch.full((2, 2), 0.7 * 1.3 + 0.3 * 3))

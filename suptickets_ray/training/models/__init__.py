@@ -8,6 +8,7 @@ from torch.nn import Module
 
 from suptickets_ray.config import ModelConfig
 from suptickets_ray.lookup import choose_or_import, suggestion
+from suptickets_ray.training.freezing import freeze
 from suptickets_ray.training.models.alexnet import cifar_alexnet
 from suptickets_ray.training.models.lenet import lenet5, lenet_300_100
 from suptickets_ray.training.models.mlp import cifar_mlp, mlp
@@ -67,7 +68,7 @@ def find_builder(name: str) -> Callable[..., Module]:
 
 
 def build_model(config: ModelConfig, sample_shape: Sequence[int], num_classes: int) -> Module:
-    """Returns a new network with logits (batch, num_classes).
+    """Returns a new network with logits (batch, num_classes) and initial weights. The layers of `freeze` are frozen.
 
     Args:
         config: Name and options of the network.
@@ -75,11 +76,13 @@ def build_model(config: ModelConfig, sample_shape: Sequence[int], num_classes: i
         num_classes: Number of classes.
 
     Raises:
-        ValueError: If the model is unknown, does not take an option, does not fit the inputs, or is not a Module.
+        ValueError: If the model is unknown, does not take an option, does not fit the inputs, or is not a Module, or a
+            pattern of `freeze` matches nothing.
     """
     builder = find_builder(config.name)
     offered = {"sample_shape": tuple(sample_shape), "num_classes": num_classes}
     model = call_with(builder, "model.name", offered, config.options)
     if not isinstance(model, Module):
         raise ValueError(f"model.name must build a torch.nn.Module; {config.name!r} gave {type(model).__name__}.")
+    freeze(model, config.freeze or ())
     return model
