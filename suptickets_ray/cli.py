@@ -151,12 +151,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     superpose.add_argument(
         "settings",
-        nargs="+",
+        nargs="*",
         metavar="RUN_DIR | key=value",
         help="folders of runs, and settings of superposition, e.g. method=cima cima_factor=0.2",
     )
     superpose.add_argument("--sweep", action="store_true", help="compare the methods and the paper's CIMA factors")
     superpose.add_argument("--output", metavar="FILE", help="write the superposed ticket to an Arrow file")
+    superpose.add_argument(
+        "--checkpoint",
+        nargs="+",
+        metavar="FILE",
+        help="superpose state_dict files of other programs instead; the first counts as the pretrained network",
+    )
+    superpose.add_argument("--recipe", metavar="FILE", help="with --checkpoint: the recipe of the network and the data")
     _add_evaluate(commands)
     _add_export(commands)
     report = commands.add_parser(

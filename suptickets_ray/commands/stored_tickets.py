@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from suptickets_ray.commands.exit_codes import EXIT_DONE
 from suptickets_ray.commands.recipe_arguments import warn_of_replaced
 
+if TYPE_CHECKING:
+    from suptickets_ray.tickets.ticket import Ticket
+
 
 def superpose_command(options: argparse.Namespace, console: Console) -> int:
     """Superposes the stored tickets of runs again, or compares the rules with --sweep."""
     from suptickets_ray.offline.resuperpose import evaluate_runs, open_runs, superpose_runs, sweep, sweep_table
     from suptickets_ray.offline.stored_ticket import check_output
-    from suptickets_ray.progress.summary_table import closing_table
-    from suptickets_ray.tickets.store import RunStore, split_path
 
     # The query of a URI may contain "=", and so may the name of a folder.
     paths = [
         text for text in options.settings if "=" not in text or "://" in text.partition("=")[0] or Path(text).is_dir()
     ]
     overrides = [text for text in options.settings if text not in paths]
+    if options.checkpoint:
+        return _superpose_checkpoints(options, paths, overrides, console)
+    if options.recipe:
+        raise ValueError("--recipe has no effect without --checkpoint: a run's folder has its recipe. Leave it out.")
     if not paths:
         raise ValueError("superpose must be given the folder of a run, e.g. runs/digits; got settings only.")
     if options.sweep and options.output:
@@ -40,7 +46,32 @@ def superpose_command(options: argparse.Namespace, console: Console) -> int:
         console.print(best["assessment"]["sentence"], markup=False)
         return EXIT_DONE
     merger, reports = superpose_runs(runs)
-    result = evaluate_runs(runs, merger, reports)
+    return _finish(options, merger.superposed, evaluate_runs(runs, merger, reports), console)
+
+
+def _superpose_checkpoints(
+    options: argparse.Namespace, paths: list[str], overrides: list[str], console: Console
+) -> int:
+    from suptickets_ray.offline.checkpoints import superpose_checkpoints
+    from suptickets_ray.offline.stored_ticket import check_output
+
+    if paths:
+        raise ValueError(f"the folder of a run has no effect with --checkpoint; got {paths[0]!r}. Leave it out.")
+    if options.sweep:
+        raise ValueError("--sweep has no effect with --checkpoint. Leave one of them out.")
+    if not options.recipe:
+        raise ValueError("--checkpoint must be given with --recipe, which describes the network and the data.")
+    if options.output:
+        check_output(options.output)
+    superposed, result = superpose_checkpoints(options.checkpoint, options.recipe, overrides)
+    return _finish(options, superposed, result, console)
+
+
+def _finish(options: argparse.Namespace, superposed: Ticket, result: dict[str, Any], console: Console) -> int:
+    """Prints a result, and writes the superposed network to --output."""
+    from suptickets_ray.progress.summary_table import closing_table
+    from suptickets_ray.tickets.store import RunStore, split_path
+
     console.print(closing_table(result))
     console.print(result["assessment"]["sentence"], markup=False)
     for warning in result["warnings"]:
@@ -51,7 +82,7 @@ def superpose_command(options: argparse.Namespace, console: Console) -> int:
     console.print(f"Digest: {result['superposed']['digest']}", markup=False, soft_wrap=True)
     if options.output:
         folder, name = split_path(options.output)
-        RunStore(folder).write(name, merger.superposed.to_bytes())
+        RunStore(folder).write(name, superposed.to_bytes())
         console.print(f"File: {options.output}", markup=False, soft_wrap=True)
     return EXIT_DONE
 
