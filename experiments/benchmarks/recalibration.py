@@ -16,19 +16,16 @@ import statistics
 from dataclasses import replace
 
 import torch
+from in_process import sup_ticket
 from rich.console import Console
 from rich.table import Table
 
-from suptickets_ray import Ticket, load_config, superpose
+from suptickets_ray import Ticket, load_config
 from suptickets_ray.config import Config
 from suptickets_ray.recipes.resolve import resolve
-from suptickets_ray.tickets.schedule import canonical_order
 from suptickets_ray.training.checkpoint import restore
-from suptickets_ray.training.cycle import run_cycle
 from suptickets_ray.training.data import Splits, load_source, make_splits
 from suptickets_ray.training.evaluation import evaluate, recalibrate
-from suptickets_ray.training.loop import budget_of, build_learner, order_seed, seed_torch, steps_per_epoch, train_epoch
-from suptickets_ray.training.optim import pretrain_lr
 
 SIZES = (64, 128, 256, 512, 1024)
 DRAWS = 3
@@ -64,33 +61,6 @@ def main() -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{options.recipe}, {options.seeds} seeds, against all {len(splits.train)} training examples")
     console.print(table)
-
-
-def sup_ticket(config: Config, splits: Splits) -> Ticket:
-    """Returns the sup-ticket of a recipe, trained in this process."""
-    device, budget, epoch_steps = torch.device("cpu"), budget_of(config), steps_per_epoch(config, splits)
-    learner = build_learner(config, splits, device)
-    for epoch in range(budget.pretrain_epochs):
-        seed_torch(config.seed, "pretrain", epoch)
-        train_epoch(
-            learner,
-            learner.model,
-            config,
-            splits,
-            order_seed(config.seed, epoch),
-            lambda step, epoch=epoch: pretrain_lr(
-                config.train, epoch * epoch_steps + step, epoch_steps, budget.pretrain_epochs
-            ),
-        )
-    state, tickets = learner.to_bytes(), [learner.ticket({})]
-    states = dict.fromkeys(range(config.tickets.num_chains), state)
-    for chain, cycle in canonical_order(config.tickets.num_chains, budget.cycles):
-        learner.load_bytes(states[chain])
-        run_cycle(learner, config, splits, chain, cycle)
-        states[chain] = learner.to_bytes()
-        tickets.append(learner.ticket({}))
-    section = config.superposition
-    return superpose(tickets, section.method, density=config.method.density)
 
 
 def scores(config: Config, splits: Splits, ticket: Ticket, size: int, draw: int) -> tuple[float, float]:
