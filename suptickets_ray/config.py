@@ -127,6 +127,10 @@ class TrainConfig:
     """Whether the network is compiled with torch.compile, which needs a C++ compiler and takes minutes at the start."""
     deterministic: bool = False
     """Whether torch uses only deterministic algorithms, for bit-for-bit equal results on GPUs; slower there."""
+    float32_precision: Literal["ieee", "tf32"] | None = None
+    """Arithmetic of float32 on GPUs: "ieee", or the faster, coarser "tf32"; ieee if unset. On CPUs always ieee."""
+    cudnn_benchmark: bool | None = None
+    """Whether cuDNN tries its algorithms at the first step and keeps the fastest; if unset, unless deterministic."""
     limit_batches: Annotated[int | None, Ge(1), _LARGEST, Unit("batches")] = None
     """Maximum number of batches per epoch, for quick trials; all if unset."""
     checkpoint_every_epochs: Annotated[int, Ge(1), _LARGEST, Unit("epochs")] = 10
@@ -275,7 +279,9 @@ class ClusterConfig:
     cpus_per_worker: Annotated[int, Ge(1), Le(1024), Unit("CPUs")] = 1
     """CPUs that each rank and each explorer requests from Ray."""
     gpus_per_worker: Annotated[float, Ge(0), Le(1024), Unit("GPUs")] = 0.0
-    """GPUs that each rank and each explorer requests from Ray; with 0.25, four explorers share one."""
+    """GPUs that each rank requests from Ray; several ranks need whole GPUs."""
+    gpus_per_explorer: Annotated[float | None, Ge(0), Le(1024), Unit("GPUs")] = None
+    """GPUs that each explorer requests from Ray; with 0.25, four explorers share one. gpus_per_worker if unset."""
     superposer_gpus: Annotated[float, Ge(0), Le(1024), Unit("GPUs")] = 0.0
     """GPUs that the superposer requests to recalibrate and evaluate every merge; 0 uses the CPU."""
     num_merge_shards: Annotated[int, Ge(1), Le(1024), Unit("processes")] = 1
@@ -304,14 +310,30 @@ class ClusterConfig:
         is_valid = len(workers) in (1, 2) and workers[0] >= 1 and workers == sorted(workers)
         _require(is_valid, "cluster.num_workers", "at least 1, or [min, max]", self.num_workers)
         _require(workers[-1] <= 10**4, "cluster.num_workers", "at most 10,000", self.num_workers)
-        for key in ("gpus_per_worker", "superposer_gpus"):  # Ray counts in ten-thousandths
+        for key in ("gpus_per_worker", "gpus_per_explorer", "superposer_gpus"):  # Ray counts in ten-thousandths
             value = getattr(self, key)
-            _require(value == 0 or value >= 1e-4, f"cluster.{key}", "0 or at least 0.0001", value)
+            _require(not value or value >= 1e-4, f"cluster.{key}", "0 or at least 0.0001", value)
+        gpus, explorer_gpus = self.gpus_per_worker, self.gpus_per_explorer
+        if workers[-1] > 1 and gpus % 1:
+            raise ValueError(
+                f"cluster.gpus_per_worker must be a whole number with {workers[-1]} ranks, because NCCL cannot run two "
+                f"ranks on one GPU; got {gpus:g}. Explorers share GPUs with cluster.gpus_per_explorer={gpus:g}."
+            )
+        if explorer_gpus is not None and (explorer_gpus > 0) != (gpus > 0):
+            raise ValueError(
+                "cluster.gpus_per_explorer must be above 0 if and only if cluster.gpus_per_worker is, because a cycle "
+                f"continues the training of the ranks; got {explorer_gpus:g} and {gpus:g}. Leave it out."
+            )
         for key in ("worker_resources", "explorer_resources"):
             for name, amount in (getattr(self, key) or {}).items():
                 is_custom = name not in ("CPU", "GPU", "memory") and amount > 0
                 remedy = "For CPU, GPU and memory use the keys cluster.*_per_worker."
                 _require(is_custom, f"cluster.{key}", "amounts above 0 of custom resources", {name: amount}, remedy)
+
+    @property
+    def explorer_gpus(self) -> float:
+        """GPUs that each explorer requests."""
+        return self.gpus_per_worker if self.gpus_per_explorer is None else self.gpus_per_explorer
 
     @property
     def min_workers(self) -> int:
@@ -397,6 +419,7 @@ PLACEMENT_KEYS = frozenset(
         "cluster.address",
         "cluster.num_explorers",
         "cluster.cpus_per_worker",
+        "cluster.gpus_per_explorer",
         "cluster.num_merge_shards",
         "cluster.exclude_head_node",
         "cluster.memory_per_worker_gb",

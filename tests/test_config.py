@@ -118,6 +118,20 @@ def test_a_resolved_recipe_reads_back_as_itself(method, tmp_path):
         ("data.split_seed=-1", "data.split_seed must be at least 0; got -1"),
         ("tickets.lr_high=1e9", "tickets.lr_high must be at most 1,000,000; got 1000000000.0"),
         ("cluster.memory_per_worker_gb=1e-9", "cluster.memory_per_worker_gb must be at least 0.001; got 1e-09"),
+        (
+            "cluster={num_workers: 2, gpus_per_worker: 0.25}",
+            "gpus_per_worker must be a whole number with 2 ranks, because NCCL .* cluster.gpus_per_explorer=0.25",
+        ),
+        (
+            "cluster.gpus_per_explorer=0.5",
+            "gpus_per_explorer must be above 0 if and only if cluster.gpus_per_worker is",
+        ),
+        (
+            "cluster={gpus_per_worker: 1, gpus_per_explorer: 0}",
+            "gpus_per_explorer must be above 0 if and only if cluster.gpus_per_worker is",
+        ),
+        ("train.float32_precision=tf32", "train.float32_precision has no effect on CPUs; got tf32"),
+        ("train.cudnn_benchmark=false", "train.cudnn_benchmark has no effect on CPUs; got False"),
         ("cluster.gpus_per_worker=1e-9", "cluster.gpus_per_worker must be 0 or at least 0.0001; got 1e-09"),
         ("train.lr=.inf", "train.lr must be a finite number; got Infinity"),
         ("method.name=[rigl]", r'method.name must be text .*; got \["rigl"\]'),

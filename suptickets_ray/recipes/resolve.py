@@ -85,6 +85,14 @@ def _check_train(section: TrainConfig, pretrain_epochs: int, gpus_per_worker: fl
         raise ValueError(
             f"train.lr_milestone_epochs must be below the {pretrain_epochs} epochs of pretraining; got {milestones}."
         )
+    for key in ("float32_precision", "cudnn_benchmark"):
+        if (value := getattr(section, key)) is not None and not gpus_per_worker:
+            raise ValueError(f"train.{key} has no effect on CPUs; got {value}. Leave it out, or train on GPUs.")
+    if section.deterministic and section.cudnn_benchmark:
+        raise ValueError(
+            "train.cudnn_benchmark must be false with train.deterministic=true, because it chooses other algorithms "
+            "from run to run; got true. Leave it out."
+        )
     if section.precision == "float16" and not gpus_per_worker:
         raise ValueError(
             "train.precision 'float16' must have GPUs, because a CPU takes minutes per step; got "

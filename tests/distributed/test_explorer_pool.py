@@ -117,6 +117,17 @@ def test_a_finished_cycle_makes_its_explorer_idle(pool, cluster):
     assert (pool.has_idle, pool.busy_chains) == (True, [2])
 
 
+def test_an_explorer_whose_gpu_fails_is_killed_and_replaced(pool, cluster):
+    ready(pool, cluster)
+    pool.run_cycle("start", 1, 0, again=False)
+    fault = RayTaskError("run_cycle", "traceback", RuntimeError("CUDA error: device-side assert triggered"))
+    end = answers(pool, cluster.started[1].cycles[0], fault)
+    assert isinstance(end, CycleLost)
+    assert (end.chain, end.cycle, end.was_preempted) == (1, 0, False)
+    assert cluster.killed == [cluster.started[1]]
+    assert len(cluster.started) == 3
+
+
 def test_a_dead_explorer_is_replaced_and_idle_ones_are_pinged(pool, cluster):
     ready(pool, cluster)
     pool.run_cycle("start", 1, 0, again=False)

@@ -1,14 +1,16 @@
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError
+from ray.exceptions import OutOfMemoryError as HostOutOfMemoryError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
+from torch import AcceleratorError, OutOfMemoryError
 from torch.distributed import DistBackendError
 
-from suptickets_ray.distributed.cluster.errors import has_diverged, is_transient_failure, root_cause
+from suptickets_ray.distributed.cluster.errors import has_diverged, is_device_fault, is_transient_failure, root_cause
 
 
 class Wrapped(RuntimeError):
@@ -85,3 +87,31 @@ def test_a_diverged_job_is_known_by_its_rank_and_named_without_its_type():
     assert has_diverged(failed)
     assert not has_diverged(RuntimeError("else"))
     assert root_cause(failed) == "pretraining has diverged: a weight"
+
+
+CUDA = RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported late")
+OUT_OF_MEMORY = OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee the documentation")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_fault", "is_transient"),
+    [
+        (Wrapped(cause=CUDA), True, True),
+        (Wrapped(cause=OUT_OF_MEMORY), True, False),  # it would happen again
+        (Wrapped(cause=AcceleratorError("CUDA error: unspecified launch failure")), True, True),
+        (of_ranks(UserExceptionWithTraceback(CUDA, "")), True, True),
+        (of_ranks(UserExceptionWithTraceback(OUT_OF_MEMORY, "")), True, False),
+        (HostOutOfMemoryError("the node's memory"), False, True),
+        (Wrapped(cause=ValueError("a sentence about a CUDA error")), False, False),
+        (Wrapped(cause=KeyError("x")), False, False),
+    ],
+)
+def test_a_fault_of_a_gpu_is_told_from_a_bug(error, is_fault, is_transient):
+    assert is_device_fault(error) == is_fault
+    assert is_transient_failure(error, in_object_store=False) == is_transient
+
+
+def test_exhausted_memory_of_a_gpu_names_the_keys_to_change():
+    said = root_cause(Wrapped(cause=OUT_OF_MEMORY))
+    assert said.startswith("OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB. Cut batches into parts")
+    assert all(key in said for key in ("train.accumulation_steps", "data.batch_size", "cluster.gpus_per_explorer"))

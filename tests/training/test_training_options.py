@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from suptickets_ray import load_config
+from suptickets_ray.recipes.resolve import resolve
 from suptickets_ray.training.cycle import run_cycle
 from suptickets_ray.training.data import load_data
 from suptickets_ray.training.determinism import worker_determinism
@@ -191,6 +192,31 @@ def test_deterministic_mode_allows_no_other_algorithms_and_is_put_back():
         assert torch.get_num_threads() == 2
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], (False, False)),
+        (["cluster.gpus_per_worker=1"], (False, True)),
+        (["cluster.gpus_per_worker=1", "train.deterministic=true"], (False, False)),
+        (["cluster.gpus_per_worker=1", "train.float32_precision=tf32", "train.cudnn_benchmark=false"], (True, False)),
+    ],
+)
+def test_gpus_compute_as_the_recipe_says_and_torchs_own_settings_are_put_back(options, expected):
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    config = load_config(None, [*options, "cluster.num_workers=1"])
+    with worker_determinism(config):
+        found = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.allow_tf32 == expected[0]
+    assert found == expected
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == before
+
+
+def test_a_choice_of_algorithms_by_time_is_not_deterministic():
+    gpu = ["cluster.gpus_per_worker=1", "train.deterministic=true", "train.cudnn_benchmark=true"]
+    with pytest.raises(ValueError, match="train.cudnn_benchmark must be false with train.deterministic=true"):
+        resolve(load_config(None, gpu))
 
 
 def test_weight_decay_spares_what_the_recipe_says_through_the_whole_loop():

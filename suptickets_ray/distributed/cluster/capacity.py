@@ -71,12 +71,12 @@ def superposer_labels(config: ClusterConfig) -> dict[str, str]:
 
 def worker_bundle(config: ClusterConfig) -> dict[str, float]:
     """Returns the resource bundle of one pretraining rank."""
-    return _bundle(config, config.threads_per_worker, config.worker_resources)
+    return _bundle(config, config.threads_per_worker, config.gpus_per_worker, config.worker_resources)
 
 
 def explorer_bundle(config: ClusterConfig) -> dict[str, float]:
     """Returns the resource bundle of one explorer."""
-    return _bundle(config, config.threads_per_explorer, config.explorer_resources)
+    return _bundle(config, config.threads_per_explorer, config.explorer_gpus, config.explorer_resources)
 
 
 def superposer_bundle(config: ClusterConfig) -> dict[str, float]:
@@ -85,10 +85,10 @@ def superposer_bundle(config: ClusterConfig) -> dict[str, float]:
 
 
 def _bundle(
-    config: ClusterConfig, threads: int | Literal["auto"], custom_resources: Mapping[str, float] | None
+    config: ClusterConfig, threads: int | Literal["auto"], gpus: float, custom_resources: Mapping[str, float] | None
 ) -> dict[str, float]:
     cpus = config.cpus_per_worker if threads == "auto" else max(config.cpus_per_worker, threads)
-    bundle = {"CPU": float(cpus), "GPU": config.gpus_per_worker, **(custom_resources or {})}
+    bundle = {"CPU": float(cpus), "GPU": gpus, **(custom_resources or {})}
     bundle["memory"] = (config.memory_per_worker_gb or 0.0) * 1e9
     return {kind: amount for kind, amount in bundle.items() if amount}
 
@@ -186,7 +186,7 @@ def explorer_shortfall(config: ClusterConfig, draining: Collection[str] = ()) ->
             f"no explorer of {_describe_bundle(bundle)} beside the superposer of {gpus:g} GPU",
             f"cluster.superposer_gpus must leave capacity for an explorer of {_describe_bundle(bundle)} in the "
             f"cluster's {_describe_cluster(config, bundle)}{{waited}}; got {gpus:g}.",
-            "Leave it out to superpose on a CPU, reduce cluster.gpus_per_worker to share a GPU",
+            "Leave it out to superpose on a CPU, reduce cluster.gpus_per_explorer to share a GPU",
         )
     return None
 

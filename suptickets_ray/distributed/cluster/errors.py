@@ -27,16 +27,46 @@ _PEER_LOSS_TEXTS = ("gloo/transport", "Connection closed by peer", "Connection r
 """Parts of gloo's error messages. gloo has no error type for a lost peer."""
 
 
+_DEVICE_TEXTS = ("CUDA error", "CUDA out of memory", "CUDNN_STATUS", "cuDNN error", "CUBLAS_STATUS", "HIP error")
+"""Beginnings and parts of the messages of a GPU's errors, which torch raises as RuntimeError, too."""
+_OUT_OF_MEMORY_REMEDY = (
+    "Cut batches into parts with train.accumulation_steps, lower data.batch_size, or give each process a larger part "
+    "of a GPU with cluster.gpus_per_worker and cluster.gpus_per_explorer."
+)
+
+
+def is_device_fault(error: BaseException | None) -> bool:
+    """Returns whether a process failed because of its GPU: out of memory, or an error after which it cannot go on.
+
+    The process must then be ended: its GPU stays unusable for it. The work is repeated by another process.
+    """
+    return any(_is_device_fault(cause) for cause in _causes(error))
+
+
+def _is_device_fault(cause: BaseException | None) -> bool:
+    if isinstance(cause, RayError):  # Ray's own OutOfMemoryError is of the host
+        return False
+    is_typed = _has_type_name(cause, {"OutOfMemoryError", "AcceleratorError"})
+    return is_typed or (isinstance(cause, RuntimeError) and any(text in str(cause) for text in _DEVICE_TEXTS))
+
+
+def _is_out_of_device_memory(cause: BaseException) -> bool:
+    return _is_device_fault(cause) and "out of memory" in str(cause)
+
+
 def is_transient_failure(error: BaseException | None, *, in_object_store: bool) -> bool:
     """Returns whether a Ray Train job failed for a transient reason: a lost node or process, or a storage timeout.
 
     Args:
-        error: The error that `fit` raised. One transient failure among the ranks suffices, because the other ranks
+        error: The error that `fit` raised. A GPU's error is transient, but not if its memory is exhausted, which would
+            happen again. One transient failure among the ranks suffices, because the other ranks
             fail as a consequence.
         in_object_store: Whether the run's storage is an object store. Errors of a folder are not transient.
     """
     causes = _causes(error)
     # pyarrow raises OSError itself for an object store. Subclasses such as FileNotFoundError come from reading data.
+    if any(cause is not None and _is_device_fault(cause) and not _is_out_of_device_memory(cause) for cause in causes):
+        return True
     if any(isinstance(cause, DEATHS) or (in_object_store and type(cause) is OSError) for cause in causes):
         return True
     return all(_is_peer_loss(cause) for cause in causes)
@@ -93,4 +123,5 @@ def root_cause(error: BaseException) -> str:
     chosen = lines[-1 if isinstance(cause, RayError) else 0] if lines else ""
     if _has_type_name(cause, {"DivergedError"}):
         return chosen
-    return f"{type(cause).__name__}: {chosen}" if chosen else type(cause).__name__
+    text = f"{type(cause).__name__}: {chosen}" if chosen else type(cause).__name__
+    return f"{text} {_OUT_OF_MEMORY_REMEDY}" if _is_out_of_device_memory(cause) else text

@@ -46,10 +46,10 @@ def check_local(config: ClusterConfig, *, makes_token: bool) -> None:
             f"cluster.gpus_per_worker must fit this machine's {found} GPUs with {config.min_workers} concurrent "
             f"workers; got {config.gpus_per_worker:g}. {remedy}"
         )
-    if config.gpus_per_worker + config.superposer_gpus > found:
+    if config.explorer_gpus + config.superposer_gpus > found:
         raise ValueError(
             f"cluster.superposer_gpus must fit this machine's {found} GPUs beside an explorer's "
-            f"{config.gpus_per_worker:g}; got {config.superposer_gpus:g}. {remedy}"
+            f"{config.explorer_gpus:g}; got {config.superposer_gpus:g}. {remedy}"
         )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     wanted = config.min_workers * (config.memory_per_worker_gb or 0.0)

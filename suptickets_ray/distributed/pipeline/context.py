@@ -92,5 +92,8 @@ def start_worker(context: WorkerContext, device: torch.device | None = None, *, 
     set_determinism(config, trains_rank=trains_rank)
     if device is None:
         device = torch.device("cuda" if config.cluster.gpus_per_worker > 0 else "cpu")
+    share = config.cluster.gpus_per_worker if trains_rank else config.cluster.explorer_gpus
+    if device.type == "cuda" and 0 < share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, device)  # so that the others' parts stay theirs
     splits, store = worker_splits(config, context.data), RunStore(context.run_path)
     return Worker(config, splits, store, context.tensorboard, device, context.monitor)

@@ -20,7 +20,7 @@ from suptickets_ray.distributed.cluster.capacity import (
     request_machines,
     worker_labels,
 )
-from suptickets_ray.distributed.cluster.errors import DEATHS, root_cause
+from suptickets_ray.distributed.cluster.errors import DEATHS, is_device_fault, root_cause
 from suptickets_ray.distributed.cluster.polling import ClusterPollTimer
 from suptickets_ray.distributed.cluster.retry import RetryBudget
 from suptickets_ray.distributed.cluster.shared_storage import StorageProbe
@@ -176,6 +176,10 @@ class ExplorerPool:
             self._ping_idle()
             return CycleLost(job.chain, job.cycle, error, was_preempted)
         except RayTaskError as error:
+            if is_device_fault(error):
+                self._kill(job.explorer)
+                self._start()
+                return CycleLost(job.chain, job.cycle, error, False)
             self._idle.append(job.explorer)
             return CycleFailed(job.chain, job.cycle, error)
         self._set_idle_or_retire(job.explorer)

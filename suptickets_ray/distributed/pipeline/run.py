@@ -50,7 +50,7 @@ from suptickets_ray.training.tensorboard import write_summary
 
 _SLOW_SUPERPOSER = (
     "the superposer recalibrates and evaluates every network on one CPU thread, which may take longer than all cycles. "
-    "cluster.superposer_gpus=0.1 gives it a fraction of a GPU, beside e.g. cluster.gpus_per_worker=0.9."
+    "cluster.superposer_gpus=0.1 gives it a fraction of a GPU, beside e.g. cluster.gpus_per_explorer=0.9."
 )
 
 

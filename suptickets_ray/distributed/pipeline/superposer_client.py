@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayTaskError
 
 from suptickets_ray.distributed.cluster.capacity import superposer_labels, superposer_shortfall
-from suptickets_ray.distributed.cluster.errors import DEATHS, root_cause
+from suptickets_ray.distributed.cluster.errors import DEATHS, is_device_fault, root_cause
 from suptickets_ray.distributed.cluster.polling import POLL_SECONDS, ClusterPollTimer
 from suptickets_ray.distributed.cluster.retry import RetryBudget
 from suptickets_ray.distributed.cluster.session import local_cores
@@ -169,7 +169,10 @@ class SuperposerClient:
             self.close()
             self._start()
         except RayTaskError as error:
-            raise RuntimeError(f"Cannot superpose: {root_cause(error)}") from error
+            if not is_device_fault(error) or not self._deaths.record_failure():
+                raise RuntimeError(f"Cannot superpose: {root_cause(error)}") from error
+            self.close()
+            self._start()
 
     def _start(self) -> None:
         options = {

@@ -85,7 +85,7 @@ def placement_shortfall(
     return ResourceShortfall(
         f"fewer than {concurrency} trials at once",
         f"search.max_concurrent_trials must leave capacity for every trial's explorers; got {concurrency} trials x "
-        f"{explorers} explorers x {explorer_bundle(config)['CPU']:g} CPU and {config.gpus_per_worker:g} GPU = "
+        f"{explorers} explorers x {explorer_bundle(config)['CPU']:g} CPU and {config.explorer_gpus:g} GPU = "
         f"{needed} explorers{beside}, and the cluster fits {capacity}{{waited}}.",
         "Choose fewer concurrent trials, or smaller workers",
     )
