@@ -83,6 +83,7 @@ class FolderSource(EncodedSource):
         found, label_of = _subfolders(folder), {name: label for label, name in enumerate(classes)}
         if unknown := sorted(set(found) - set(classes)):
             raise ValueError(f"{folder} must hold the classes of the training set; {unknown[0]!r} is none of them.")
+        walk.skip_files(folder)
         images = {name: walk.images(folder, name) for name in found}
         listed = [(path, label_of[name]) for name in found for path in images[name]]
         if not listed:
@@ -191,7 +192,12 @@ class FolderWalk:
         self._folders: dict[str, str] = {}
         self._links: list[str] = []
         self.skipped: list[str] = []
-        """Files that are not images of a known kind; hidden files do not count."""
+        """Files that are not images of a known kind, or in no class; hidden files do not count."""
+
+    def skip_files(self, folder: Path) -> None:
+        """Counts the visible files that are directly in the folder of a split, in no class."""
+        with os.scandir(folder) as entries:
+            self.skipped += [e.path for e in entries if not e.name.startswith(".") and not e.is_dir()]
 
     def images(self, folder: Path, name: str) -> list[str]:
         """Returns the sorted paths of a class's visible images, relative to the folder of its split.
@@ -217,7 +223,9 @@ class FolderWalk:
                         continue
                     if entry.is_dir():
                         waiting.append(path)
-                    elif entry.name.lower().endswith(EXTENSIONS):
+                    elif entry.is_symlink() and not entry.is_file():
+                        raise ValueError(f"Cannot read {entry.path}: the link leads to no file. Remove it.")
+                    elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
                         found.append(path)
                         self._links += [entry.path] if entry.is_symlink() else []
                     else:

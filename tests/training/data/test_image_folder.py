@@ -295,6 +295,20 @@ def test_files_that_are_no_images_are_counted(tree):
         load(tree)
 
 
+def test_pipes_and_images_outside_of_a_class_are_counted(tree):
+    before = load(tree)["train"].paths
+    os.mkfifo(tree / "train" / "ant" / "pipe.jpg")
+    shutil.copy(tree / "train" / "ant" / "a.jpg", tree / "train" / "loose.jpg")
+    with pytest.warns(UserWarning, match="2 files under .* are left out"):
+        assert load(tree)["train"].paths == before
+
+
+def test_a_link_that_leads_to_no_file_is_named(tree):
+    (tree / "train" / "ant" / "gone.jpg").symlink_to("nothing")
+    with pytest.raises(ValueError, match=r"Cannot read .*gone.jpg: the link leads to no file"):
+        load(tree)
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
 def test_a_damaged_image_is_named(tree, damage, in_memory):
