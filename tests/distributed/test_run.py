@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from suptickets_ray import Ticket, load_config, train
 from suptickets_ray.config import RunConfig
 from suptickets_ray.distributed.cluster import watchdog
+from suptickets_ray.distributed.pipeline.run import finished_result
 from suptickets_ray.offline.resuperpose import evaluate_runs, open_runs, superpose_runs
 from suptickets_ray.progress.events import (
     CycleEpochEnded,
@@ -509,6 +510,22 @@ def test_files_that_are_missing_or_cut_off_are_made_again_with_equal_digests(cop
     assert Ticket.load(copied_run / "superposed.arrow").digest == expected["superposed"]["digest"]
     assert (copied_run / "report.html").is_file()
     assert train(config).resumed
+
+
+@pytest.mark.parametrize("fault", ["cut off", "another's", "missing"])
+@pytest.mark.parametrize("file", ["tickets/chain-001/cycle-000.arrow", "pretrained.pt", "timeline.json"])
+def test_a_run_with_a_file_that_is_not_its_own_is_not_done(copied_run, file, fault):
+    config = load_config(copied_run / "config.yaml", [f"storage={copied_run.parent}"])
+    assert finished_result(config) is not None
+    path = copied_run / file
+    if fault == "missing":
+        path.unlink()
+    elif fault == "cut off":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        path.write_bytes((copied_run / "tickets/chain-000/cycle-000.arrow").read_bytes())
+    # The timeline is a record that the report shows as far as it can be read.
+    assert (finished_result(config) is None) == (file != "timeline.json" or fault == "missing")
 
 
 # With three ranks, on whose number the order of sums depends: test_faults.py.

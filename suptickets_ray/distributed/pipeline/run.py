@@ -38,11 +38,12 @@ from suptickets_ray.recipes.load import changes_results, config_digest, flatten,
 from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.recipes.resolve import resolve
 from suptickets_ray.search.files import holds_search
-from suptickets_ray.tickets.run_folder import TENSORBOARD_FOLDER
+from suptickets_ray.search.keys import exploration_key
+from suptickets_ray.tickets.run_folder import TENSORBOARD_FOLDER, TIMELINE_FILE
 from suptickets_ray.tickets.schedule import canonical_order
-from suptickets_ray.tickets.store import RunStore, child
+from suptickets_ray.tickets.store import Origin, RunStore, child
 from suptickets_ray.tickets.ticket import Ticket
-from suptickets_ray.training.checkpoint import state_digest
+from suptickets_ray.training.checkpoint import is_whole, state_digest
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.preflight import preflight
@@ -210,9 +211,10 @@ def finished_result(config: Config) -> dict[str, Any] | None:
 def _is_intact(files: RecordedRun, result: dict[str, Any]) -> bool:
     """Whether the files of a result exist and belong to it. Otherwise the run writes them again."""
     try:
-        superposed = files.superposed()
-        tickets = {(row["chain"], row["cycle"]) for row in result["tickets"]}
-        own = superposed.digest == result["superposed"]["digest"]
+        superposed, pretrained = files.superposed(), files.pretrained_state()
+        digests = {(row["chain"], row["cycle"]): row["digest"] for row in result["tickets"]}
+        own = superposed.digest == result["superposed"]["digest"] and is_whole(pretrained)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
-    return own and tickets <= set(files.tickets.list())
+    stored = files.tickets.own(Origin(exploration_key(files.config), state_digest(pretrained)))
+    return own and digests.items() <= stored.items() and files.store.exists(TIMELINE_FILE)
