@@ -25,9 +25,18 @@ class GradientRecord:
 
     @torch.no_grad()
     def copy(self, gradients: Tensors, optimizer: Optimizer) -> None:
-        """Copies the dense gradients, once per step, because they are masked before they are read."""
+        """Copies the dense gradients, once per step, because they are masked before they are read.
+
+        Raises:
+            RuntimeError: If a gradient holds active weights alone.
+        """
         if self.gradients is not None:
             return
+        if any(gradient.is_sparse for gradient in gradients.values()):
+            raise RuntimeError(
+                "Cannot update the masks: gradients were computed for the active weights alone. Load states and change "
+                "masks before backward()."
+            )
         self.gradients = {name: gradient.clone() for name, gradient in gradients.items()}
         scale = getattr(optimizer, "grad_scale", None)  # a fused optimizer unscales inside its step
         if scale is not None:
@@ -60,7 +69,7 @@ class GradientRecord:
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         diverged, self._saw_diverged = self._saw_diverged, False
-        if not diverged and all(bool(gradient.isfinite().all()) for gradient in gradients):
+        if not diverged and all(bool(_entries(gradient).isfinite().all()) for gradient in gradients):
             raise RuntimeError(
                 "Cannot count a step: the Sparsifier's optimizer made none since the last call. Call optimizer.step() "
                 "first, and zero_grad() after both."
@@ -70,3 +79,7 @@ class GradientRecord:
         """Restores the running averages, on the weights' devices, and forgets this step's gradients."""
         self.momenta = {name: momentum.to(weights[name].device).clone() for name, momentum in momenta.items()}
         self.gradients = None
+
+
+def _entries(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient

@@ -1,25 +1,24 @@
 """Runs a sparse network on a CPU: a copy of the model stores and multiplies only the active weights.
 
-Two libraries in torch compute the products: MKL's CSR product, and FBGEMM's weighted sum of rows, which torch offers as
-`embedding_bag`. The number of columns that the weights (out, in) are multiplied with decides which one is faster.
-`experiments/benchmarks/inference.py` measures the gain, and where there is none.
+`csr_product` has the kernels, which sparse training uses too. `experiments/benchmarks/inference.py` measures the gain,
+and where there is none.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import warnings
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Module
-from torch.nn.functional import embedding_bag, pad
+from torch.nn.functional import pad
 
+from suptickets_ray.sparse.csr_product import DTYPES, compressed, multiply, multiply_vector
 from suptickets_ray.sparse.maskable import unwrap
 
 _MANY_COLUMNS = 64
-"""From this many columns on, FBGEMM's vectorized sums are faster than MKL's product, and tables still fit the cache."""
+"""Images are processed in groups of at least this many positions of the output; their windows then fit the cache."""
 
 
 class SparseLinear(Module):
@@ -32,7 +31,7 @@ class SparseLinear(Module):
 
     def __init__(self, dense: nn.Linear) -> None:
         super().__init__()
-        self.register_buffer("weight", _compressed(dense.weight))
+        self.register_buffer("weight", compressed(dense.weight))
         self.register_buffer("bias", None if dense.bias is None else dense.bias.detach().clone())
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -41,8 +40,8 @@ class SparseLinear(Module):
         num_outputs, num_inputs = weight.shape
         # A shortcut for one example: at this size a view costs as much as a thousand multiplications.
         if inputs.shape == (1, num_inputs):
-            return _vector_product(weight, inputs[0], bias)[None]
-        outputs = _product(weight, inputs.reshape(-1, num_inputs).t(), bias).t()
+            return multiply_vector(weight, inputs[0], bias)[None]
+        outputs = multiply(weight, inputs.reshape(-1, num_inputs).t(), bias).t()
         return outputs.reshape(*inputs.shape[:-1], num_outputs)
 
     def extra_repr(self) -> str:
@@ -65,7 +64,7 @@ class SparseConv2d(Module):
     def __init__(self, dense: nn.Conv2d) -> None:
         super().__init__()
         assert not isinstance(dense.padding, str), "the caller leaves such a layer dense"
-        self.register_buffer("weight", _compressed(dense.weight.flatten(1)))
+        self.register_buffer("weight", compressed(dense.weight.flatten(1)))
         self.register_buffer("bias", None if dense.bias is None else dense.bias.detach().clone())
         self.kernel_size, self.stride, self.dilation = dense.kernel_size, dense.stride, dense.dilation
         self.padding = dense.padding
@@ -93,7 +92,7 @@ class SparseConv2d(Module):
         outputs = images.new_empty(len(images), num_outputs, height, width)
         for first in range(0, len(images), num_images):
             windows = self._windows(padded[first : first + num_images], height, width)
-            product = _product(self.weight, windows, self.bias).view(num_outputs, -1, height, width)
+            product = multiply(self.weight, windows, self.bias).view(num_outputs, -1, height, width)
             if len(images) <= num_images:
                 return product.transpose(0, 1)
             outputs[first : first + num_images] = product.transpose(0, 1)
@@ -159,41 +158,9 @@ def _is_plain(module: nn.Linear | nn.Conv2d) -> bool:
 
 
 def _gains(weight: Tensor, max_density: float, min_weights: int) -> bool:
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES:
         return False
     return weight.numel() >= min_weights and int(torch.count_nonzero(weight)) <= max_density * weight.numel()
-
-
-def _compressed(weight: Tensor) -> Tensor:
-    """Returns the CSR form of a matrix; MKL and FBGEMM are faster with 32-bit indices than with torch's 64 bits."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        csr = weight.detach().to_sparse_csr()
-        rows, columns = csr.crow_indices().int(), csr.col_indices().int()
-        return torch.sparse_csr_tensor(rows, columns, csr.values(), csr.shape, check_invariants=True)
-
-
-def _product(weight: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns weight @ table + bias: CSR (out, in) times dense (in, columns), plus (out,) in each column."""
-    if table.shape[1] == 1:
-        return _vector_product(weight, table[:, 0], bias)[:, None]
-    if table.shape[1] < _MANY_COLUMNS:
-        return weight @ table if bias is None else torch.addmm(bias[:, None], weight, table)
-    # An output is the weighted sum of the table's rows that it is connected to.
-    sums = embedding_bag(
-        weight.col_indices(),
-        table.contiguous(),
-        weight.crow_indices(),
-        mode="sum",
-        per_sample_weights=weight.values(),
-        include_last_offset=True,
-    )
-    return sums if bias is None else sums.add_(bias[:, None])
-
-
-def _vector_product(weight: Tensor, vector: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns weight @ vector + bias, (out,)."""
-    return weight @ vector if bias is None else torch.addmv(bias, weight, vector)
 
 
 def _summary(weight: Tensor) -> str:

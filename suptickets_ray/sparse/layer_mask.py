@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from suptickets_ray.sparse.active_weights import ActiveWeights
 from suptickets_ray.sparse.masks import num_true, true_positions
 
 GATHERED_SIZE, GATHERED_DENSITY = 1 << 16, 0.125
@@ -14,8 +15,13 @@ GATHERED_SIZE, GATHERED_DENSITY = 1 << 16, 0.125
 class LayerMask:
     """One layer's mask in the form that costs least: at most 1 byte per weight, nothing for a dense layer."""
 
-    def __init__(self, mask: Tensor) -> None:
-        """Converts a bool mask of the weight's shape, on the weight's device."""
+    def __init__(self, mask: Tensor, *, computes_active: bool = False) -> None:
+        """Converts a bool mask of the weight's shape.
+
+        Args:
+            mask: On the weight's device.
+            computes_active: Whether the layer computes with its active weights alone.
+        """
         self.shape = mask.shape
         self.device = mask.device
         self.count = num_true(mask)
@@ -23,7 +29,12 @@ class LayerMask:
         """Flat indices of the active weights, int64 (count,), of a gathered layer."""
         self.inactive: Tensor | None = None
         """The inverted mask, of a layer that is masked in place."""
-        if mask.numel() >= GATHERED_SIZE and self.count <= GATHERED_DENSITY * mask.numel():
+        self.active: ActiveWeights | None = None
+        """The active weights as a matrix, of a layer that computes with them alone."""
+        if computes_active:
+            self.positions = true_positions(mask)
+            self.active = ActiveWeights(self.positions, mask.shape)
+        elif mask.numel() >= GATHERED_SIZE and self.count <= GATHERED_DENSITY * mask.numel():
             self.positions = true_positions(mask)
         elif self.count < mask.numel():
             self.inactive = ~mask
@@ -48,6 +59,12 @@ class LayerMask:
             return tensor.reshape(-1).index_select(0, self.positions)
         return tensor.reshape(-1) if self.inactive is None else tensor[~self.inactive]
 
+    def gather_gradient(self, gradient: Tensor) -> Tensor:
+        """Returns the active entries (count,) of a gradient of the weight's shape, sparse or dense."""
+        if self.active is not None:
+            return self.active.active_gradient(gradient)
+        return self.gather(gradient.to_dense() if gradient.is_sparse else gradient)
+
     def scatter_(self, tensor: Tensor, values: Tensor) -> None:
         """Writes values (count,) to the active entries of a tensor of the weight's shape; others do not change."""
         if self.positions is None:
@@ -64,7 +81,9 @@ class LayerMask:
         return copy
 
     def fill_(self, tensor: Tensor) -> None:
-        """Zeroes a tensor of the weight's shape off the mask."""
+        """Zeroes a tensor of the weight's shape off the mask. A sparse gradient is already."""
+        if tensor.is_sparse:
+            return
         if self.positions is not None:
             keep_only_(tensor, self.positions)
         elif self.inactive is not None:

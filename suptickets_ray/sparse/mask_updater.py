@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from suptickets_ray.sparse import mask_update
+from suptickets_ray.sparse.active_compute import ActiveCompute
 from suptickets_ray.sparse.gradient_record import GradientRecord
 from suptickets_ray.sparse.mask_history import MaskHistory
 from suptickets_ray.sparse.masked_step import MaskedStep
@@ -31,6 +32,7 @@ class MaskUpdater:
         plan: Plan,
         generator: Generator,
         masks: Mapping[str, Tensor] | None,
+        compute: ActiveCompute,
     ) -> None:
         """Attaches to the optimizer and zeroes the weights off the initial masks.
 
@@ -40,6 +42,7 @@ class MaskUpdater:
             plan: When the masks change.
             generator: Source of the initial masks and of random growth, on the CPU.
             masks: Initial masks, instead of those of the plan's distribution.
+            compute: Which layers compute with their active weights alone.
 
         Raises:
             ValueError: If given masks do not fit, or the target density cannot be reached.
@@ -51,8 +54,12 @@ class MaskUpdater:
         self.record = GradientRecord()
         first = weights.initial_masks(plan, generator) if masks is None else weights.given_masks(masks)
         self.history = MaskHistory(first)
-        self.masked_step = MaskedStep(optimizer, weights.parameters, self._before_optimizer_step)
+        self.masked_step = MaskedStep(optimizer, weights.parameters, self._before_optimizer_step, compute.chooses)
         self.masked_step.set_masks(first, exchanging=False)
+        self.collects_dense_gradients = False
+        """Whether gradients off the masks are needed in any case."""
+        self.compute = compute
+        compute.attach(self.masked_step.layer_masks, self.reads_dense_gradients)
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -68,6 +75,10 @@ class MaskUpdater:
     def needs_dense_gradients(self) -> bool:
         """Whether the next step needs gradients off the masks."""
         return self.plan.needs_dense_gradients_at(self.num_steps + 1)
+
+    def reads_dense_gradients(self) -> bool:
+        """Returns whether gradients off the masks are needed by the next step, or were asked for."""
+        return self.needs_dense_gradients or self.collects_dense_gradients
 
     def count_step(self) -> bool:
         """Counts one optimizer step; returns whether the masks changed after it."""
@@ -143,6 +154,14 @@ class MaskUpdater:
             )
         if "momentum" in needs and not record.momenta:
             raise RuntimeError("Cannot explore by momentum: there was no step yet. Train a step first.")
+        is_scattered = self.compute.scatters and self.compute.is_used and not self.collects_dense_gradients
+        if "gradient" in needs and (
+            is_scattered or any(gradient.is_sparse for gradient in self.weights.gradients().values())
+        ):
+            raise RuntimeError(
+                "Cannot explore: the gradients hold active weights alone. Compute them and explore within "
+                "`with sparsifier.dense_gradients():`."
+            )
         record.gradients = self.weights.gradients() if "gradient" in needs else None
         if record.gradients is not None and not record.gradients:
             raise RuntimeError("Cannot explore: no masked weight has a gradient. Call backward() first.")

@@ -9,7 +9,6 @@ with a masked copy of their gradient, which gives the same result.
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +18,8 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adadelta, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from suptickets_ray.sparse.layer_mask import LayerMask, keep_only_
+from suptickets_ray.sparse.masks import num_true
+from suptickets_ray.sparse.twin_optimizer import twin_of
 
 ELEMENTWISE = frozenset({SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta})
 """Optimizers that keep a weight at 0 if its gradient and state are 0. After others, weight and state are masked."""
@@ -28,7 +29,11 @@ class MaskedStep:
     """Hooks into an optimizer, so that weights and state off the mask stay 0 through its steps."""
 
     def __init__(
-        self, optimizer: Optimizer, parameters: Mapping[str, Parameter], before: Callable[[], None] = lambda: None
+        self,
+        optimizer: Optimizer,
+        parameters: Mapping[str, Parameter],
+        before: Callable[[], None] = lambda: None,
+        computes_active: Callable[[str, int], bool] = lambda name, count: False,
     ) -> None:
         """Attaches to the optimizer, with all connections active.
 
@@ -36,6 +41,8 @@ class MaskedStep:
             optimizer: Holds the parameters; may hold others.
             parameters: The masked weights by name.
             before: Called when the gradients of a step are complete and not yet masked.
+            computes_active: Called with a layer's name and its number of active weights: whether the layer computes
+                with them alone.
         """
         self.layer_masks: dict[str, LayerMask] = {}
         self.num_steps = 0
@@ -43,6 +50,7 @@ class MaskedStep:
         self.optimizer = optimizer
         self._parameters = dict(parameters)
         self._before = before
+        self._computes_active = computes_active
         # With an epsilon of 0 an adaptive optimizer divides 0 by 0 off the masks.
         self._elementwise = type(optimizer) in ELEMENTWISE and not any(
             float(torch.tensor(group.get("eps", 1.0), dtype=parameter.dtype)) == 0
@@ -90,7 +98,8 @@ class MaskedStep:
                 new ones start at 0. Otherwise weights and state are assumed to belong to the new masks.
         """
         for name, parameter in self._parameters.items():
-            old, new = self.layer_masks.get(name), LayerMask(masks[name])
+            computes_active = self._computes_active(name, num_true(masks[name]))
+            old, new = self.layer_masks.get(name), LayerMask(masks[name], computes_active=computes_active)
             if exchanging and old is not None:
                 self._exchange(parameter, old, new, masks[name])
             else:
@@ -127,7 +136,7 @@ class MaskedStep:
     def mask_gradients(self) -> None:
         """Zeroes the gradients off the masks."""
         for name, parameter in self._parameters.items():
-            if parameter.grad is not None:
+            if parameter.grad is not None and not parameter.grad.is_sparse:
                 self.layer_masks[name].fill_(parameter.grad)
                 if self.layer_masks[name].count < parameter.numel():
                     self._masked[name] = (id(parameter.grad), parameter.grad._version)
@@ -184,6 +193,7 @@ class MaskedStep:
                 if not seen:
                     self._before()
                 seen = True
+                self._densify_gradients()
                 self.mask_gradients()
                 return loss
 
@@ -196,6 +206,7 @@ class MaskedStep:
         with torch.no_grad():
             if self._elementwise:
                 self._step_gathered()
+            self._densify_gradients()
             for name, parameter in self._parameters.items():
                 layer_mask = self.layer_masks[name]
                 if parameter.grad is not None and layer_mask.count < parameter.numel():
@@ -203,6 +214,12 @@ class MaskedStep:
                     self._withheld.append((parameter, parameter.grad))
                     parameter.grad = layer_mask.masked(parameter.grad)
         return None
+
+    def _densify_gradients(self) -> None:
+        """Replaces sparse gradients by dense ones, for steps that are not made on gathered values."""
+        for parameter in self._parameters.values():
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
 
     def _after_step(self, *_: object) -> None:
         for parameter, gradient in self._withheld:
@@ -234,11 +251,7 @@ class MaskedStep:
         step leaves it intact.
         """
         names = {id(parameter): name for name, parameter in self._parameters.items()}
-        twin: Optimizer = object.__new__(type(self.optimizer))
-        twin.__dict__.update(self.optimizer.__dict__)
-        twin.__dict__.pop("step", None)  # a learning-rate scheduler's wrapper, bound to the first one
-        twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
-        twin.param_groups, twin.state = [], defaultdict(dict)
+        twin = twin_of(self.optimizer)
         stepped: list[tuple[Parameter, Tensor, LayerMask]] = []
         for group in self.optimizer.param_groups:
             gathered = []
@@ -247,7 +260,7 @@ class MaskedStep:
                 if layer_mask is None or layer_mask.positions is None or parameter.grad is None:
                     continue
                 values = layer_mask.gather(parameter)
-                values.requires_grad_().grad = layer_mask.gather(parameter.grad)
+                values.requires_grad_().grad = layer_mask.gather_gradient(parameter.grad)
                 twin.state[values] = self._gathered_state(parameter, layer_mask)
                 stepped.append((parameter, values, layer_mask))
                 gathered.append(values)

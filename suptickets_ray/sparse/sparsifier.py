@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Generator, Tensor
@@ -11,6 +12,7 @@ from torch.nn import Module, Parameter
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from suptickets_ray.sparse.active_compute import ActiveCompute
 from suptickets_ray.sparse.ddp import ActiveGradientReduction, assert_equal_masks
 from suptickets_ray.sparse.layer_mask import LayerMask
 from suptickets_ray.sparse.mask_updater import MaskUpdater
@@ -27,6 +29,10 @@ class Sparsifier:
     In every `optimizer.step()` weights and optimizer state stay 0 off the masks. Call `step()` after it to run the
     method's topology updates. A step that a GradScaler skips does not count. Under DistributedDataParallel masks are
     equal on all ranks, given equal generators: gradients are averaged before any decision.
+
+    With compute="sparse" the model keeps its modules, names, `state_dict()` and hooks, and its weights stay dense with
+    zeros off the masks. Only `forward` is set on the modules that compute sparse; `detach()` removes it. Their weights'
+    `grad` is then a sparse COO tensor of the active values, except in steps whose update reads all gradients.
     """
 
     def __init__(
@@ -42,13 +48,13 @@ class Sparsifier:
         keep_updating: bool = False,
         dense_layers: Sequence[str] = (),
         mask_embeddings: bool = False,
+        compute: str = "masked",
         **recipe: Any,
     ) -> None:
         """Attaches to the model and zeroes its weights off the initial masks.
 
         Args:
-            model: The module, which torch.compile may wrap. A DistributedDataParallel wrapper is passed to
-                `attach_ddp`.
+            model: The module, which torch.compile may wrap; pass DistributedDataParallel's wrapper to `attach_ddp`.
             optimizer: Optimizer of the model's parameters.
             method: A name of `METHODS`.
             density: Target density in (0, 1], over the masked weights.
@@ -58,6 +64,8 @@ class Sparsifier:
             keep_updating: Whether to drop and grow after `total_steps` too, with the schedule's final fraction.
             dense_layers: Layers to keep dense; see `maskable_parameters`.
             mask_embeddings: Whether embeddings are masked too.
+            compute: "masked" for dense products with masked weights; "sparse" to compute with the active weights alone
+                in layers that can and are large and sparse enough. See `computes_active`.
             recipe: Settings of the method that override its defaults.
 
         Raises:
@@ -67,7 +75,8 @@ class Sparsifier:
         """
         plan = Plan(method, recipe, density=density, total_steps=total_steps, keep_updating=keep_updating)
         weights = MaskedWeights(model, optimizer, plan, dense_layers, mask_embeddings)
-        self._updater = MaskUpdater(weights, optimizer, plan, generator, masks)
+        computes = ActiveCompute(compute, model, weights.parameters, optimizer)
+        self._updater = MaskUpdater(weights, optimizer, plan, generator, masks, computes)
         self._ddp: DistributedDataParallel | None = None
         self._compresses = False
         self._attached = True
@@ -75,31 +84,27 @@ class Sparsifier:
             self.attach_ddp(ddp)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sparsifier:
-        """Returns a copy that is attached to the copies of model and optimizer.
+        """Returns a copy for the copies of model and optimizer; separate copies would hold different weights.
 
         Copy all three at once, as in `model, optimizer, sparsifier = copy.deepcopy((model, optimizer, sparsifier))`.
-        Separate copies would hold different weights.
 
         Raises:
             RuntimeError: If the model is trained by DistributedDataParallel, which cannot be copied.
         """
         if self._ddp is not None:
-            raise RuntimeError(
-                "Cannot copy a Sparsifier: DistributedDataParallel trains its model. Copy it before the model is "
-                "wrapped, or save and load state_dict()."
-            )
+            reason = "DistributedDataParallel trains its model"
+            raise RuntimeError(f"Cannot copy a Sparsifier: {reason}. Copy it before, or save and load state_dict().")
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         memo[id(self.generator)] = self.generator.clone_state()
         vars(copied).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        copied._updater.compute.reattach()
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Raises TypeError: a pickled optimizer loses its hooks, so the weights would not stay masked."""
-        raise TypeError(
-            "Cannot pickle a Sparsifier: a pickled optimizer loses its hooks. Save its state_dict(), and load it into "
-            "a new one."
-        )
+        """Raises TypeError, because the weights would not stay masked."""
+        reason = "a pickled optimizer loses its hooks"
+        raise TypeError(f"Cannot pickle a Sparsifier: {reason}. Save its state_dict(), and load it into a new one.")
 
     @property
     def method(self) -> Method:
@@ -150,8 +155,8 @@ class Sparsifier:
     @property
     def drop_fraction(self) -> float | None:
         """The fraction of a layer's connections that an update would exchange now; None if no update will come."""
-        step, plan = self.num_steps, self._updater.plan
-        return plan.fraction_at(step) if plan.exchanges_after(step) else None
+        plan = self._updater.plan
+        return plan.fraction_at(self.num_steps) if plan.exchanges_after(self.num_steps) else None
 
     @property
     def explored(self) -> dict[str, Tensor]:
@@ -176,7 +181,21 @@ class Sparsifier:
     @property
     def needs_dense_gradients(self) -> bool:
         """Whether the next step needs gradients off the masks: before an update by gradient; always for momentum."""
-        return not self._attached or self._updater.needs_dense_gradients
+        return not self._attached or self._updater.reads_dense_gradients()
+
+    @property
+    def computes_active(self) -> dict[str, str | None]:
+        """Why each layer computes with a dense weight now; None if it computes with its active weights alone."""
+        return self._updater.compute.reasons()
+
+    @contextmanager
+    def dense_gradients(self) -> Iterator[None]:
+        """Returns a context in which `backward()` computes dense gradients in any case, for `explore()`."""
+        self._updater.collects_dense_gradients = True
+        try:
+            yield
+        finally:
+            self._updater.collects_dense_gradients = False
 
     def step(self) -> bool:
         """Counts one optimizer step and updates the topology when the method says so.
@@ -195,21 +214,17 @@ class Sparsifier:
             self._updater.accept_skipped()
             return False
         if num_new > 1:
-            raise RuntimeError(
-                f"Cannot count {num_new} optimizer steps at once: each may update the topology. Call step() after "
-                "every optimizer.step()."
-            )
+            reason = "each may update the topology. Call step() after every optimizer.step()."
+            raise RuntimeError(f"Cannot count {num_new} optimizer steps at once: {reason}")
         self._updater.weights.check_identity()
-        due = self._updater.count_step()
-        if due and self._ddp is not None:
-            assert_equal_masks(self.masks, self._ddp.process_group, f"after update {self.num_updates}")
+        if due := self._updater.count_step():
+            self._assert_equal_masks(f"after update {self.num_updates}")
         return due
 
     def end_phase(self) -> None:
-        """Ends the sparse training phase, also if a `GradScaler` skipped optimizer steps.
+        """Ends the sparse training phase, also if a `GradScaler` skipped steps: pruning that is still due happens now.
 
-        Otherwise its last updates would happen in the next phase. Pruning that is still due happens now. If no step was
-        skipped, nothing changes.
+        Otherwise its last updates would happen in the next phase.
         """
         self._updater.end_phase()
 
@@ -223,15 +238,14 @@ class Sparsifier:
 
         Raises:
             RuntimeError: If the criteria read gradients and the parameters hold none, or momenta before any step.
-            ValueError: If the method has no criteria for exploration.
+            ValueError: If the method has no criteria.
 
         Source: Sup-tickets, 2205.15322, section 3.2.
         """
         if not self.method.can_explore:
             raise ValueError("Cannot explore: the method keeps its masks. Choose one that drops and grows.")
         self._updater.explore(fraction, compressed=self._compresses)
-        if self._ddp is not None:
-            assert_equal_masks(self.masks, self._ddp.process_group, "after exploring")
+        self._assert_equal_masks("after exploring")
 
     def mask_gradients(self) -> None:
         """Zeroes the gradients off the masks, so that their norm is the sparse network's: call it before clipping.
@@ -243,8 +257,7 @@ class Sparsifier:
     def attach_ddp(self, model: DistributedDataParallel, *, compress: bool = True) -> None:
         """Registers the DistributedDataParallel wrapper that trains the model.
 
-        From then on masks are compared over its ranks at every update. Between updates only the gradients of active
-        weights are sent.
+        Masks are then compared over its ranks at every update; between them only active gradients are sent.
 
         Args:
             model: The wrapper of the model.
@@ -254,8 +267,9 @@ class Sparsifier:
         Raises:
             RuntimeError: If the masks differ between ranks at this time.
         """
-        assert_equal_masks(self.masks, model.process_group, "at the start")
         self._ddp = model
+        self._assert_equal_masks("at the start")
+        self._updater.compute.scatters = True
         self._compresses = compress and self.method.sparse
         if self._compresses:
             # DistributedDataParallel compares annotations, which are strings here; a lambda has none.
@@ -281,3 +295,8 @@ class Sparsifier:
         """Stops masking and updating: the optimizer's hooks are removed."""
         self._attached = False
         self._updater.masked_step.detach()
+        self._updater.compute.detach()
+
+    def _assert_equal_masks(self, when: str) -> None:
+        if self._ddp is not None:
+            assert_equal_masks(self.masks, self._ddp.process_group, when)

@@ -58,8 +58,9 @@ def run_cycle(
     if tickets.explore and not first_epoch:
         assert tickets.exploration_fraction is not None
         seed_torch(seed, "explore", chain, cycle)
-        compute_gradient(learner.model, splits, config, derive_seed(seed, "batch", chain, cycle))
-        learner.sparsifier.explore(tickets.exploration_fraction)
+        with learner.sparsifier.dense_gradients():
+            compute_gradient(learner.model, splits, config, derive_seed(seed, "batch", chain, cycle))
+            learner.sparsifier.explore(tickets.exploration_fraction)
         learner.optimizer.zero_grad()
         on_update(0)
     epoch_steps = steps_per_epoch(config, splits)

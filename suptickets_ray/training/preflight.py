@@ -64,11 +64,14 @@ def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mappin
         _check_compiler()
     learner.model.train()
     # The fewest examples that a rank may get: BatchNorm, for example, cannot train on one.
-    logits, labels = _forward(learner, splits, "train", min(2, config.data.batch_size // config.cluster.max_workers))
-    try:
-        cross_entropy(logits, labels).backward()
-    except Exception as error:
-        raise ValueError(f"Cannot compute the loss of model.name and its gradients: {_reason(error)}") from error
+    with learner.sparsifier.dense_gradients():
+        logits, labels = _forward(
+            learner, splits, "train", min(2, config.data.batch_size // config.cluster.max_workers)
+        )
+        try:
+            cross_entropy(logits, labels).backward()
+        except Exception as error:
+            raise ValueError(f"Cannot compute the loss of model.name and its gradients: {_reason(error)}") from error
     trained = {name: some for name, some in learner.sparsifier.parameters.items() if some.requires_grad}
     unused = [name for name, parameter in trained.items() if parameter.grad is None]
     if unused:

@@ -17,7 +17,7 @@ from suptickets_ray.sparse import Sparsifier
 STEPS, INTERVAL = 12, 4
 
 
-def train(rank, world_size, *, compress, grow="gradient", seed=0, width=512):
+def train(rank, world_size, *, compress, grow="gradient", seed=0, width=512, compute="masked"):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(256, width), nn.ReLU(), nn.Linear(width, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -31,6 +31,7 @@ def train(rank, world_size, *, compress, grow="gradient", seed=0, width=512):
         update_end_fraction=1.0,
         grow=grow,
         generator=torch.Generator().manual_seed(seed),
+        compute=compute,
     )
     ddp = DistributedDataParallel(model)
     sparsifier.attach_ddp(ddp, compress=compress)
@@ -87,6 +88,8 @@ def outcome_of(case, rank, world_size):
         return channels_last(rank, world_size, compress=case == "channels_last")
     if case == "drifting":
         return drifting(rank, world_size)
+    if case.startswith("sparse"):
+        return train(rank, world_size, compress=case == "sparse", compute="sparse")
     return train(rank, world_size, compress=case != "plain", grow="momentum" if case == "momentum" else "gradient")
 
 

@@ -71,6 +71,17 @@ def test_active_gradients_give_the_same_weights_as_plain_ddp(outcome_of):
         assert torch.allclose(tensor, plain["model"][name], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("case", ["sparse", "sparse_plain"])
+def test_ranks_that_compute_sparse_get_the_weights_of_masked_ranks(outcome_of, case):
+    sparse, masked = outcome_of(case), outcome_of("plain")[0]
+    for name, mask in masked["masks"].items():
+        assert torch.equal(mask, sparse[0]["masks"][name])
+    for name, tensor in masked["model"].items():
+        assert torch.equal(sparse[0]["model"][name], sparse[1]["model"][name])
+        assert torch.allclose(tensor, sparse[0]["model"][name], rtol=1e-5, atol=1e-7)
+    assert case != "sparse" or sparse[0]["bytes"] == outcome_of("compressed")[0]["bytes"]
+
+
 def test_growth_by_momentum_sends_all_gradients(outcome_of):
     first, second = outcome_of("momentum")
     assert set(first["bytes"]) == {first["dense_bytes"]}
