@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -98,7 +98,7 @@ def active_product(
         gradient_form: Called in the backward pass; returns the form of the weight's gradient.
 
     Returns:
-        (n, out, positions), in any memory layout.
+        (n, out, positions), contiguous.
     """
     result: Tensor = _ActiveProduct.apply(inputs, weight, bias, active, gradient_form)
     return result
@@ -115,70 +115,85 @@ class _ActiveProduct(torch.autograd.Function):
         gradient_form: Callable[[], GradientForm],
     ) -> Tensor:
         values = active.values(weight)
-        ctx.save_for_backward(inputs, values)
-        ctx.active, ctx.gradient_form = active, gradient_form
-        return _map_tables(active.matrix(values), inputs, bias)
+        matrix = active.matrix(values)
+        outputs = inputs.new_empty(len(inputs), len(weight), inputs.shape[2])
+        parts = _parts(inputs.shape, max(matrix.shape))
+        kept = None
+        for part in parts:
+            table = _table(inputs, part)
+            _put(outputs, part, multiply(matrix, table, bias))
+            # Transposing it again would cost more than to keep one table.
+            kept = table if len(parts) == 1 and ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(inputs if kept is None else kept, values)
+        ctx.shape, ctx.active, ctx.gradient_form = inputs.shape, active, gradient_form
+        return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, values = ctx.saved_tensors
         active: ActiveWeights = ctx.active
-        for_inputs = for_weight = for_bias = None
+        for_inputs = for_weight = for_bias = sums = transposed = None
+        form: GradientForm = ctx.gradient_form()
         if ctx.needs_input_grad[0]:
-            for_inputs = _map_tables(active.transposed(values), gradient, None)
-        if ctx.needs_input_grad[1]:
-            form = ctx.gradient_form()
-            if form == "dense":
-                left, right = gradient.transpose(0, 1).flatten(1), inputs.transpose(0, 1).flatten(1)
-                for_weight = (left @ right.t()).view(active.shape)
-            else:
-                sums = active.matrix(torch.zeros_like(values))
-                size = max(inputs.shape[1], gradient.shape[1])
-                tables = zip(_tables(gradient, size), _tables(inputs, size), strict=True)
-                for (_, _, left), (_, _, right) in tables:
-                    add_sampled(sums, left, right)
-                found = sums.values()
-                for_weight = active.sparse_gradient(found) if form == "active" else active.scattered_gradient(found)
+            for_inputs, transposed = gradient.new_empty(ctx.shape), active.transposed(values)
+        if ctx.needs_input_grad[1] and form == "dense":
+            left = gradient.transpose(0, 1).flatten(1)
+            right = inputs if inputs.ndim == 2 else inputs.transpose(0, 1).flatten(1)
+            for_weight = (left @ right.t()).view(active.shape)
+        elif ctx.needs_input_grad[1]:
+            sums = active.matrix(torch.zeros_like(values))
+        if for_inputs is not None or sums is not None:
+            for part in _parts(ctx.shape, max(gradient.shape[1], ctx.shape[1])):
+                table = _table(gradient, part)
+                if transposed is not None and for_inputs is not None:
+                    _put(for_inputs, part, multiply(transposed, table))
+                if sums is not None:
+                    add_sampled(sums, table, inputs if inputs.ndim == 2 else _table(inputs, part))
+        if sums is not None:
+            found = sums.values()
+            for_weight = active.sparse_gradient(found) if form == "active" else active.scattered_gradient(found)
         if ctx.needs_input_grad[2]:
             for_bias = gradient.sum((0, 2))
         return for_inputs, for_weight, for_bias, None, None
 
 
-def _map_tables(matrix: Tensor, inputs: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns matrix @ inputs[n] + bias for each n: (n, in, positions) to (n, out, positions)."""
-    num_outputs, num_inputs = matrix.shape
-    outputs = None
-    for images, positions, table in _tables(inputs, max(num_outputs, num_inputs)):
-        product = multiply(matrix, table, bias)
-        result = product.view(num_outputs, -1, positions.stop - positions.start).transpose(0, 1)
-        if len(result) == len(inputs) and result.shape[2] == inputs.shape[2]:
-            return result
-        if outputs is None:
-            outputs = inputs.new_empty(len(inputs), num_outputs, inputs.shape[2])
-        outputs[images, :, positions] = result
-    return inputs.new_zeros(len(inputs), num_outputs, inputs.shape[2]) if outputs is None else outputs
-
-
-def _tables(inputs: Tensor, num_rows: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Cuts (n, rows, positions) into tables (rows, columns) that fit the cache.
+def _parts(shape: torch.Size, num_rows: int) -> list[tuple[slice, slice]]:
+    """Cuts (n, rows, positions) into parts whose tables fit the cache.
 
     Args:
-        inputs: (n, rows, positions).
+        shape: (n, rows, positions).
         num_rows: Rows of the largest table that is in use at the same time.
 
-    Yields:
-        The range of n, that of positions, and the contiguous table of both, with positions varying fastest.
+    Returns:
+        For each part its ranges of n and of positions.
     """
-    num_images, _, num_positions = inputs.shape
+    num_images, _, num_positions = shape
     limit = min(max(_TABLE_SIZE // num_rows, _LEAST_COLUMNS), _MOST_COLUMNS)
-    group, step = max(limit // max(num_positions, 1), 1), min(limit, num_positions)
-    for first in range(0, num_images, group):
-        images = slice(first, min(first + group, num_images))
-        for start in range(0, num_positions, step or 1):
-            positions = slice(start, min(start + step, num_positions))
-            table = inputs[images, :, positions].transpose(0, 1).flatten(1)
-            yield images, positions, table.contiguous()
+    group, step = max(limit // max(num_positions, 1), 1), max(min(limit, num_positions), 1)
+    return [
+        (slice(first, min(first + group, num_images)), slice(start, min(start + step, num_positions)))
+        for first in range(0, num_images, group)
+        for start in range(0, num_positions, step)
+    ]
+
+
+def _table(tensor: Tensor, part: tuple[slice, slice]) -> Tensor:
+    """Returns a part of (n, rows, positions) as a contiguous table (rows, columns), positions varying fastest."""
+    images, positions = part
+    chosen = tensor[images, :, positions]
+    # torch transposes two dimensions in blocks, three element by element.
+    table = chosen.squeeze(2).t() if tensor.shape[2] == 1 else chosen.transpose(0, 1).flatten(1)
+    return table.contiguous()
+
+
+def _put(tensor: Tensor, part: tuple[slice, slice], table: Tensor) -> None:
+    """Writes a table (rows, columns) into a part of (n, rows, positions)."""
+    images, positions = part
+    if tensor.shape[2] == 1:
+        tensor.squeeze(2)[images] = table.t()
+    else:
+        tensor[images, :, positions] = table.unflatten(1, (-1, positions.stop - positions.start)).transpose(0, 1)
 
 
 def _offsets(rows: Tensor, num_rows: int) -> Tensor:

@@ -292,7 +292,7 @@ class Sparsifier:
         self._updater.load_state_dict(state)
 
     def detach(self) -> None:
-        """Stops masking and updating: the optimizer's hooks are removed."""
+        """Stops masking and updating: all hooks are removed."""
         self._attached = False
         self._updater.masked_step.detach()
         self._updater.compute.detach()
