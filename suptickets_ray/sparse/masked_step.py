@@ -9,6 +9,7 @@ with a masked copy of their gradient, which gives the same result.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
