@@ -30,3 +30,16 @@ def test_an_ordinary_recipe_does_not_load_torchs_compiler():
         "set_determinism(load_config())\nprint('torch._dynamo' in sys.modules)"
     )
     assert out[0] == "False"
+
+
+def test_training_does_not_load_torchs_compiler():
+    out = run(
+        "import sys, torch\nfrom suptickets_ray import load_config\n"
+        "from suptickets_ray.training.data import load_data\n"
+        "from suptickets_ray.training.loop import build_learner, train_epoch\n"
+        "config = load_config(None, ['data.name=synthetic', 'method.update_interval_steps=1'])\n"
+        "splits = load_data(config.data)\nlearner = build_learner(config, splits, torch.device('cpu'))\n"
+        "train_epoch(learner, learner.model, config, splits, 0, lambda step: 0.1)\n"
+        "learner.load_bytes(learner.to_bytes(epoch=1))\nprint('torch._dynamo' in sys.modules)"
+    )
+    assert out[0] == "False"

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Adadelta, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
+from suptickets_ray.sparse.eager_sgd import EagerSGD
 from suptickets_ray.sparse.layer_mask import LayerMask, keep_only_
 from suptickets_ray.sparse.masks import num_true
 from suptickets_ray.sparse.twin_optimizer import twin_of
 
-ELEMENTWISE = frozenset({SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta})
+ELEMENTWISE = frozenset({SGD, EagerSGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta})
 """Optimizers that keep a weight at 0 if its gradient and state are 0. After others, weight and state are masked."""
 
 

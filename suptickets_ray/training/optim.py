@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from suptickets_ray.config import TrainConfig
 from suptickets_ray.lookup import choose_or_import, suggestion
+from suptickets_ray.sparse.eager_sgd import EagerSGD
 from suptickets_ray.sparse.maskable import are_decayed
 from suptickets_ray.training.user_code import takes
 
@@ -126,7 +127,7 @@ def pretrain_lr(config: TrainConfig, step: int, epoch_steps: int, epochs: int) -
     return config.lr * warmup_factor * float(factor)
 
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "rmsprop": RMSprop}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": EagerSGD, "adam": Adam, "adamw": AdamW, "rmsprop": RMSprop}
 """Optimizers by short name. Any other class of torch.optim is found by its own name."""
 _UNUSABLE = {
     "LBFGS": "it evaluates the loss several times per step",
@@ -193,7 +194,7 @@ def check_optimizer(config: TrainConfig) -> None:
 
 def default_momentum(config: TrainConfig) -> float | None:
     """Returns the recipe's momentum, or the optimizer's default: 0.9 for SGD, None for others."""
-    is_sgd = config.momentum is None and find_optimizer(config.optimizer) is SGD
+    is_sgd = config.momentum is None and find_optimizer(config.optimizer) in (SGD, EagerSGD)
     return _SGD_MOMENTUM if is_sgd else config.momentum
 
 
