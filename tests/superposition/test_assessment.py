@@ -1,8 +1,9 @@
 """The assessment of made-up accuracies."""
 
 import pytest
+from scipy import stats
 
-from suptickets_ray.superposition.assessment import Gain, assess, conclusion, summarize_tickets
+from suptickets_ray.superposition.assessment import Gain, _mcnemar, assess, conclusion, summarize_tickets
 
 
 def network(accuracy, **more):
@@ -104,3 +105,22 @@ def test_diverged_tickets_are_no_members_of_the_ensemble(num_diverged, words):
     result = result_of(0.85, num_diverged=num_diverged)
     result["tickets"] *= 2
     assert words in assess(result).sentence
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(0, 0), (0, 1), (3, 3), (2, 9), (9, 2), (400, 600), (499, 501), (480, 560)]
+)
+def test_p_values_are_those_of_scipys_tests(first, second):
+    count = first + second
+    if count > 1000:
+        expected = 2 * stats.norm.sf(abs(first - second) / count**0.5)
+    else:
+        expected = stats.binomtest(first, count).pvalue if count else 1.0
+    assert _mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("num_runs", [1, 2, 5, 30])
+def test_a_mean_is_compared_with_students_t(num_runs):
+    errors = stats.t(num_runs - 1).ppf(0.975) if num_runs > 1 else stats.norm.ppf(0.975)
+    assert Gain(0.999 * errors, 1.0, num_runs).may_be_chance
+    assert not Gain(1.001 * errors, 1.0, num_runs).may_be_chance

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -32,7 +33,11 @@ def test_digits_are_split_disjointly_and_always_alike():
     def rows(images):
         return sorted(map(tuple, images.reshape(1797, 64).tolist()))
 
-    assert rows(everything * 16) == rows(torch.from_numpy(load_digits().images))
+    bunch = load_digits()
+    assert rows(everything * 16) == rows(torch.from_numpy(bunch.images))
+    order = np.random.default_rng(config().split_seed).permutation(1797)
+    assert torch.equal(everything[-1000:], torch.from_numpy(bunch.images[order][:1000, None]).float() / 16)
+    assert torch.equal(splits.test.all_labels(), torch.from_numpy(bunch.target[order][:1000]))
     assert torch.equal(splits.train.batch(torch.arange(500))[0], again.train.batch(torch.arange(500))[0])
 
 
