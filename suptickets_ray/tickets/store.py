@@ -12,11 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyarrow import fs
 
-from suptickets_ray.tickets.ticket import Ticket
+if TYPE_CHECKING:
+    from suptickets_ray.tickets.ticket import Ticket
 
 _PATIENCE_SECONDS = 90.0
 """How long requests to an unreachable storage are retried before the run fails."""
@@ -257,6 +258,9 @@ class TicketStore:
             FileNotFoundError: If there is no ticket of this key.
             ValueError: If its file is damaged. The message names the file.
         """
+        # Imported here: `suptickets runs` reads folders without torch.
+        from suptickets_ray.tickets.ticket import Ticket
+
         path = self.path(chain, cycle)
         try:
             ticket = Ticket.from_bytes(self._store.read(path))

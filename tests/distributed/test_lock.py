@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from suptickets_ray.distributed.cluster import run_lock as lock
+from suptickets_ray.distributed.cluster.lock_holder import read_holder, running_holder
 from suptickets_ray.tickets.store import RunStore
 
 OWN = lock.new_heartbeat()
@@ -131,7 +132,7 @@ def test_a_holder_that_was_taken_for_dead_finds_that_out_and_stops(in_store):
         for count in range(600):  # one of the rival's signs ends it; a single one could be overwritten
             lock.write_heartbeat(store, rival, count)
             threading.Event().wait(0.05)
-    assert lock._read(store)["holder"] == rival["holder"]  # and nobody takes that away
+    assert read_holder(store)["holder"] == rival["holder"]  # and nobody takes that away
 
 
 def test_whoever_ends_before_it_finds_that_out_leaves_the_rivals_sign(in_store, monkeypatch):
@@ -140,7 +141,7 @@ def test_whoever_ends_before_it_finds_that_out_leaves_the_rivals_sign(in_store, 
     rival = lock.new_heartbeat()
     with lock.only_process(path):
         lock.write_heartbeat(store, rival, 0)
-    assert lock._read(store)["holder"] == rival["holder"]
+    assert read_holder(store)["holder"] == rival["holder"]
 
 
 def test_an_interrupt_by_a_person_stays_one(in_store):
@@ -196,6 +197,48 @@ def test_a_lock_of_another_user_is_refused(tmp_path):
 def test_a_busy_run_is_found_without_taking_it(tmp_path):
     lock.check_free(str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
-    with lock.only_process(str(tmp_path)), pytest.raises(ValueError, match="Cannot lock .* another process works"):
+    with (
+        lock.only_process(str(tmp_path)),
+        pytest.raises(ValueError, match=f"Cannot lock .* process {os.getpid()} on {HERE} works"),
+    ):
         lock.check_free(str(tmp_path))
     lock.check_free(str(tmp_path))
+
+
+def test_the_lock_file_names_its_holder_while_it_runs(tmp_path):
+    assert running_holder(str(tmp_path)) is None
+    with lock.only_process(str(tmp_path)):
+        assert running_holder(str(tmp_path))["pid"] == os.getpid()
+    assert running_holder(str(tmp_path)) is None
+
+
+def test_a_holder_that_was_killed_is_not_running(tmp_path):
+    for machine in (OWN["machine"], "of another boot"):
+        (tmp_path / ".lock").write_bytes(sign(0, HERE, NOBODY, machine))
+        assert running_holder(str(tmp_path)) is None
+
+
+def test_a_holder_on_another_machine_runs_while_the_file_is_locked(tmp_path):
+    with lock.only_process(str(tmp_path)):
+        (tmp_path / ".lock").write_bytes(sign(0, machine="of another boot"))
+        assert running_holder(str(tmp_path))["host"] == "elsewhere"
+    (tmp_path / ".lock").write_bytes(sign(0, machine="of another boot"))
+    assert running_holder(str(tmp_path)) is None
+
+
+def test_a_holder_in_an_object_store_runs_while_its_heartbeat_is_young(tmp_path):
+    (tmp_path / ".lock").write_bytes(sign(3))
+    assert running_holder(f"file://{tmp_path}", heartbeat_age=12.0)["host"] == "elsewhere"
+    assert running_holder(f"file://{tmp_path}", heartbeat_age=120.0) is None
+
+
+def test_a_folder_that_was_removed_meanwhile_is_not_locked(tmp_path, monkeypatch):
+    flock = lock.fcntl.flock
+
+    def removed_first(file, operation):
+        (tmp_path / ".lock").unlink(missing_ok=True)
+        return flock(file, operation)
+
+    monkeypatch.setattr(lock.fcntl, "flock", removed_first)
+    with pytest.raises(ValueError, match="Cannot lock the run"), lock.only_process(str(tmp_path)):
+        pass

@@ -8,16 +8,22 @@ import fcntl
 import itertools
 import json
 import os
-import socket
 import stat
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+from suptickets_ray.distributed.cluster.lock_holder import (
+    Heartbeat,
+    busy_error,
+    describe_holder,
+    is_dead_here,
+    new_heartbeat,
+    read_holder,
+)
 from suptickets_ray.tickets.run_folder import LOCK_FILE
 from suptickets_ray.tickets.store import RunStore
 
@@ -28,8 +34,6 @@ POLL_SECONDS = 1.0
 MAX_SILENT_POLLS = 105
 """Polls without a heartbeat after which a holder counts as dead. Longer than a run waits for an unreachable storage."""
 
-Heartbeat = dict[str, Any]
-"""The content of a run's lock file: who holds the run, and a counter."""
 Sleep = Callable[[float], None]
 
 
@@ -73,13 +77,19 @@ def _in_folder(path: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise _busy(path, {}) from error
+            raise busy_error(path, read_holder(RunStore(path)) or {}) from error
         except OSError as error:
             raise ValueError(
                 f"storage must be on a file system that supports file locks; got {path}: {error}. Mount it with locks "
                 "(e.g. -o flock), or choose another storage=."
             ) from error
-        yield
+        if not _is_in(Path(path), lock):
+            raise busy_error(path, {})
+        _rewrite(lock, json.dumps(new_heartbeat()).encode())
+        try:
+            yield
+        finally:
+            _rewrite(lock, b"")
 
 
 def _opened_lock(folder: Path) -> IO[bytes]:
@@ -101,6 +111,20 @@ def _opened_lock(folder: Path) -> IO[bytes]:
         os.close(opened)
         raise ValueError(_foreign_lock(file))
     return os.fdopen(opened, "r+b")
+
+
+def _is_in(folder: Path, lock: IO[bytes]) -> bool:
+    """Whether the open lock is still the folder's: `suptickets runs rm` may have removed the folder meanwhile."""
+    with suppress(OSError):
+        return (folder / LOCK_FILE).stat().st_ino == os.fstat(lock.fileno()).st_ino
+    return False
+
+
+def _rewrite(lock: IO[bytes], content: bytes) -> None:
+    """Replaces what the lock file says about its holder. Only for display, so that a full disk is no error."""
+    with suppress(OSError):
+        os.ftruncate(lock.fileno(), 0)
+        os.pwrite(lock.fileno(), content, 0)
 
 
 def _foreign_lock(file: Path) -> str:
@@ -136,7 +160,7 @@ def _in_object_store(path: str, on_wait: Callable[[str], None]) -> Iterator[None
             stop.set()
             thread.join()
             with suppress(OSError):
-                if _is_held(_read(store), own):
+                if _is_held(read_holder(store), own):
                     store.delete(LOCK_FILE)
     except _TakenOverError:
         raise RuntimeError(_taken_over(store, path)) from None
@@ -154,22 +178,9 @@ def _raise_in(thread: int, error: type[BaseException]) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error))
 
 
-def new_heartbeat() -> Heartbeat:
-    """Returns a unique identity for this holder, with its process id, host name, boot and pid namespace."""
-    return {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
-
-
-def _machine() -> str:
-    """Returns the machine's boot id and this process's pid namespace; empty if unknown."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
 def renew(store: RunStore, own: Heartbeat, count: int) -> bool:
     """Writes the next heartbeat, unless another process took the run over. Returns whether the run is still held."""
-    if not _is_held(_read(store), own):
+    if not _is_held(read_holder(store), own):
         return False
     write_heartbeat(store, own, count)
     return True
@@ -208,17 +219,17 @@ def wait_until_free(
     Raises:
         ValueError: If the holder writes a heartbeat.
     """
-    first = _read(store)
-    if first is None or _is_dead_here(first):
+    first = read_holder(store)
+    if first is None or is_dead_here(first):
         return
-    on_wait(f"waiting up to {polls * POLL_SECONDS:.0f} s for a heartbeat: {_describe_holder(first)} held this run")
+    on_wait(f"waiting up to {polls * POLL_SECONDS:.0f} s for a heartbeat: {describe_holder(first)} held this run")
     for _ in range(polls):
         sleep(POLL_SECONDS)
-        now = _read(store)
+        now = read_holder(store)
         if now is None:
             return
         if now != first:
-            raise _busy(path, now)
+            raise busy_error(path, now)
 
 
 def claim(store: RunStore, path: str, own: Heartbeat, *, sleep: Sleep = time.sleep) -> None:
@@ -238,55 +249,16 @@ def claim(store: RunStore, path: str, own: Heartbeat, *, sleep: Sleep = time.sle
     """
     write_heartbeat(store, own, 0)
     sleep(POLL_SECONDS)
-    found = _read(store)
+    found = read_holder(store)
     if found is not None and found.get("holder") != own["holder"]:
-        raise _busy(path, found)
-
-
-def _read(store: RunStore) -> Heartbeat | None:
-    """Returns the stored heartbeat, or None without one. Unreadable content counts as another holder's heartbeat."""
-    if not store.exists(LOCK_FILE):
-        return None
-    try:
-        content = store.read(LOCK_FILE)
-    except FileNotFoundError:
-        return None
-    try:
-        found = json.loads(content)
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {"unreadable": content.hex()}
-
-
-def _is_dead_here(holder: Heartbeat) -> bool:
-    """Whether the holder ran on this machine and has ended, so that there is no need to wait for it."""
-    if holder.get("host") != socket.gethostname() or not _machine() or holder.get("machine") != _machine():
-        return False
-    try:
-        os.kill(int(holder["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, KeyError, ValueError, TypeError, OverflowError):
-        return False
-    return False
-
-
-def _describe_holder(holder: Heartbeat) -> str:
-    known = {"pid", "host"} <= set(holder)
-    return f"process {holder['pid']} on {holder['host']}" if known else "another process"
-
-
-def _busy(path: str, holder: Heartbeat) -> ValueError:
-    return ValueError(
-        f"Cannot lock the run in {path}: {_describe_holder(holder)} works on it. Wait for it, or choose another name=."
-    )
+        raise busy_error(path, found)
 
 
 def _taken_over(store: RunStore, path: str) -> str:
     found: Heartbeat | None = None
     with suppress(OSError):
-        found = _read(store)
+        found = read_holder(store)
     return (
-        f"Cannot continue the run in {path}: {_describe_holder(found or {})} has taken it over, because this process "
+        f"Cannot continue the run in {path}: {describe_holder(found or {})} has taken it over, because this process "
         f"wrote no heartbeat for more than {MAX_SILENT_POLLS * POLL_SECONDS:.0f} s. Finished results are kept."
     )
