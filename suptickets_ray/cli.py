@@ -1,4 +1,4 @@
-"""The command line: suptickets train | tune | superpose | evaluate | export | report | data | recipes | options."""
+"""The command line: parses the arguments of every command, and turns errors into sentences and exit codes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from suptickets_ray import __version__
 from suptickets_ray.commands.exit_codes import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE
 from suptickets_ray.commands.listings import data_command, options_command, recipes_command
+from suptickets_ray.commands.run_folders import runs_command
 from suptickets_ray.commands.runs import submit_command, train_command, tune_command
 from suptickets_ray.commands.stored_tickets import evaluate_command, export_command, report_command, superpose_command
 from suptickets_ray.lookup import suggestion
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "evaluate": evaluate_command,
     "export": export_command,
     "report": report_command,
+    "runs": runs_command,
     "data": data_command,
     "recipes": recipes_command,
     "options": options_command,
@@ -173,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("settings", nargs="+", metavar="RUN_DIR", help="folders of runs, or URIs such as s3://...")
     report.add_argument("--output", metavar="FILE", help=f"the HTML file (default: {REPORT_FILE} in the run's folder)")
+    _add_runs(commands)
     data = commands.add_parser("data", help="convert a data set to Parquet files that a cluster can stream")
     convert = data.add_subparsers(dest="action", required=True, metavar="convert").add_parser(
         "convert",
@@ -203,6 +206,21 @@ def _parser() -> argparse.ArgumentParser:
         "section", nargs="?", default="", metavar="KEY", help="list only the keys that start with KEY, e.g. tickets"
     )
     return parser
+
+
+def _add_runs(commands: Any) -> None:
+    runs = commands.add_parser(
+        "runs",
+        help="list runs and searches with their state, result and size; `runs rm NAME` removes one",
+        description="List the runs and searches of a storage, or remove some. A running one is never removed.",
+    )
+    runs.add_argument(
+        "words",
+        nargs="*",
+        metavar="STORAGE | rm NAME",
+        help="a folder or URI (default: runs), or rm with names or folders of runs",
+    )
+    runs.add_argument("--yes", action="store_true", help="with rm: do not ask")
 
 
 def _add_evaluate(commands: Any) -> None:

@@ -7,6 +7,7 @@ import math
 from torch.nn import Module
 
 from suptickets_ray.config import Config
+from suptickets_ray.progress.words import size_text
 from suptickets_ray.search.plan import SearchPlan
 from suptickets_ray.tickets.store import child
 from suptickets_ray.training.data import Splits
@@ -119,7 +120,7 @@ def _memory(config: Config, model: Module) -> str:
     """Returns the memory per process. Weights, gradients and optimizer state are dense in every training process."""
     copies = 2 + count_state(config.train)
     size = _FLOAT_BYTES * copies * sum(parameter.numel() for parameter in model.parameters())
-    return f"about {_in_bytes(size)} for weights, gradients and optimizer state per rank and explorer, plus activations"
+    return f"about {size_text(size)} for weights, gradients and optimizer state per rank and explorer, plus activations"
 
 
 def _disk(config: Config, model: Module) -> str:
@@ -130,19 +131,11 @@ def _disk(config: Config, model: Module) -> str:
     tickets = config.tickets.num_chains * budget_of(config).cycles
     states = (1 + count_state(config.train)) * ticket * (config.tickets.num_chains + 1)
     return (
-        f"about {_in_bytes(ticket)} for each of {tickets:,} tickets and {_in_bytes(states)} for states: "
-        f"{_in_bytes(ticket * (tickets + 1) + states)}"
+        f"about {size_text(ticket)} for each of {tickets:,} tickets and {size_text(states)} for states: "
+        f"{size_text(ticket * (tickets + 1) + states)}"
     )
 
 
 def _num_maskable(config: Config, model: Module) -> int:
     maskable = masked_parameters(model, config.method)
     return sum(parameter.numel() for parameter in maskable.values())
-
-
-def _in_bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
