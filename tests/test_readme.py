@@ -130,9 +130,9 @@ def test_the_example_from_python_names_what_there_is():
 
 @pytest.mark.parametrize("words", all_commands(), ids=" ".join)
 def test_the_command_line_takes_every_command_of_the_pages(words):
-    from suptickets_ray.cli import _parser
+    from suptickets_ray.commands.arguments import command_parser
 
-    options, late = _parser().parse_known_args(words)
+    options, late = command_parser().parse_known_args(words)
     assert options.command == words[0]
     assert not [word for word in late if word.startswith("-")]
 
