@@ -14,6 +14,32 @@ Phase: TypeAlias = Literal["pretrain", "explore", "superpose", "search"]
 
 
 @dataclass(frozen=True)
+class JobPlanned:
+    """A run or search begins. The first event, unless it is already complete."""
+
+    epochs: int | None = None
+    """Epochs of pretraining; None in a search, whose pretrainings may differ."""
+    chains: int | None = None
+    """Chains to explore; None in a search."""
+    cycles: int | None = None
+    """Cycles of each chain; None in a search."""
+    cycle_epochs: int | None = None
+    """Epochs of each cycle; None in a search."""
+    explorers: int | None = None
+    """Explorers that may run at once; None in a search."""
+    trials: int | None = None
+    """Trials of the search; None in a run."""
+
+
+@dataclass(frozen=True)
+class Starting:
+    """Processes start, which takes seconds. It ends with the next event about training or evaluation."""
+
+    what: str
+    """What starts, for the user."""
+
+
+@dataclass(frozen=True)
 class PhaseStarted:
     """A phase has started. It lasts until the next phase starts, or until the run or search ends."""
 
@@ -41,6 +67,10 @@ class Resumed:
     """The work, as text for the user."""
     tickets: int | None = None
     """Number of finished tickets; None if the work is the pretraining."""
+    cycles: tuple[int, ...] | None = None
+    """Number of finished cycles by chain; None if the work is the pretraining."""
+    epoch: int | None = None
+    """Epochs of an unfinished pretraining, which continues; None for other work."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +85,18 @@ class EpochEnded:
     """Mean training loss of the epoch."""
     validation_accuracy: float
     """Accuracy on validation."""
+    examples_per_second: float | None = None
+    """Training examples per second, of all ranks together."""
+
+
+@dataclass(frozen=True)
+class CycleStarted:
+    """An explorer has started a cycle, possibly again after a loss."""
+
+    chain: int
+    """The chain."""
+    cycle: int
+    """The cycle within the chain."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +111,8 @@ class CycleEpochEnded:
     """Epochs of the cycle so far."""
     loss: float
     """Mean training loss of the epoch."""
+    examples_per_second: float | None = None
+    """Training examples per second of this explorer."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +191,14 @@ class Warned:
 
 @dataclass(frozen=True)
 class ResultWritten:
-    """The numbers of a run are final, and its `result.json` is written. Only the report follows."""
+    """The numbers of a run or search are final, and its `result.json` is written. Only a run's report follows."""
 
     path: str
-    """Absolute path or URI of the run's folder."""
+    """Absolute path or URI of the folder."""
     accuracy: float
-    """Accuracy of the sup-ticket on the test set."""
+    """Accuracy on the test set of the sup-ticket, or of a search's best trial."""
     digest: str
-    """Digest of the sup-ticket."""
+    """Digest of that network."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +218,12 @@ class RunFinished:
 
 
 Event: TypeAlias = (
-    PhaseStarted
+    JobPlanned
+    | Starting
+    | PhaseStarted
     | Resumed
     | EpochEnded
+    | CycleStarted
     | CycleEpochEnded
     | TicketFinished
     | TicketMerged
@@ -189,9 +236,12 @@ Event: TypeAlias = (
 OnEvent: TypeAlias = Callable[[Event], None]
 
 KINDS: dict[type[Event], str] = {
+    JobPlanned: "plan",
+    Starting: "starting",
     PhaseStarted: "phase",
     Resumed: "resumed",
     EpochEnded: "epoch",
+    CycleStarted: "cycle",
     CycleEpochEnded: "cycle_epoch",
     TicketFinished: "ticket",
     TicketMerged: "merge",

@@ -10,12 +10,15 @@ import pytest
 from suptickets_ray.progress.events import (
     KINDS,
     CycleEpochEnded,
+    CycleStarted,
     EpochEnded,
     Event,
+    JobPlanned,
     PhaseStarted,
     ResultWritten,
     Resumed,
     RunFinished,
+    Starting,
     TicketFinished,
     TicketMerged,
     TrialFinished,
@@ -25,6 +28,12 @@ from suptickets_ray.progress.events import (
 from suptickets_ray.progress.log import EventLog, json_logs
 
 LINES = [
+    (
+        JobPlanned(36, 3, 2, 8, 4),
+        '"event": "plan", "epochs": 36, "chains": 3, "cycles": 2, "cycle_epochs": 8, "explorers": 4',
+    ),
+    (JobPlanned(trials=5), '"event": "plan", "trials": 5'),
+    (Starting("Ray"), '"event": "starting", "what": "Ray"'),
     (PhaseStarted("pretrain", epochs=36), '"event": "phase", "name": "pretrain", "epochs": 36'),
     (
         PhaseStarted("pretrain", epochs=36, number=1, of=2),
@@ -37,11 +46,24 @@ LINES = [
     (PhaseStarted("superpose"), '"event": "phase", "name": "superpose"'),
     (PhaseStarted("search", trials=4), '"event": "phase", "name": "search", "trials": 4'),
     (Resumed("the finished pretraining"), '"event": "resumed", "what": "the finished pretraining"'),
-    (Resumed("2 finished tickets", 2), '"event": "resumed", "what": "2 finished tickets", "tickets": 2'),
+    (
+        Resumed("2 finished tickets", 2, (1, 1)),
+        '"event": "resumed", "what": "2 finished tickets", "tickets": 2, "cycles": [1, 1]',
+    ),
+    (
+        Resumed("the pretraining of 9 epochs", epoch=9),
+        '"event": "resumed", "what": "the pretraining of 9 epochs", "epoch": 9',
+    ),
     (
         EpochEnded(3, 36, 0.5, 0.75),
         '"event": "epoch", "epoch": 3, "epochs": 36, "loss": 0.5, "validation_accuracy": 0.75',
     ),
+    (
+        EpochEnded(3, 36, 0.5, 0.75, 1000.0),
+        '"event": "epoch", "epoch": 3, "epochs": 36, "loss": 0.5, "validation_accuracy": 0.75, '
+        '"examples_per_second": 1000.0',
+    ),
+    (CycleStarted(2, 1), '"event": "cycle", "chain": 2, "cycle": 1'),
     (
         CycleEpochEnded(2, 1, 3, math.nan),
         '"event": "cycle_epoch", "chain": 2, "cycle": 1, "epoch": 3, "loss": null',

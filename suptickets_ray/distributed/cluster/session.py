@@ -25,7 +25,7 @@ from suptickets_ray.distributed.cluster.token import (
     token_headers,
 )
 from suptickets_ray.distributed.cluster.watchdog import wait_for_capacity
-from suptickets_ray.progress.events import OnEvent, Waiting, Warned
+from suptickets_ray.progress.events import OnEvent, Starting, Waiting, Warned
 from suptickets_ray.supervisor import report_local_ray, report_lost_ray
 
 _OPEN = (
@@ -49,7 +49,7 @@ def ray_session(
 
     Args:
         config: The address, and the resource requests of the run.
-        on_event: Called with `Waiting` events, and with `Warned` if the cluster is not authenticated.
+        on_event: Called with `Starting` and `Waiting` events, and with `Warned` if the cluster is not authenticated.
         verbose: Whether Ray's messages and the workers' output are shown.
 
     Raises:
@@ -73,8 +73,10 @@ def ray_session(
         stack.callback(ray.shutdown)
         if address:
             restrict_token_file()
+            on_event(Starting(f"the connection to the Ray cluster at {address}"))
             is_open = _join(address, verbose)
         else:
+            on_event(Starting("Ray on this machine"))
             ensure_token()
             stack.enter_context(_quick_start())
             stack.enter_context(loopback_only())

@@ -101,6 +101,11 @@ class Exploration:
         return sum(self._first_cycles.values())
 
     @property
+    def stored_cycles(self) -> tuple[int, ...]:
+        """Number of cycles by chain that earlier starts have finished."""
+        return tuple(self._first_cycles[chain] for chain in sorted(self._first_cycles))
+
+    @property
     def num_trained(self) -> int:
         """Number of cycles that this start has finished."""
         return self._chains.num_trained

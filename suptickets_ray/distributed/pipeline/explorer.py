@@ -15,7 +15,7 @@ from suptickets_ray.distributed.cluster.polling import ClusterPollTimer
 from suptickets_ray.distributed.pipeline.context import WorkerContext, start_worker
 from suptickets_ray.distributed.pipeline.result import versions
 from suptickets_ray.process_start import collect_normally
-from suptickets_ray.progress.events import CycleEpochEnded, TicketFinished
+from suptickets_ray.progress.events import CycleEpochEnded, CycleStarted, TicketFinished
 from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.superposition.ticket_scores import EVALUATED_SPLITS
@@ -67,6 +67,7 @@ class Explorer:
         """
         began = time.time()
         worker, config = self._worker, self._worker.config
+        worker.send(CycleStarted(chain, cycle))
         tickets, epoch_steps = config.tickets, steps_per_epoch(config, worker.splits)
         first_step = (budget_of(config).pretrain_epochs + cycle * tickets.cycle_epochs) * epoch_steps
         progress = self._learner.load_bytes(state)
@@ -75,13 +76,17 @@ class Explorer:
         first_epoch = self._load_checkpoint(chain, cycle, parent) if again else 0
         redone = first_step + first_epoch * epoch_steps + 1
         checkpoints = _CheckpointTimer(self._node, bool(first_epoch))
+        epoch_began = time.monotonic()
         with Scalars(worker.tensorboard, f"chain-{chain:03d}", redone if again else None) as scalars:
 
             def on_epoch(epoch: int, loss: float) -> None:
+                nonlocal epoch_began
+                seconds, epoch_began = time.monotonic() - epoch_began, time.monotonic()
+                speed = epoch_steps * config.data.batch_size / seconds
                 step = first_step + (epoch + 1) * epoch_steps
                 lr = cycle_lr(tickets, epoch + 1)
                 scalars.write(step, train__loss=loss, train__lr=lr, train__density=self._learner.sparsifier.density)
-                worker.send(CycleEpochEnded(chain, cycle, epoch + 1, loss))
+                worker.send(CycleEpochEnded(chain, cycle, epoch + 1, loss, speed))
                 if epoch + 1 < tickets.cycle_epochs and checkpoints.is_due():
                     with suppress(OSError):  # optional: without a checkpoint, only a lost machine costs more
                         worker.store.write(partial_state_path(chain), self._partial_state(cycle, epoch + 1, parent))

@@ -22,7 +22,7 @@ from suptickets_ray.distributed.cluster.retry import RetryBudget
 from suptickets_ray.distributed.cluster.watchdog import StallWatchdog
 from suptickets_ray.distributed.pipeline.context import Worker, WorkerContext, start_worker
 from suptickets_ray.process_start import collect_normally
-from suptickets_ray.progress.events import EpochEnded, Event, OnEvent, Waiting
+from suptickets_ray.progress.events import EpochEnded, Event, OnEvent, Resumed, Starting, Waiting
 from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.search.keys import pretraining_key
 from suptickets_ray.sparse.statistics import explored_fraction
@@ -101,6 +101,7 @@ def pretrain(context: WorkerContext, folder: str, on_event: OnEvent, *, verbose:
 
     while True:
         earlier_progress = retries.max_progress
+        on_event(Starting(f"pretraining on {_ranks(cluster.min_workers, cluster.max_workers)}"))
         try:
             result = watched(trainer.fit, context.monitor, handle_event, "pretraining")
             break
@@ -122,6 +123,10 @@ def pretrain(context: WorkerContext, folder: str, on_event: OnEvent, *, verbose:
     return patiently(lambda: _state_in(result.checkpoint))
 
 
+def _ranks(low: int, high: int) -> str:
+    return f"{high} {'rank' if high == 1 else 'ranks'}" if low == high else f"{low} to {high} ranks"
+
+
 def _state_in(checkpoint: Checkpoint) -> bytes:
     with checkpoint.as_directory() as checkpoint_dir:
         return (Path(checkpoint_dir) / STATE_FILE).read_bytes()
@@ -137,6 +142,8 @@ def train_worker(arguments: dict[str, WorkerContext]) -> None:
     learner = build_learner(config, splits, worker.device)
     collect_normally()
     first_epoch = _load_checkpoint(learner)
+    if rank == 0 and 0 < first_epoch < epochs:
+        worker.send(Resumed(f"the pretraining of {first_epoch} epochs", epoch=first_epoch))
     forward = prepare_model(
         learner.model,
         parallel_strategy_kwargs={
@@ -199,10 +206,11 @@ def _validate_and_report(
     validation = evaluate(learner.model, worker.splits.validation)
     epoch_steps, fraction = steps_per_epoch(worker.config, worker.splits), learner.sparsifier.drop_fraction
     extra = {} if fraction is None else {"train__drop_fraction": fraction}
+    examples_per_second = epoch_steps * worker.config.data.batch_size / seconds
     scalars.write(
         epoch * epoch_steps,
         **extra,
-        train__examples_per_second=epoch_steps * worker.config.data.batch_size / seconds,
+        train__examples_per_second=examples_per_second,
         train__loss=loss,
         train__lr=learner.optimizer.param_groups[0]["lr"],
         train__density=learner.sparsifier.density,
@@ -211,7 +219,7 @@ def _validate_and_report(
         validation__loss=validation["loss"],
     )
     epochs = budget_of(worker.config).pretrain_epochs
-    worker.send(EpochEnded(epoch, epochs, loss, validation["accuracy"]))
+    worker.send(EpochEnded(epoch, epochs, loss, validation["accuracy"], examples_per_second))
 
 
 def _load_checkpoint(learner: Learner) -> int:

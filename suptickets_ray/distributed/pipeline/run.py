@@ -30,7 +30,17 @@ from suptickets_ray.distributed.pipeline.result import (
 )
 from suptickets_ray.distributed.pipeline.stages import as_run_failure, choose_for_machine, pretrained_state, run_path
 from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClient
-from suptickets_ray.progress.events import Event, OnEvent, PhaseStarted, ResultWritten, Resumed, Waiting, Warned
+from suptickets_ray.progress.events import (
+    Event,
+    JobPlanned,
+    OnEvent,
+    PhaseStarted,
+    ResultWritten,
+    Resumed,
+    Starting,
+    Waiting,
+    Warned,
+)
 from suptickets_ray.progress.log import EventLog
 from suptickets_ray.progress.summary_table import ROWS
 from suptickets_ray.progress.timeline import Timeline
@@ -124,7 +134,7 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
         # Created before the explorers, which could otherwise take its GPU.
         superposer = stack.enter_context(closing(SuperposerClient(context, pretrained, exploration)))
         with exploration:
-            _report_stored(exploration, emit)
+            _report_begin(exploration, emit)
             order = list(canonical_order(config.tickets.num_chains, budget.cycles))
             for chain, cycle in superposer.best_first(order) if config.superposition.method == "greedy" else order:
                 superposer.merge(chain, cycle)
@@ -151,16 +161,26 @@ def _locked_folder(config: Config, on_event: OnEvent) -> Iterator[None]:
         yield
 
 
-def _report_stored(exploration: Exploration, on_event: OnEvent) -> None:
-    """Reports what earlier starts have left, and what of it cannot be used."""
+def _plan(config: Config) -> JobPlanned:
+    budget, chains = budget_of(config), config.tickets.num_chains
+    explorers = min(config.cluster.num_explorers or chains, chains)
+    return JobPlanned(budget.pretrain_epochs, chains, budget.cycles, budget.cycle_epochs, explorers)
+
+
+def _report_begin(exploration: Exploration, on_event: OnEvent) -> None:
+    """Reports what earlier starts have left, what of it cannot be used, and that explorers start."""
     if exploration.num_stored:
-        on_event(Resumed(f"{exploration.num_stored} finished tickets", exploration.num_stored))
+        what = f"{exploration.num_stored} finished tickets"
+        on_event(Resumed(what, exploration.num_stored, exploration.stored_cycles))
     for chain in exploration.restarted:
         on_event(Warned(f"the files of chain {chain} are damaged or belong to another run; the chain restarts."))
+    if not exploration.is_done:
+        on_event(Starting("explorers"))
 
 
 def _prepare(config: Config, store: RunStore, on_event: OnEvent) -> tuple[Mapping[str, Any], str]:
     """Checks the recipe before anything is started. Returns the data function's result, and its fingerprint."""
+    on_event(_plan(config))
     if config.cluster.gpus_per_worker and not config.cluster.superposer_gpus:
         on_event(Warned(_SLOW_SUPERPOSER))
     check_address(config.cluster)

@@ -32,7 +32,17 @@ from suptickets_ray.distributed.tune.placement import sized_trial, wait_for_plac
 from suptickets_ray.distributed.tune.result import conclude, finished_search, num_failed, trial_rows
 from suptickets_ray.distributed.tune.searcher import early_stopping, optuna_searcher, tune_space
 from suptickets_ray.distributed.tune.trial import TrialContext, run_trial
-from suptickets_ray.progress.events import Event, OnEvent, PhaseStarted, Resumed, TicketFinished, Waiting, Warned
+from suptickets_ray.progress.events import (
+    Event,
+    JobPlanned,
+    OnEvent,
+    PhaseStarted,
+    ResultWritten,
+    Resumed,
+    TicketFinished,
+    Waiting,
+    Warned,
+)
 from suptickets_ray.progress.log import EventLog
 from suptickets_ray.recipes.declarations import all_keys
 from suptickets_ray.recipes.recorded_run import RecordedRun
@@ -89,6 +99,7 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
         on_event(event)
 
     watch = collecting_warnings(warnings, handle_event)
+    watch(JobPlanned(trials=plan.num_trials))
     for text in plan.warnings():
         watch(Warned(text))
     with reported_warnings(watch):
@@ -115,7 +126,9 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
             trial = TrialContext(context, start_local_actor(LeaseServer), explorers)
             grid = _fit(plan, files, earlier, trial, concurrency, monitor, watch, verbose)
             clock.lap("search")
-    return RunResult(files.path, conclude(plan, files, trial_rows(plan, files, grid), clock, warnings), resumed=False)
+    result = conclude(plan, files, trial_rows(plan, files, grid), clock, warnings)
+    watch(ResultWritten(files.path, result["best"]["accuracy"], result["best"]["digest"]))
+    return RunResult(files.path, result, resumed=False)
 
 
 def trainable(config: Config) -> Any:
@@ -203,7 +216,7 @@ def _pretrain_all(
 
         def handle_event(event: Event) -> None:
             nonlocal is_stored
-            is_stored = is_stored or isinstance(event, Resumed)
+            is_stored = is_stored or (isinstance(event, Resumed) and event.epoch is None)
             on_event(event)
 
         try:
