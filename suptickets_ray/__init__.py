@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from suptickets_ray.distributed.pipeline.run import train as train
     from suptickets_ray.distributed.tune.tune import tune as tune
+    from suptickets_ray.metric import Metric as Metric
     from suptickets_ray.offline.csr import load_csr as load_csr
     from suptickets_ray.recipes.load import load_config as load_config
     from suptickets_ray.tickets.averaging import superpose as superpose
     from suptickets_ray.tickets.schedule import plan_budget as plan_budget
     from suptickets_ray.tickets.schedule import triangular as triangular
     from suptickets_ray.tickets.ticket import Ticket as Ticket
+    from suptickets_ray.training.tasks import Task as Task
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Metric": "suptickets_ray.metric",
+    "Task": "suptickets_ray.training.tasks",
     "Ticket": "suptickets_ray.tickets.ticket",
     "load_csr": "suptickets_ray.offline.csr",
     "load_config": "suptickets_ray.recipes.load",

@@ -52,6 +52,18 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What the network is trained for: loss, metrics, and the metric that networks are compared by."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    name: str = "classification"
+    """classification, multilabel, regression, segmentation, language_model, or user-defined as "module:function"."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function that returns the task."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The data set, its splits and its augmentation."""
 
@@ -254,7 +266,7 @@ class SuperpositionConfig:
     recalibration_examples: Annotated[int | Literal["all"] | None, Unit("examples")] = None
     """Training examples that the recalibration of each merged network reads at most, or "all"; 1,024 if unset."""
     gate_tolerance: Annotated[float | None, Interval(ge=0, le=1), Unit("fraction")] = 0.005
-    """Maximum loss of validation accuracy (a fraction) up to which the gate accepts a ticket; none accepts all."""
+    """Loss of validation accuracy up to which the gate accepts a ticket; relative for other metrics; none: all."""
 
     def __post_init__(self) -> None:
         """Raises ValueError if the recalibration reads fewer than two examples."""
@@ -360,10 +372,10 @@ class SearchConfig:
     """Seeds per point, counted up from the recipe's seed."""
     max_concurrent_trials: Annotated[int | None, Ge(1), Le(10**5), Unit("trials")] = None
     """Maximum number of concurrent trials; if unset, limited by the cluster's capacity."""
-    metric: Literal["validation_accuracy", "validation_loss"] = "validation_accuracy"
-    """Metric that points are compared by, as the mean over seeds: validation_accuracy or validation_loss."""
+    metric: str | None = None
+    """Metric that points are compared by, as the mean over seeds, e.g. validation_loss; the task's metric if unset."""
     mode: Literal["max", "min"] | None = None
-    """Whether the "max" or the "min" of the metric is best; if unset, max for accuracy and min for loss."""
+    """Whether the "max" or the "min" of the metric is best; if unset, as the task says, e.g. max for accuracy."""
     scheduler: Literal["none", "asha"] = "none"
     """Early stopping of poor trials after a cycle: "none" or "asha"."""
     searcher: Literal["random", "grid", "optuna"] = "random"
@@ -394,6 +406,7 @@ class Config:
     """Seed of all randomness except the data split."""
     model: ModelConfig
     data: DataConfig
+    task: TaskConfig = field(default_factory=TaskConfig)
     train: TrainConfig
     method: MethodConfig
     tickets: TicketsConfig = field(default_factory=TicketsConfig)

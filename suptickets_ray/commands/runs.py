@@ -50,7 +50,7 @@ def train_command(options: argparse.Namespace, console: Console) -> int:
 
         finished = train(config, show, verbose=options.verbose)
     if options.log_format == "json":
-        return _log_end(config.name, finished.path, finished.result["superposed"], finished.result["warnings"])
+        return _log_end(config.name, finished.path, finished.result, "superposed")
     if finished.resumed:
         console.print("This run is already complete.")
         _print_result(console, finished.result)
@@ -85,7 +85,7 @@ def tune_command(options: argparse.Namespace, console: Console) -> int:
     with _view(console, options.log_format) as view:
         finished = tune(config, view, verbose=options.verbose)
     if options.log_format == "json":
-        return _log_end(config.name, finished.path, finished.result["best"], finished.result["warnings"])
+        return _log_end(config.name, finished.path, finished.result, "best")
     if finished.resumed:
         console.print("This search is already complete.")
     console.print(search_table(finished.result))
@@ -208,9 +208,13 @@ def _print_curves(console: Console, run: str) -> None:
     _print_path(console, "Curves: tensorboard --logdir", tree.partition("?")[0] if "://" in tree else tree)
 
 
-def _log_end(name: str, path: str, network: dict[str, Any], warnings: list[str]) -> int:
+def _log_end(name: str, path: str, result: dict[str, Any], key: str) -> int:
+    """Logs the end of a run or search, with the scores of the network `key` of the result."""
+    from suptickets_ray.metric import Metric
     from suptickets_ray.progress.events import RunFinished
     from suptickets_ray.progress.log import EventLog
 
-    EventLog(name)(RunFinished(path, network["accuracy"], network["loss"], network["digest"], warnings))
+    network, metric = result[key], Metric.of_result(result)
+    score, loss, digest = network[metric.name], network["loss"], network["digest"]
+    EventLog(name)(RunFinished(path, score, loss, digest, result["warnings"], metric))
     return EXIT_DONE

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def superpose_command(options: argparse.Namespace, console: Console) -> int:
     """Superposes the stored tickets of runs again, or compares the rules with --sweep."""
+    from suptickets_ray.metric import Metric
     from suptickets_ray.offline.resuperpose import evaluate_runs, open_runs, superpose_runs, sweep, sweep_table
     from suptickets_ray.offline.stored_ticket import check_output
 
@@ -42,7 +43,7 @@ def superpose_command(options: argparse.Namespace, console: Console) -> int:
     runs = open_runs(paths, overrides)
     if options.sweep:
         rows, best = sweep(runs)
-        console.print(sweep_table(rows, sum(len(run.keys) for run in runs)))
+        console.print(sweep_table(rows, sum(len(run.keys) for run in runs), Metric.of_result(best)))
         console.print(best["assessment"]["sentence"], markup=False)
         return EXIT_DONE
     merger, reports = superpose_runs(runs)

@@ -54,10 +54,11 @@ def superpose_checkpoints(
         ancestor = superpose([ancestor], density=config.method.density, scope=config.superposition.prune_scope)
     with worker_determinism(config):
         merger = Merger(config, splits, ancestor, device_of(config))
-        keyed = list(enumerate(tickets[1:]))
+        order = list(range(len(files) - 1))
         if merger.merges_best_first:
-            keyed.sort(key=lambda pair: -merger.score(pair[1], "validation")["accuracy"])
-        reports = [merger.merge(ticket, chain, 0, validate=False) for chain, ticket in keyed]
+            name = merger.metric.name
+            order = merger.best_first(order, lambda chain: merger.score(tickets[1 + chain], "validation")[name])
+        reports = [merger.merge(tickets[1 + chain], chain, 0, validate=False) for chain in order]
         report = merger.evaluate((merged, tickets[1 + merged["chain"]]) for merged in reports)
     return merger.superposed, {"name": config.name, **report, **summarize_tickets(report)}
 

@@ -7,13 +7,16 @@ import math
 from torch.nn import Module
 
 from suptickets_ray.config import Config
+from suptickets_ray.metric import ACCURACY
 from suptickets_ray.progress.words import size_text
 from suptickets_ray.search.plan import SearchPlan
 from suptickets_ray.tickets.store import child
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.loop import budget_of, masked_parameters, steps_per_epoch
 from suptickets_ray.training.models import build_model
+from suptickets_ray.training.nested import describe_shape
 from suptickets_ray.training.optim import count_state
+from suptickets_ray.training.tasks import make_task
 
 _FLOAT_BYTES = 4
 Row = tuple[str, str]
@@ -57,12 +60,15 @@ def warnings_about(config: Config, splits: Splits) -> list[str]:
     """Returns warnings about a validation set that is too small."""
     found = []
     count, tolerance = len(splits.validation), config.superposition.gate_tolerance
-    if tolerance and count * tolerance < 1:
+    task = make_task(config)
+    if tolerance and task.metric == ACCURACY and count * tolerance < 1:
         found.append(
             f"one of the {count} validation examples is {1 / count:.2%} of the accuracy, more than "
             f"superposition.gate_tolerance={tolerance:g}: the gate decides on single examples. Use a larger validation "
             "set, or superposition.gate_tolerance=none."
         )
+    if config.task.name != "classification":
+        return found
     missing = sorted(set(range(splits.num_classes)) - set(splits.validation.all_labels().tolist()))
     if missing:
         found.append(
@@ -74,8 +80,9 @@ def warnings_about(config: Config, splits: Splits) -> list[str]:
 
 def _data(config: Config, splits: Splits) -> str:
     counts = ", ".join(f"{len(getattr(splits, name)):,} {name}" for name in ("train", "validation", "test"))
-    shape = " x ".join(map(str, splits.sample_shape))
-    return f"{config.data.name}: {counts} examples of shape {shape}, {splits.num_classes} classes"
+    outputs = "classes" if config.task.name == "classification" else f"outputs of task {config.task.name}"
+    shape = describe_shape(splits.sample_shape)
+    return f"{config.data.name}: {counts} examples of shape {shape}, {splits.num_classes} {outputs}"
 
 
 def _network(config: Config, model: Module) -> str:

@@ -13,9 +13,11 @@ from rich.table import Table
 from torch import Tensor
 
 from suptickets_ray.lookup import choose
+from suptickets_ray.metric import Metric
 from suptickets_ray.offline.stored_ticket import build_network, device_of, read_ticket, recipe_of, splits_of
 from suptickets_ray.training.determinism import worker_determinism
-from suptickets_ray.training.evaluation import predict, score
+from suptickets_ray.training.evaluation import evaluate, measure_predictions, predict
+from suptickets_ray.training.tasks import classification, make_task
 
 SPLITS: dict[str, str] = {
     "train": "the training examples without augmentation, with the labels used in training",
@@ -41,7 +43,8 @@ def evaluate_stored(
         overrides: Settings of the data, e.g. "data.root=/data".
 
     Returns:
-        ticket (its path), digest, density, provenance, split, and the scores of `evaluate_logits`. All are JSON values.
+        ticket (its path), digest, density, provenance, split, task_metric, and the task's metrics and loss; for
+        classification the scores of `evaluate_logits`. All are JSON values.
 
     Raises:
         ValueError: If the ticket, split or recipe does not exist, or if the recipe does not match the ticket.
@@ -52,15 +55,21 @@ def evaluate_stored(
     splits = splits_of(path, config)
     with worker_determinism(config):
         model = build_network(config, splits, stored.ticket).to(device_of(config))
-        examples = getattr(splits, split)
-        scores = evaluate_logits(predict(model, examples), examples.all_labels())
+        examples, task = getattr(splits, split), make_task(config)
+        if config.task.name == "classification":
+            scores = evaluate_logits(predict(model, examples), examples.all_labels())
+        else:
+            found = evaluate(model, examples, task).items()
+            scores = {"num_examples": len(examples), **{name: _finite(value) for name, value in found}}
     return {
         "ticket": stored.path,
         "digest": stored.ticket.digest,
         "density": stored.ticket.density,
         "provenance": stored.ticket.provenance,
         "split": split,
+        "task_metric": task.metric.to_dict(),
         **scores,
+        "metrics": [metric.to_dict() for metric in task.metrics],
     }
 
 
@@ -73,12 +82,13 @@ def evaluate_logits(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         `evaluate_classes`).
     """
     num_classes = logits.shape[1]
-    scores = score(logits, labels)
+    task = classification()
+    measured = measure_predictions(task.predict(logits), labels, task).scores
     evaluated: dict[str, Any] = {
         "num_examples": len(labels),
         "num_classes": num_classes,
-        "accuracy": scores["accuracy"],
-        "loss": _finite(scores["loss"]),
+        "accuracy": measured["accuracy"],
+        "loss": _finite(measured["loss"]),
     }
     if num_classes > _TOP:
         hits = logits.topk(_TOP, 1).indices.eq(labels[:, None]).any(1)
@@ -160,13 +170,18 @@ def evaluation_tables(report: dict[str, Any]) -> Group:
     scores = Table(title=f"{report['num_examples']:,} {report['split']} examples")
     scores.add_column("score")
     scores.add_column("value", justify="right")
-    scores.add_row("accuracy", _percent(report["accuracy"]), style="bold")
+    metric = Metric.of_result(report)
+    for shown in (Metric(**some) for some in report["metrics"]):
+        scores.add_row(shown.title, shown.text(report[shown.name]), style="bold" if shown == metric else None)
     if "top5_accuracy" in report:
         scores.add_row(f"top-{_TOP} accuracy", _percent(report["top5_accuracy"]))
-    scores.add_row("loss (nats)", "not finite" if report["loss"] is None else f"{report['loss']:.4f}")
-    scores.add_row(f"calibration error ({NUM_BINS} bins)", _percent(report["calibration_error"]))
+    unit = " (nats)" if "classes" in report else ""
+    scores.add_row(f"loss{unit}", "not finite" if report["loss"] is None else f"{report['loss']:.4f}")
+    if "calibration_error" in report:
+        scores.add_row(f"calibration error ({NUM_BINS} bins)", _percent(report["calibration_error"]))
     scores.add_row("density", f"{report['density']:.4f}")
-
+    if "classes" not in report:
+        return Group(scores)
     rows, title = report["classes"], "classes"
     if len(rows) > _MAX_LISTED_CLASSES:
         title = f"the {_NUM_WORST_CLASSES} worst of {len(rows)} classes; --json prints all"

@@ -92,6 +92,11 @@ def to_onnx(request: ExportRequest) -> bytes:
     splits = load_data(config.data)
     model = build_network(config, splits, stored.ticket)
     inputs, _ = splits.validation.batch(torch.arange(min(len(splits.validation), 4)))
+    if not isinstance(inputs, torch.Tensor):
+        raise ValueError(
+            "Cannot export to ONNX: the network takes several tensors, and only one is supported. Choose another "
+            "--format."
+        )
     return to_onnx_file(model, inputs, metadata_of(stored.ticket))
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from suptickets_ray.training.nested import logits_of
+
 TOLERANCE = 1e-5
 """Maximum difference of logits between torch and onnxruntime, relative to the largest logit or to 1."""
 
@@ -29,7 +31,7 @@ def to_onnx_file(model: Module, inputs: Tensor, metadata: Mapping[str, str]) -> 
     batch = torch.cat([inputs, inputs])
     try:
         program = torch.onnx.export(
-            model,
+            _Logits(model).eval(),
             (batch,),
             dynamo=True,
             verbose=False,
@@ -59,7 +61,7 @@ def check_logits(content: bytes, model: Module, batches: list[Tensor]) -> None:
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     for batch in batches:
-        expected = model(batch)
+        expected = logits_of(model(batch))
         found = torch.from_numpy(session.run(["logits"], {"input": batch.numpy()})[0])
         difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
         if not difference <= TOLERANCE:
@@ -67,6 +69,17 @@ def check_logits(content: bytes, model: Module, batches: list[Tensor]) -> None:
                 f"Cannot export to ONNX: onnxruntime's logits differ from torch's by {difference:.2g}, more than "
                 f"{TOLERANCE:g}. Choose another --format."
             )
+
+
+class _Logits(Module):
+    """A network that returns its logits as one tensor."""
+
+    def __init__(self, model: Module) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return logits_of(self._model(inputs))
 
 
 def _export_error(reason: str) -> ValueError:

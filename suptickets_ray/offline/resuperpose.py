@@ -11,6 +11,7 @@ from rich.table import Table
 
 from suptickets_ray.config import Config, SuperpositionConfig
 from suptickets_ray.lookup import suggestion
+from suptickets_ray.metric import ACCURACY, Metric
 from suptickets_ray.offline.stored_ticket import device_of
 from suptickets_ray.recipes.load import load_config, to_dict
 from suptickets_ray.recipes.recorded_run import RecordedRun, pretrained_ticket
@@ -168,7 +169,8 @@ def superpose_runs(runs: Sequence[StoredRun], config: Config | None = None) -> t
         merger = Merger(config or first.config, first.splits, first.pretrained, device_of(first.config))
         keys = _keys(runs)
         if merger.merges_best_first:
-            keys.sort(key=lambda key: -merger.score(key.ticket(), "validation")["accuracy"])
+            name = merger.metric.name
+            keys = merger.best_first(keys, lambda key: merger.score(key.ticket(), "validation")[name])
         reports = [merger.merge(key.ticket(), key.chain, key.cycle, validate=False) | {"key": key} for key in keys]
     return merger, reports
 
@@ -185,7 +187,8 @@ def sweep(runs: Sequence[StoredRun]) -> tuple[list[dict[str, Any]], dict[str, An
 
     Returns:
         A row for each rule: method, cima_factor (None except for CIMA), accepted (number of tickets),
-        validation_accuracy and density. The rule that is best on validation also has its test accuracy, as `accuracy`.
+        validation score, e.g. validation_accuracy, and density. The rule that is best on validation also has its test
+        score, e.g. accuracy.
         And the result of `evaluate_runs` for this rule.
     """
     rules: list[tuple[str, float | None]] = [("cia", None), ("caa", None), *(("cima", f) for f in SWEPT_FACTORS)]
@@ -199,35 +202,36 @@ def sweep(runs: Sequence[StoredRun]) -> tuple[list[dict[str, Any]], dict[str, An
         with worker_determinism(runs[0].config):
             validation = merger.validation_scores()
         # Only the best merger so far is held: each has an accumulator and a network.
-        if best_merge is None or validation["accuracy"] > rows[best]["validation_accuracy"]:
+        metric, key = merger.metric, f"validation_{merger.metric.name}"
+        if best_merge is None or metric.is_better(validation[metric.name], rows[best][key]):
             best, best_merge = len(rows), (merger, reports)
         rows.append(
             {
                 "method": method,
                 "cima_factor": factor,
                 "accepted": sum(report["accepted"] for report in reports),
-                "validation_accuracy": validation["accuracy"],
+                key: validation[metric.name],
                 "density": merger.superposed.density,
             }
         )
     assert best_merge is not None
     result = evaluate_runs(runs, *best_merge)
-    rows[best]["accuracy"] = result["superposed"]["accuracy"]
+    rows[best][metric.name] = result["superposed"][metric.name]
     return rows, result
 
 
-def sweep_table(rows: Sequence[dict[str, Any]], num_tickets: int) -> Table:
+def sweep_table(rows: Sequence[dict[str, Any]], num_tickets: int, metric: Metric = ACCURACY) -> Table:
     """Returns the rows of `sweep` for a terminal. The row that is best on validation is bold."""
-    table = Table(title="superposition rules on the same tickets; test accuracy only for the best on validation")
+    table = Table(title=f"superposition rules on the same tickets; test {metric.title} only for the best on validation")
     for column in ("method", "cima_factor"):
         table.add_column(column)
     for column in ("accepted", "validation", "density", "test"):
         table.add_column(column, justify="right")
     for row in rows:
         factor = "" if row["cima_factor"] is None else str(row["cima_factor"])
-        accuracy = f"{row['accuracy']:.2%}" if "accuracy" in row else ""
-        cells = (row["method"], factor, f"{row['accepted']} of {num_tickets}", f"{row['validation_accuracy']:.2%}")
-        table.add_row(*cells, f"{row['density']:.4f}", accuracy, style="bold" if accuracy else None)
+        test, validation = metric.text(row.get(metric.name)), metric.text(row[f"validation_{metric.name}"])
+        cells = (row["method"], factor, f"{row['accepted']} of {num_tickets}", validation)
+        table.add_row(*cells, f"{row['density']:.4f}", test, style="bold" if test else None)
     return table
 
 

@@ -1,7 +1,8 @@
 """Progress events of a run or search: one class for each thing that happens.
 
 `train` and `tune` call their `on_event` with these objects, in the driver's process. Epochs count from 1, chains and
-cycles from 0. Accuracies are fractions, losses are in nats, times are in seconds since 1970.
+cycles from 0. A score is the value of the event's `metric`, e.g. an accuracy as a fraction; times are in seconds since
+1970.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
+
+from suptickets_ray.metric import ACCURACY, Metric
 
 Phase: TypeAlias = Literal["pretrain", "explore", "superpose", "search"]
 
@@ -83,8 +86,10 @@ class EpochEnded:
     """Epochs of pretraining."""
     loss: float
     """Mean training loss of the epoch."""
-    validation_accuracy: float
-    """Accuracy on validation."""
+    validation_score: float
+    """Score on validation."""
+    metric: Metric = ACCURACY
+    """The task's metric."""
     examples_per_second: float | None = None
     """Training examples per second, of all ranks together."""
 
@@ -123,8 +128,8 @@ class TicketFinished:
     """The chain."""
     cycle: int
     """The cycle within the chain."""
-    validation_accuracy: float
-    """The ticket's accuracy on validation."""
+    validation_score: float
+    """The ticket's score on validation."""
     node: str
     """Ray's id of the machine that ran the cycle."""
     process: int
@@ -133,6 +138,8 @@ class TicketFinished:
     """When the cycle began."""
     ended: float
     """When the cycle ended."""
+    metric: Metric = ACCURACY
+    """The task's metric."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +152,8 @@ class TicketMerged:
     """The ticket's cycle within the chain."""
     accepted: bool
     """Whether the ticket is part of the sup-ticket."""
-    validation_accuracy: float | None = None
-    """Accuracy on validation of the network with this ticket merged, also if the ticket is rejected."""
+    validation_score: float | None = None
+    """Score on validation of the network with this ticket merged, also if the ticket is rejected."""
     validation_loss: float | None = None
     """Loss on validation of that network."""
     density: float | None = None
@@ -159,6 +166,8 @@ class TicketMerged:
     """When the merge began; None if merge shards do it."""
     ended: float | None = None
     """When the merge ended; None if merge shards do it."""
+    metric: Metric = ACCURACY
+    """The task's metric."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +176,12 @@ class TrialFinished:
 
     values: Mapping[str, Any]
     """The trial's point: values by dotted key."""
-    validation_accuracy: float
-    """Mean accuracy on validation over the trial's seeds."""
+    validation_score: float
+    """Mean score on validation over the trial's seeds."""
     validation_loss: float
     """Mean loss on validation over the trial's seeds."""
+    metric: Metric = ACCURACY
+    """The task's metric."""
 
 
 @dataclass(frozen=True)
@@ -207,14 +218,16 @@ class RunFinished:
 
     path: str
     """Absolute path or URI of the folder."""
-    accuracy: float
-    """Accuracy on the test set of the sup-ticket, or of a search's best trial."""
+    score: float
+    """Score on the test set of the sup-ticket, or of a search's best trial."""
     loss: float | None
     """Loss of that network on the test set; None if it is not finite."""
     digest: str
     """Digest of that network."""
     warnings: list[str]
     """Warnings of the result."""
+    metric: Metric = ACCURACY
+    """The task's metric."""
 
 
 Event: TypeAlias = (
@@ -252,10 +265,18 @@ KINDS: dict[type[Event], str] = {
     RunFinished: "done",
 }
 """Names of the classes in logs."""
+_SCORE_NAMES = {"validation_score": "validation_{}", "score": "{}"}
 
 
 def to_record(event: Event) -> dict[str, Any]:
-    """Returns an event as plain values, as in a JSON log: its name under `event`, then the fields that apply to it."""
-    values = {field: getattr(event, field.name) for field in fields(event)}
+    """Returns an event as plain values, as in a JSON log: its name under `event`, then the fields that apply to it.
+
+    Scores have the metric's name, e.g. validation_accuracy.
+    """
+    values = {field: getattr(event, field.name) for field in fields(event) if field.name != "metric"}
     kept = {field.name: value for field, value in values.items() if not (value is None and field.default is None)}
-    return {"event": KINDS[type(event)], **kept}
+    metric = getattr(event, "metric", ACCURACY).name
+    return {
+        "event": KINDS[type(event)],
+        **{_SCORE_NAMES.get(name, name).format(metric): value for name, value in kept.items()},
+    }

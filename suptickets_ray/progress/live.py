@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from suptickets_ray.metric import ACCURACY, Metric
 from suptickets_ray.progress.events import (
     EpochEnded,
     Event,
@@ -43,7 +44,9 @@ class Progress:
     merged: int = 0
     trials: int = 0
     num_trials: int = 0
-    accuracies: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict)
+    """Scores on validation by the name of the network."""
+    metric: Metric = ACCURACY
     _phase_start: float = 0.0
     _first_epoch: int | None = None
     _first_epoch_time: float = 0.0
@@ -55,6 +58,7 @@ class Progress:
             event: An event of the run or search.
             now: The present time in seconds.
         """
+        self.metric = getattr(event, "metric", self.metric)
         match event:
             case PhaseStarted():
                 self.phase, self._phase_start = event.name, now
@@ -65,23 +69,24 @@ class Progress:
                 if self._first_epoch is None:
                     self._first_epoch, self._first_epoch_time = event.epoch, now
                 self.epoch, self.epochs = event.epoch, event.epochs
-                self.accuracies["pretraining"] = event.validation_accuracy
+                self.scores["pretraining"] = event.validation_score
             case Resumed(tickets=int(tickets)):
                 self.stored = tickets
                 self.tickets += tickets
             case TicketFinished():
                 self.tickets += 1
-                self.accuracies["last ticket"] = event.validation_accuracy
+                self.scores["last ticket"] = event.validation_score
             case TrialFinished():
                 self.trials += 1
-                self.accuracies["last trial"] = event.validation_accuracy
-                best = self.accuracies.get("best trial", 0.0)
-                self.accuracies["best trial"] = max(best, event.validation_accuracy)
+                self.scores["last trial"] = event.validation_score
+                best = self.scores.get("best trial", self.metric.worst)
+                if "best trial" not in self.scores or self.metric.is_better(event.validation_score, best):
+                    self.scores["best trial"] = event.validation_score
             case TicketMerged():
                 self.merged += 1
                 # A rejected merge does not change the sup-ticket.
-                if event.validation_accuracy is not None and event.accepted:
-                    self.accuracies["sup-ticket"] = event.validation_accuracy
+                if event.validation_score is not None and event.accepted:
+                    self.scores["sup-ticket"] = event.validation_score
 
     def rows(self, now: float) -> list[tuple[str, str]]:
         """Returns the lines to show, each as a name and a text."""
@@ -92,8 +97,12 @@ class Progress:
             ("tickets", f"{self.tickets} of {self.num_tickets or '?'}, {self.merged} merged"),
             *([("trials", f"{self.trials} of {self.num_trials}")] if self.num_trials else []),
             ("left", "" if left is None else f"{left:.0f} s"),
-            *((name, f"{accuracy:.2%} on validation") for name, accuracy in self.accuracies.items()),
+            *((name, f"{self._text(score)} on validation") for name, score in self.scores.items()),
         ]
+
+    def _text(self, score: float) -> str:
+        """Returns a score; the metric is named unless it is the accuracy."""
+        return self.metric.text(score) if self.metric == ACCURACY else f"{self.metric.title} {self.metric.text(score)}"
 
     def seconds_left(self, now: float) -> float | None:
         """Returns the estimated remaining seconds of the phase, or None without an estimate."""
@@ -231,26 +240,23 @@ class PlainView:
             case Resumed(what):
                 return f"resuming with {what}"
             case EpochEnded() if event.epoch == event.epochs or event.epoch % max(event.epochs // 10, 1) == 0:
-                return (
-                    f"epoch {event.epoch} of {event.epochs}: loss {event.loss:.4f}, "
-                    f"validation accuracy {event.validation_accuracy:.2%}"
-                )
+                return f"epoch {event.epoch} of {event.epochs}: loss {event.loss:.4f}, validation {_scored(event)}"
             case TrialFinished():
                 values = " ".join(f"{key}={value}" for key, value in event.values.items())
-                return (
-                    f"trial {progress.trials} of {progress.num_trials}: {values}, "
-                    f"validation accuracy {event.validation_accuracy:.2%}"
-                )
-            case TicketFinished(chain, cycle, accuracy):
+                return f"trial {progress.trials} of {progress.num_trials}: {values}, validation {_scored(event)}"
+            case TicketFinished(chain, cycle):
                 if progress.num_trials:
                     return f"ticket: chain {chain}, cycle {cycle}"
                 return (
                     f"ticket {progress.tickets} of {progress.num_tickets}: chain {chain}, cycle {cycle}, "
-                    f"validation accuracy {accuracy:.2%}"
+                    f"validation {_scored(event)}"
                 )
-            case TicketMerged(chain, cycle, accepted, accuracy):
+            case TicketMerged(chain, cycle, accepted, score):
                 line = f"chain {chain}, cycle {cycle} {'accepted' if accepted else 'rejected'}"
-                return (
-                    line if accuracy is None else f"{line}: validation accuracy {accuracy:.2%} with this ticket merged"
-                )
+                return line if score is None else f"{line}: validation {_scored(event)} with this ticket merged"
         return ""
+
+
+def _scored(event: EpochEnded | TicketFinished | TicketMerged | TrialFinished) -> str:
+    """Returns the metric and its value, e.g. "accuracy 93.10%"."""
+    return f"{event.metric.title} {event.metric.text(event.validation_score)}"

@@ -1,4 +1,4 @@
-"""The result table: accuracy and density of every network."""
+"""The result table: score and density of every network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from suptickets_ray.metric import ACCURACY, Metric
 from suptickets_ray.superposition.assessment import ensemble_size
 
 ROWS: dict[str, str] = {
@@ -20,22 +21,25 @@ ROWS: dict[str, str] = {
 
 
 def result_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Returns name, validation accuracy, test accuracy and density of every network, as text."""
-    rows = []
+    """Returns name, validation score, test score and density of every network, as text."""
+    rows, metric = [], Metric.of_result(result)
     for key, name in ROWS.items():
         network = result[key]
         density = f"{network['density']:.4f}" if "density" in network else ""
         if key == "ensemble":
             size = ensemble_size(result)
             density = "pretraining" if not size else f"{size} {'net' if size == 1 else 'nets'}"
-        rows.append((name, f"{network['validation_accuracy']:.2%}", f"{network['accuracy']:.2%}", density))
+        scores = (network[f"validation_{metric.name}"], network[metric.name])
+        rows.append((name, metric.text(scores[0]), metric.text(scores[1]), density))
     return rows
 
 
 def closing_table(result: dict[str, Any]) -> Table:
     """Returns the table that is printed after a run. The sup-ticket's row is bold."""
     accepted = sum(ticket["accepted"] for ticket in result["tickets"])
-    table = Table(title=f"{result['name']}: {accepted} of {len(result['tickets'])} tickets superposed")
+    metric = Metric.of_result(result)
+    shown = "" if metric == ACCURACY else f"; {metric.title}, {'higher' if metric.mode == 'max' else 'lower'} is better"
+    table = Table(title=f"{result['name']}: {accepted} of {len(result['tickets'])} tickets superposed{shown}")
     table.add_column("network")
     for column in ("validation", "test", "density"):
         table.add_column(column, justify="right")

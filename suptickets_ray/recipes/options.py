@@ -29,6 +29,7 @@ from suptickets_ray.training.data import DATASETS
 from suptickets_ray.training.initialization import INITIALIZATIONS
 from suptickets_ray.training.models import MODELS
 from suptickets_ray.training.optim import LR_SCHEDULES, OPTIMIZERS
+from suptickets_ray.training.tasks import TASKS
 
 OPTIONS: dict[str, Mapping[str, Any]] = {
     "method.name": METHODS,
@@ -46,6 +47,7 @@ OPTIONS: dict[str, Mapping[str, Any]] = {
     "model.name": MODELS,
     "model.initialization": INITIALIZATIONS,
     "data.name": DATASETS,
+    "task.name": TASKS,
 }
 """The strategy tables, by the setting that chooses a row."""
 

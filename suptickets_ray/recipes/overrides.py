@@ -132,9 +132,10 @@ def drop_settings_of_replaced_choices(settings: dict[str, Any], changes: list[tu
 
 _IMAGE_KEYS = ("crop_padding", "crop_padding_mode", "flip", "validation_share")
 _SPECIFIC_KEYS = {
+    "task": ("options",),
     "model": ("options", "initialization", "weights", "freeze"),
     "data": ("options", "root", "download", "num_train_examples", "label_noise", "split_seed", *_IMAGE_KEYS),
 }
-"""Settings that are specific to one model or data set and do not apply to another."""
+"""Settings that are specific to one task, model or data set and do not apply to another."""
 _SHAPE_OPTIONS: tuple[list[str], ...] = ([], ["like"], ["shape"], ["num_classes"])
 """Paths of the options that set the shape of synthetic data. The empty path replaces all options."""

@@ -17,6 +17,7 @@ from suptickets_ray.training.data import DATASETS
 from suptickets_ray.training.initialization import INITIALIZATIONS
 from suptickets_ray.training.models import find_builder
 from suptickets_ray.training.optim import check_optimizer, default_momentum, find_lr_schedule
+from suptickets_ray.training.tasks import make_task, validation_metrics
 
 WINDOW_KEYS = {"prune_start_epoch": "prune_start_fraction", "prune_end_epoch": "prune_end_fraction"}
 """Prune window: a recipe's keys in epochs, and the Sparsifier's keys as fractions of its steps."""
@@ -42,13 +43,17 @@ def resolve(config: Config) -> Config:
     check_optimizer(config.train)
     budget = plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate)
     _check_train(config.train, budget.pretrain_epochs, config.cluster.gpus_per_worker)
+    metrics = validation_metrics(make_task(config))
     resolved = replace(
         config,
+        search=replace(config.search, metric=config.search.metric or next(iter(metrics))),
         train=replace(config.train, momentum=default_momentum(config.train)),
         method=_resolve_method(config, method),
         tickets=_resolve_tickets(config, method),
         superposition=_resolve_superposition(config),
     )
+    if (metric := resolved.search.metric) not in metrics:
+        raise ValueError(f"search.metric must be {' or '.join(metrics)}; got {metric!r}.")
     if config.model.weights is not None and config.model.initialization != "default":
         raise ValueError(
             f"model.initialization has no effect with model.weights; got {config.model.initialization!r}. Leave one of "

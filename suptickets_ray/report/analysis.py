@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from suptickets_ray.config import Config
+from suptickets_ray.metric import ACCURACY, Metric
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.tickets.masked_values import MaskedValues
 from suptickets_ray.tickets.ticket import Ticket
@@ -22,6 +23,7 @@ from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.evaluation import batch_norms, evaluate, recalibrate, recalibration_size
 from suptickets_ray.training.loop import seed_torch
+from suptickets_ray.training.tasks import make_task
 
 MAX_TICKETS = 16
 """Maximum number of tickets whose masks are compared."""
@@ -31,7 +33,7 @@ MAX_EXAMPLES, _MAX_NUMBERS = 2_000, 50_000_000
 """Maximum examples per point of a line, and maximum numbers in their inputs: all are held in memory."""
 _NUM_POINTS = 7
 ONE_BASIN = 0.02
-"""Accuracy (a fraction) that may be lost between two networks of one basin: 1912.05671, section 2."""
+"""Accuracy or another fraction that may be lost between two networks of one basin: 1912.05671, section 2."""
 
 Item = TypeVar("Item")
 Key = tuple[int, int]
@@ -40,16 +42,17 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True)
 class Curve:
-    """Validation loss and accuracy on the straight line from one network to another."""
+    """Validation loss and score on the straight line from one network to another."""
 
     first: str
     second: str
     alphas: list[float]
     """Weight of the second network at each point, from 0 to 1."""
     losses: list[float]
-    """Mean cross-entropy in nats at each point; NaN for a diverged network."""
-    accuracies: list[float]
-    """Accuracy at each point, a fraction."""
+    """Mean loss at each point, for classification the cross-entropy in nats; NaN for a diverged network."""
+    scores: list[float]
+    """The metric's value at each point, e.g. the accuracy as a fraction."""
+    metric: Metric = ACCURACY
 
     @property
     def barrier(self) -> float:
@@ -61,9 +64,10 @@ class Curve:
         return _max_above_chord(self.alphas, self.losses)
 
     @property
-    def accuracy_lost(self) -> float:
-        """The barrier of the error rate: maximum accuracy lost between the ends, a fraction; at least 0."""
-        return _max_above_chord(self.alphas, [1 - accuracy for accuracy in self.accuracies])
+    def score_lost(self) -> float:
+        """The barrier of the metric: maximum that it gets worse between the ends, e.g. a fraction; at least 0."""
+        offset = 1.0 if self.metric.is_fraction else 0.0
+        return _max_above_chord(self.alphas, [self.metric.gain(offset, score) for score in self.scores])
 
 
 @dataclass
@@ -212,7 +216,7 @@ def curve(
     splits: Splits,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Curve | None:
-    """Returns loss and accuracy at evenly spaced points of the straight line between two tickets' weights.
+    """Returns loss and score at evenly spaced points of the straight line between two tickets' weights.
 
     Networks between the ends have the active weights of both tickets. At every point, including the ends, BatchNorm
     statistics are computed as for the sup-ticket: recalibrated on the training examples, or averaged.
@@ -230,7 +234,7 @@ def curve(
     """
     start, end = first[1].state_dict(), second[1].state_dict()
     alphas = [index / (_NUM_POINTS - 1) for index in range(_NUM_POINTS)]
-    losses, accuracies = [], []
+    losses, scores, task = [], [], make_task(config)
     for alpha in alphas:
         if should_stop():
             return None
@@ -238,10 +242,10 @@ def curve(
         if config.superposition.batchnorm != "average" and batch_norms(model):
             seed_torch(config.seed, "recalibrate")
             recalibrate(model, splits, derive_seed(config.seed, "recalibrate"))
-        scores = evaluate(model, splits.validation)
-        losses.append(scores["loss"])
-        accuracies.append(scores["accuracy"])
-    return Curve(first[0], second[0], alphas, losses, accuracies)
+        found = evaluate(model, splits.validation, task)
+        losses.append(found["loss"])
+        scores.append(found[task.metric.name])
+    return Curve(first[0], second[0], alphas, losses, scores, task.metric)
 
 
 def _interpolated(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:

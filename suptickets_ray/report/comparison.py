@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from suptickets_ray.config import Config
+from suptickets_ray.metric import Metric
 from suptickets_ray.progress.summary_table import ROWS
 from suptickets_ray.recipes.load import changes_results, differing_keys, flatten, to_dict
 from suptickets_ray.report.figures import Series, series_figure
@@ -92,9 +93,10 @@ def render_comparison(runs: Sequence[ComparedRun], notes: Sequence[str] = ()) ->
     Raises:
         ValueError: As `group_runs`.
     """
+    metric = _common_metric(runs)
     groups = group_runs(runs)
     names = group_names(groups)
-    accuracies = {key: [_estimate(group, lambda run, key=key: _test(run, key)) for group in groups] for key in ROWS}
+    scores = {key: [_estimate(group, lambda run, key=key: _test(run, key)) for group in groups] for key in ROWS}
     gains = {key: [_estimate(group, lambda run, key=key: _gain(run, key)) for group in groups] for key in _BASELINES}
     gain_heads = (f"gain over the {ROWS[key]}" for key in _BASELINES)
     heads = ("runs", "seeds", *ROWS.values(), *gain_heads, "overlap", "seconds")
@@ -105,10 +107,10 @@ def render_comparison(runs: Sequence[ComparedRun], notes: Sequence[str] = ()) ->
             (
                 name,
                 str(len(group)),
-                *(_formatted(accuracies[key][index], "%") for key in ROWS),
-                *(_formatted(gains[key][index], "", "+") for key in _BASELINES),
+                *(_formatted(scores[key][index], metric) for key in ROWS),
+                *(_formatted(gains[key][index], metric, "+") for key in _BASELINES),
                 f"{sum(overlaps) / len(overlaps):.2f}" if overlaps else "",
-                _formatted(_estimate(group, lambda run: float(run.result["seconds"]["total"])), "", digits=1),
+                _seconds(_estimate(group, lambda run: float(run.result["seconds"]["total"]))),
             )
         )
     conclusions = [
@@ -120,7 +122,7 @@ def render_comparison(runs: Sequence[ComparedRun], notes: Sequence[str] = ()) ->
             run.config.name,
             name,
             str(run.config.seed),
-            *(f"{100 * _test(run, key):.2f}" for key in ROWS),
+            *(metric.difference_text(_test(run, key)) for key in ROWS),
             run.result["superposed"]["digest"][:12],
         )
         for name, group in zip(names, groups, strict=True)
@@ -130,12 +132,17 @@ def render_comparison(runs: Sequence[ComparedRun], notes: Sequence[str] = ()) ->
         render(
             "comparison.html",
             title=f"Comparison of {len(runs)} runs",
+            metric=metric,
             conclusions=conclusions,
             notes=notes,
             figures=[
-                _figure("Test accuracy", "test accuracy (%)", names, accuracies),
+                _figure(f"Test {metric.title}", f"test {metric.axis}", names, scores, metric),
                 _figure(
-                    "Gain of the sup-ticket over the other networks", "percentage points of test accuracy", names, gains
+                    "Gain of the sup-ticket over the other networks",
+                    f"percentage points of test {metric.title}" if metric.is_fraction else f"test {metric.title}",
+                    names,
+                    gains,
+                    metric,
                 ),
             ],
             heads=heads,
@@ -146,34 +153,50 @@ def render_comparison(runs: Sequence[ComparedRun], notes: Sequence[str] = ()) ->
     )
 
 
+def _common_metric(runs: Sequence[ComparedRun]) -> Metric:
+    """Returns the metric of all runs. Raises ValueError if it differs."""
+    metrics = [Metric.of_result(run.result) for run in runs]
+    for run, metric in zip(runs, metrics, strict=True):
+        if metric != metrics[0]:
+            raise ValueError(
+                f"runs must be of one task; {runs[0].path} has the metric {metrics[0].name!r}, and {run.path} "
+                f"{metric.name!r}. Compare them separately."
+            )
+    return metrics[0]
+
+
 def _test(run: ComparedRun, key: str) -> float:
-    return float(run.result[key]["accuracy"])
+    return float(run.result[key][Metric.of_result(run.result).name])
 
 
 def _gain(run: ComparedRun, key: str) -> float:
-    return _test(run, "superposed") - _test(run, key)
+    return Metric.of_result(run.result).gain(_test(run, "superposed"), _test(run, key))
 
 
 def _estimate(group: Sequence[ComparedRun], value: Any) -> Estimate:
     return mean_and_error([value(run) for run in group])
 
 
-def _formatted(estimate: Estimate, unit: str, sign: str = "", digits: int = 2) -> str:
-    """Returns mean ± error as text. With a unit or a sign, values are fractions, and are shown in percent."""
-    factor = 100 if unit or sign else 1
+def _formatted(estimate: Estimate, metric: Metric, sign: str = "") -> str:
+    """Returns mean ± error as text; fractions in percent."""
     mean, error = estimate
-    text = f"{factor * mean:{sign}.{digits}f}"
-    return text if error is None else f"{text} ± {factor * error:.{digits}f}"
+    text = metric.difference_text(mean, sign=sign)
+    return text if error is None else f"{text} ± {metric.difference_text(error)}"
+
+
+def _seconds(estimate: Estimate) -> str:
+    mean, error = estimate
+    return f"{mean:.1f}" if error is None else f"{mean:.1f} ± {error:.1f}"
 
 
 def _figure(
-    title: str, ylabel: str, names: Sequence[str], estimates_by_key: Mapping[str, Sequence[Estimate]]
+    title: str, ylabel: str, names: Sequence[str], estimates_by_key: Mapping[str, Sequence[Estimate]], metric: Metric
 ) -> Markup:
     series = [
         Series(
             ROWS[key],
-            [100 * mean for mean, _ in estimates],
-            [None if error is None else 100 * error for _, error in estimates],
+            [metric.scale * mean for mean, _ in estimates],
+            [None if error is None else metric.scale * error for _, error in estimates],
             key == "superposed",
             list(ROWS).index(key),
         )
@@ -184,13 +207,14 @@ def _figure(
 
 def _group_conclusion(name: str, group: Sequence[ComparedRun], gains: Mapping[str, Estimate]) -> tuple[str, Outcome]:
     """Returns the conclusion on a group as one sentence, and its kind."""
-    over = {key: Gain(*gains[key], num_runs=len(group)) for key in ("pretrained", "best_ticket")}
+    metric = Metric.of_result(group[0].result)
+    over = {key: Gain(*gains[key], num_runs=len(group), metric=metric) for key in ("pretrained", "best_ticket")}
     if len(group) == 1:  # the error over the test examples is known even for one run
         over = {key: gain_over(group[0].result, key) for key in over}
     text, outcome = conclusion(over["pretrained"], over["best_ticket"])
     number = f"over {len(group)} seeds" if len(group) > 1 else "in one run, whose variation over seeds is unknown,"
     return (
-        f"{name}: {text}; {number} the sup-ticket gains {_formatted(gains['pretrained'], '', '+')} percentage points "
-        f"of test accuracy over the pretrained network and {_formatted(gains['best_ticket'], '', '+')} over the best "
-        "ticket."
+        f"{name}: {text}; {number} the sup-ticket gains {_formatted(gains['pretrained'], metric, '+')} "
+        f"{'percentage points' if metric.is_fraction else 'units'} of test {metric.title} over the pretrained network "
+        f"and {_formatted(gains['best_ticket'], metric, '+')} over the best ticket."
     ), outcome

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from suptickets_ray.metric import Metric
 from suptickets_ray.progress.summary_table import ROWS, result_rows
 from suptickets_ray.report.analysis import ONE_BASIN, PRETRAINED, SUP_TICKET, Findings
 from suptickets_ray.report.figures import Series, dot_figure, lanes_figure, line_figure
@@ -72,18 +73,21 @@ def _section(heading: str, template: str, values: Callable[[], dict[str, Any]]) 
 
 
 def _signed(gain: Gain) -> str:
-    error = "" if gain.error is None else f" ± {100 * gain.error:.2f}"
-    return f"{100 * gain.mean:+.2f}{error}"
+    error = "" if gain.error is None else f" ± {gain.metric.difference_text(gain.error)}"
+    return f"{gain.metric.difference_text(gain.mean, sign='+')}{error}"
 
 
 def _networks(result: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
-    for (name, validation, test, density), key in zip(result_rows(dict(result)), ROWS, strict=True):
+    for (title, validation, test, density), key in zip(result_rows(dict(result)), ROWS, strict=True):
         gain = "" if key == "superposed" else _signed(gain_over(result, key))
-        rows.append((name, test, gain, validation, density))
-    dots = [Series(name, [100 * result[key]["accuracy"]], (), key == "superposed") for key, name in ROWS.items()]
-    dots.insert(1, Series("single tickets", [100 * ticket["accuracy"] for ticket in result["tickets"]]))
-    return {"rows": rows, "figure": dot_figure("Test accuracy of every network", "test accuracy (%)", dots)}
+        rows.append((title, test, gain, validation, density))
+    metric = Metric.of_result(result)
+    name, scale = metric.name, metric.scale
+    dots = [Series(title, [scale * result[key][name]], (), key == "superposed") for key, title in ROWS.items()]
+    dots.insert(1, Series("single tickets", [scale * ticket[name] for ticket in result["tickets"]]))
+    figure = dot_figure(f"Test {metric.title} of every network", f"test {metric.axis}", dots)
+    return {"rows": rows, "figure": figure, "metric": metric}
 
 
 def _differences(findings: Findings) -> dict[str, Any]:
@@ -121,20 +125,25 @@ def _basin(findings: Findings) -> dict[str, Any]:
     curves = findings.curves
     if not curves:
         return {"figure": "", "notes": findings.curve_notes}
-    lost = [curve.accuracy_lost for curve in curves]
+    metric, lost = curves[0].metric, [curve.score_lost for curve in curves]
+    unit = " percentage points" if metric.is_fraction else ""
     if not all(map(math.isfinite, [curve.barrier for curve in curves])):
         answer = "At least one of these networks has diverged, so there is no common basin."
+    elif not metric.is_fraction:
+        answer = f"The {metric.title} between two networks loses at most {metric.difference_text(max(lost))}."
     elif max(lost) < ONE_BASIN:
-        amount = f"at most {100 * max(lost):.2f} percentage points" if max(lost) > 0 else "nothing"
-        answer = f"Yes, on these lines: the accuracy between two networks loses {amount}."
+        amount = f"at most {metric.difference_text(max(lost))}{unit}" if max(lost) > 0 else "nothing"
+        answer = f"Yes, on these lines: the {metric.title} between two networks loses {amount}."
     else:
-        answer = f"No: the accuracy between two networks loses up to {100 * max(lost):.2f} percentage points."
+        worst = metric.difference_text(max(lost))
+        answer = f"No: the {metric.title} between two networks loses up to {worst}{unit}."
     lines = [
         Series(f"{curve.first} to {curve.second}", curve.losses, (), curve.first == PRETRAINED) for curve in curves
     ]
     title = "Validation loss on the straight line between two networks"
     return {
         "answer": answer,
+        "metric": metric,
         "limit": f"{100 * ONE_BASIN:g}",
         "figure": line_figure(title, "weight of the second network", "loss (nats)", curves[0].alphas, lines),
         "rows": [
@@ -143,7 +152,7 @@ def _basin(findings: Findings) -> dict[str, Any]:
                 _finite(curve.losses[0], 4),
                 _finite(curve.losses[-1], 4),
                 _finite(curve.barrier, 4),
-                _finite(100 * curve.accuracy_lost, 2),
+                metric.difference_text(curve.score_lost) if math.isfinite(curve.score_lost) else "-",
             )
             for curve in curves
         ],
@@ -180,11 +189,12 @@ def _last_start(seconds: Mapping[str, float]) -> dict[str, str]:
 
 
 def _tickets(result: Mapping[str, Any]) -> dict[str, Any]:
+    metric = Metric.of_result(result)
     rows = [
         (
             f"{ticket['chain']}.{ticket['cycle']}" + ("" if ticket["accepted"] else " (rejected)"),
-            f"{ticket['validation_accuracy']:.2%}",
-            f"{ticket['accuracy']:.2%}",
+            metric.text(ticket[f"validation_{metric.name}"]),
+            metric.text(ticket[metric.name]),
             f"{ticket['density']:.4f}",
         )
         for ticket in result["tickets"]

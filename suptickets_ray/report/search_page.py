@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 from rich.table import Table
 
+from suptickets_ray.metric import Metric
 from suptickets_ray.report.figures import bar_figure, error_bar_figure
 from suptickets_ray.report.rendering import render
 
@@ -20,7 +21,7 @@ FIGURE_KEYS = {
 
 
 def search_table(result: dict[str, Any]) -> Table:
-    """Returns the trials as a table for a terminal, best first. Only the best trial has a test accuracy."""
+    """Returns the trials as a table for a terminal, best first. Only the best trial has a test score."""
     keys = _keys(result)
     table = Table(title=f"{result['name']}: {len(result['trials'])} trials")
     for key in keys:
@@ -39,7 +40,7 @@ def render_search(result: dict[str, Any]) -> str:
     Args:
         result: Content of `result.json`.
     """
-    keys = _keys(result)
+    keys, metric = _keys(result), Metric.of_result(result)
     best = result["best"]
     values = ", ".join(f"{key} = {value}" for key, value in best["values"].items())
     return str(
@@ -47,6 +48,7 @@ def render_search(result: dict[str, Any]) -> str:
             "search.html",
             title=result["name"],
             result=result,
+            metric=metric,
             best=best,
             values=values,
             figures=_figures(result, keys),
@@ -101,14 +103,13 @@ def _best_first(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cells(result: dict[str, Any], row: dict[str, Any], keys: list[str]) -> list[str]:
-    best = result["best"]
-    error, accuracy = row["standard_error"], row["validation_accuracy"]
-    shown = "" if accuracy is None else f"{accuracy:.2%}"
+    best, metric = result["best"], Metric.of_result(result)
+    error, shown = row["standard_error"], metric.text(row[f"validation_{metric.name}"])
     return [
         *(str(row["values"].get(key, "")) for key in keys),
         shown if row["state"] == "complete" else f"{shown} ({row['state']})".strip(),
         "" if error is None else f"{error:.4f}",
-        f"{best['accuracy']:.2%}" if row["trial"] == best["trial"] else "",
+        metric.text(best[metric.name]) if row["trial"] == best["trial"] else "",
         str(row["cycles_trained"]),
         f"{row['seconds']:.1f}",
     ]

@@ -18,9 +18,10 @@ from suptickets_ray.search.points import (
     normalize_point,
     point_key,
 )
-from suptickets_ray.search.space import METRICS, Dimension, default_space, parse_space
+from suptickets_ray.search.space import Dimension, default_space, parse_space
 from suptickets_ray.search.summary import budget_warning
 from suptickets_ray.training.loop import budget_of
+from suptickets_ray.training.tasks import make_task, validation_metrics
 
 _CUSTOM_TUNER_TRIALS = 1000
 """Assumed number of trials of a user-defined Tuner: more than run concurrently."""
@@ -41,8 +42,11 @@ class SearchPlan:
         """
         section = config.search
         self.config = config
-        self.metric = section.metric
-        self.mode = section.mode or METRICS[section.metric]
+        metrics = validation_metrics(make_task(config))
+        self.scores = tuple(metrics)
+        """Keys of the scores of every trial."""
+        self.metric = section.metric or self.scores[0]
+        self.mode = section.mode or metrics[self.metric]
         self.dimensions: dict[str, Dimension] = parse_space(section.space or default_space(config), all_keys())
         self.points: list[Point] = []
         if custom_tuner:

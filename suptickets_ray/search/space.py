@@ -25,9 +25,6 @@ _COMMON_EPOCHS = 24
 _FIXED_DATA_KEYS = ("name", "options", "root", "download", "split_seed", "validation_share")
 """Settings of the data that change the validation examples, on which points are compared."""
 
-METRICS = {"validation_accuracy": "max", "validation_loss": "min"}
-"""Metrics that trials are compared by, and which of their extremes is better."""
-
 
 def default_space(config: Config) -> dict[str, dict[str, Any]]:
     """Returns the built-in space for a recipe. The cycles of every length get the same total of epochs.

@@ -17,7 +17,14 @@ from suptickets_ray.search.points import Point
 Row = dict[str, Any]
 
 
-def trial_row(number: int, point: Point, seeds: Sequence[Mapping[str, Any]], metric: str, state: str) -> Row:
+def trial_row(
+    number: int,
+    point: Point,
+    seeds: Sequence[Mapping[str, Any]],
+    metric: str,
+    state: str,
+    keys: Sequence[str] = ("validation_accuracy", "validation_loss"),
+) -> Row:
     """Returns the row of a trial: its values, the metric's mean and standard error over seeds, and its cost.
 
     Args:
@@ -26,8 +33,8 @@ def trial_row(number: int, point: Point, seeds: Sequence[Mapping[str, Any]], met
         seeds: The stored row of each seed; the latest scores of a stopped trial.
         metric: The metric that trials are compared by.
         state: "complete", "stopped" or "failed".
+        keys: Keys of all scores.
     """
-    keys = ("validation_accuracy", "validation_loss")
     scores = {key: [_number(seed[key]) for seed in seeds if key in seed] for key in keys}
     values = scores[metric]
     has_error = len(values) > 1 and all(map(math.isfinite, values))

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from suptickets_ray.metric import ACCURACY, Metric
+
 _LEVEL = 0.05
 """Two-sided: a difference whose p-value is above this may be chance."""
 _SIGN_TEST_EXACT_UP_TO = 1000
@@ -14,22 +16,26 @@ Outcome = Literal["gain", "loss", "open"]
 
 
 class Gain(NamedTuple):
-    """The sup-ticket's test accuracy minus that of another network."""
+    """By how much the sup-ticket's test score is better than that of another network."""
 
     mean: float
-    """A fraction: 0.01 is one percentage point."""
+    """For the accuracy a fraction: 0.01 is one percentage point. Negative if the sup-ticket is worse."""
     error: float | None = None
-    """Its standard error, a fraction. None if it is unknown."""
+    """Its standard error. None if it is unknown."""
     num_runs: int = 1
     """Number of runs behind mean and error. With one run, the error is over the test examples."""
     only_one_right: tuple[int, int] | None = None
     """Test examples that only the sup-ticket classifies correctly, and those that only the other network does."""
+    metric: Metric = ACCURACY
+    num_examples: int | None = None
+    """Number of test examples that the error of one run is over; None if it is unknown."""
 
     @property
     def may_be_chance(self) -> bool:
         """Whether the difference is not significant at the 5 % level.
 
-        McNemar's exact test within a run, Student's t test over runs.
+        Within a run McNemar's exact test, if each example is right or wrong, or else Student's paired t test over the
+        examples; over runs Student's t test.
         """
         from scipy import special  # imported here: reading a recipe does not need it
 
@@ -37,16 +43,18 @@ class Gain(NamedTuple):
             return bool(_mcnemar(*self.only_one_right) > _LEVEL)
         if self.error is None:
             return False
-        # Without counts, the error of one run is over many examples, so that Student's t is nearly normal.
-        quantile = 1 - _LEVEL / 2
-        errors = special.ndtri(quantile) if self.num_runs < 2 else special.stdtrit(self.num_runs - 1, quantile)
+        # In results without the number of examples there are many, so that Student's t is nearly normal.
+        size, quantile = (self.num_examples or 0) if self.num_runs < 2 else self.num_runs, 1 - _LEVEL / 2
+        errors = special.ndtri(quantile) if size < 2 else special.stdtrit(size - 1, quantile)
         return bool(abs(self.mean) <= self.error * errors)
 
     def in_points(self) -> str:
-        """Returns the difference in percentage points, e.g. "1.25 ± 0.31 points above"."""
+        """Returns the difference, e.g. "1.25 ± 0.31 points above", or "0.021 ± 0.004 below" for other metrics."""
         known = self.error is not None and math.isfinite(self.error)
-        error = f" ± {100 * (self.error or 0.0):.2f}" if known else ""
-        return f"{abs(100 * self.mean):.2f}{error} points {'above' if self.mean >= 0 else 'below'}"
+        error = f" ± {self.metric.difference_text(self.error or 0.0)}" if known else ""
+        points = " points" if self.metric.is_fraction else ""
+        is_above = (self.mean >= 0) == (self.metric.mode == "max")
+        return f"{self.metric.difference_text(abs(self.mean))}{error}{points} {'above' if is_above else 'below'}"
 
 
 class Assessment(NamedTuple):
@@ -54,7 +62,7 @@ class Assessment(NamedTuple):
 
     outcome: Outcome
     sentence: str
-    """One sentence with the test accuracies and their errors."""
+    """One sentence with the test scores and their errors."""
     warnings: tuple[str, ...]
     """Losses beyond chance. A difference within chance is never a warning."""
 
@@ -83,13 +91,15 @@ def assess(result: Mapping[str, Any]) -> Assessment:
     Args:
         result: Content of `result.json`, or results of `Merger.evaluate` and `summarize_tickets`.
     """
+    metric = Metric.of_result(result)
     gains = {key: gain_over(result, key) for key in _RIVALS}
     text, outcome = conclusion(gains["pretrained"], gains["best_ticket"])
     is_unchanged = not any(ticket["accepted"] for ticket in result["tickets"])
     if is_unchanged:
         text, outcome = "superposing changed nothing, because the gate admitted no ticket", "open"
     sentence = (
-        f"{text[0].upper()}{text[1:]}: the sup-ticket's test accuracy is {result['superposed']['accuracy']:.2%}, "
+        f"{text[0].upper()}{text[1:]}: the sup-ticket's test {metric.title} is "
+        f"{metric.text(result['superposed'][metric.name])}, "
         f"{gains['pretrained'].in_points()} the pretrained network, {gains['mean_ticket'].in_points()} the mean "
         f"ticket, {gains['best_ticket'].in_points()} the best ticket and {gains['ensemble'].in_points()} the ensemble, "
         f"{_describe_ensemble(ensemble_size(result))}."
@@ -108,12 +118,14 @@ def assess(result: Mapping[str, Any]) -> Assessment:
 
 def gain_over(result: Mapping[str, Any], key: str) -> Gain:
     """Returns the sup-ticket's gain over the network `key` of a result, with its error if the result has one."""
-    other = result[key]
+    other, metric = result[key], Metric.of_result(result)
     counts = other.get("only_one_right")
     return Gain(
-        result["superposed"]["accuracy"] - other["accuracy"],
+        metric.gain(result["superposed"][metric.name], other[metric.name]),
         other.get("gain_error"),
         only_one_right=None if counts is None else (counts[0], counts[1]),
+        metric=metric,
+        num_examples=other.get("num_examples"),
     )
 
 
@@ -122,9 +134,10 @@ def summarize_tickets(report: Mapping[str, Any]) -> dict[str, Any]:
 
     The best ticket is chosen on validation. `rejected` holds the (chain, cycle) of tickets that the gate rejected.
     """
-    tickets = report["tickets"]
-    keys = ("accuracy", "loss", "validation_accuracy", "validation_loss")
-    best = max(tickets, key=lambda ticket: float(ticket["validation_accuracy"]))
+    tickets, metric = report["tickets"], Metric.of_result(report)
+    keys = (metric.name, "loss", f"validation_{metric.name}", "validation_loss")
+    sign = 1 if metric.mode == "max" else -1
+    best = max(tickets, key=lambda ticket: sign * float(ticket[f"validation_{metric.name}"]))
     mean = {key: sum(ticket[key] for ticket in tickets) / len(tickets) for key in keys}
     summary = {
         "mean_ticket": mean | report.get("mean_ticket", {}),

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from suptickets_ray.config import Config
+from suptickets_ray.metric import Metric
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.superposition.gate import Gate
 from suptickets_ray.superposition.ticket_scores import (
     EVALUATED_SPLITS,
-    Logits,
+    MeasuredSplits,
     TicketScores,
-    classified,
     compared,
     prefixed,
     scores_of,
@@ -29,11 +28,19 @@ from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.ticket import Ticket, overlap
 from suptickets_ray.training.checkpoint import restore
 from suptickets_ray.training.data import Splits
-from suptickets_ray.training.evaluation import batch_norms, predict, recalibrate, recalibration_size, score
+from suptickets_ray.training.evaluation import (
+    Measured,
+    batch_norms,
+    measure_network,
+    recalibrate,
+    recalibration_size,
+)
 from suptickets_ray.training.loop import seed_torch
 from suptickets_ray.training.models import build_model
+from suptickets_ray.training.tasks import make_task
 
 Scores = dict[str, float]
+Key = TypeVar("Key")
 
 
 class Merger:
@@ -58,6 +65,7 @@ class Merger:
             raise RuntimeError("Cannot superpose: the pretrained network has diverged. Train it with a lower train.lr.")
         self._config, self._splits, self._pretrained = config, splits, pretrained
         self._model = build_model(config.model, splits.sample_shape, splits.num_classes).to(device)
+        self._task = make_task(config)
         section = config.superposition
         # The actual count of the pretrained network: structured initial masks are exact in channels, not in weights.
         # Half a weight is added, so that rounding down gives this count for any number of weights.
@@ -69,21 +77,26 @@ class Merger:
         """Provenance of a merged network that `superposed` has not computed yet."""
         self._accepted: list[list[int]] = []
         self._is_evaluated = False
-        # Greedy without the pretrained network starts from the best ticket, whatever its accuracy.
+        self._tickets = TicketScores(splits, self._task)
+        # What was measured by split, of the pretrained network and of the merged network that is based on tickets.
+        self._of_pretrained: dict[str, Measured] = {}
+        self._of_superposed: dict[str, Measured] = {}
+        # Greedy without the pretrained network starts from the best ticket, whatever its score.
         starts_empty = section.method == "greedy" and not section.include_pretrained
-        self._tickets = TicketScores(splits)
-        # Logits by split of the pretrained network, and of the merged network that is based on tickets.
-        self._pretrained_logits: dict[str, Tensor] = {}
-        self._superposed_logits: dict[str, Tensor] = {}
-        floor = -math.inf if starts_empty else self.validation_scores()["accuracy"]
-        self._gate = Gate(section.gate_tolerance, floor)
+        floor = self.metric.worst if starts_empty else self.validation_scores()[self.metric.name]
+        self._gate = Gate(section.gate_tolerance, floor, self.metric)
+
+    @property
+    def metric(self) -> Metric:
+        """The task's metric, by which networks are compared."""
+        return self._task.metric
 
     @property
     def superposed(self) -> Ticket:
         """The current merged network: the pretrained network until a ticket is admitted."""
         if self._pending is not None and self._accumulator is not None:
             self._superposed = self._recalibrated(finish(self._accumulator, self._rule, self._pending))
-            self._superposed_logits, self._pending = {}, None
+            self._of_superposed, self._pending = {}, None
         return self._superposed or self._pretrained
 
     @property
@@ -112,7 +125,7 @@ class Merger:
 
     @property
     def validates_every_merge(self) -> bool:
-        """Whether every merged network is validated, because the gate decides by its accuracy."""
+        """Whether every merged network is validated, because the gate decides by its score."""
         return not self._gate.admits_all
 
     @property
@@ -133,9 +146,8 @@ class Merger:
             validate: Whether the merged network is validated even if no decision depends on it.
 
         Returns:
-            chain, cycle, accepted, and, if validated, accuracy (a fraction) and loss of the merged network on
-            validation, its density, the density before pruning, and the overlap of its mask with that of the previous
-            network.
+            chain, cycle, accepted, and, if validated, metrics and loss of the merged network on validation, its
+            density, the density before pruning, and the overlap of its mask with that of the previous network.
 
         Raises:
             RuntimeError: If `evaluate` was called before.
@@ -151,18 +163,17 @@ class Merger:
             self._accumulator, self._pending, self._accepted = accumulator, provenance, accepted_with
             return {"chain": chain, "cycle": cycle, "accepted": True}
         before, candidate = self.superposed, self._recalibrated(finish(accumulator, self._rule, provenance))
-        logits = self._predict(candidate, "validation")
-        validation = score(logits, self._splits.validation.all_labels())
-        accepted = self._gate.admit(validation["accuracy"])
+        measured = self._measure(candidate, "validation")
+        accepted = self._gate.admit(measured.scores[self.metric.name])
         if accepted:
             self._accumulator, self._superposed, self._pending = accumulator, candidate, None
-            self._superposed_logits = {"validation": logits}
+            self._of_superposed = {"validation": measured}
             self._accepted = accepted_with
         return {
             "chain": chain,
             "cycle": cycle,
             "accepted": accepted,
-            **prefixed(validation, "validation"),
+            **prefixed(measured.scores, "validation"),
             "density": candidate.density,
             "density_before_pruning": accumulator.num_unpruned / max(candidate.num_maskable, 1),
             "overlap": overlap(before, candidate),
@@ -170,41 +181,63 @@ class Merger:
 
     @property
     def merges_best_first(self) -> bool:
-        """Whether tickets must be merged in the order of their validation accuracy, best first."""
+        """Whether tickets must be merged in the order of their validation score, best first."""
         return self._config.superposition.method == "greedy"
 
     def score(self, ticket: Ticket, split: str) -> Scores:
-        """Returns accuracy and loss of a ticket on "validation" or "test"."""
-        return score(self._predict(ticket, split), getattr(self._splits, split).all_labels())
+        """Returns metrics and loss of a ticket on "validation" or "test"."""
+        return self._measure(ticket, split).scores
+
+    def best_first(self, keys: Iterable[Key], score: Callable[[Key], float]) -> list[Key]:
+        """Returns the keys, those with the best score first. Equal ones keep their order."""
+        sign = -1 if self.metric.mode == "max" else 1
+        scored = [(sign * score(key), key) for key in keys]
+        return [key for _, key in sorted(scored, key=lambda pair: pair[0])]
 
     def validation_scores(self) -> Scores:
-        """Returns accuracy and loss on validation of the current merged network, which is evaluated only once."""
+        """Returns metrics and loss on validation of the current merged network, which is evaluated only once."""
         network = self.superposed
-        known = self._known_logits(network)
+        known = self._known(network)
         if "validation" not in known:
-            known["validation"] = self._predict(network, "validation")
-        return score(known["validation"], self._splits.validation.all_labels())
+            known["validation"] = self._measure(network, "validation")
+        return known["validation"].scores
 
-    def score_ticket(self, ticket: Ticket, chain: int, cycle: int, logits: Logits | None = None) -> float:
+    def score_ticket(self, ticket: Ticket, chain: int, cycle: int, measured: MeasuredSplits | None = None) -> float:
         """Scores a ticket for `evaluate`, unless it is scored already. Reads the test set.
 
         Args:
             ticket: The ticket.
             chain: Its chain.
             cycle: Its cycle.
-            logits: Its logits, if they are known. None computes them.
+            measured: What was measured of it, with predictions. None measures it.
 
         Returns:
-            The ticket's validation accuracy, a fraction.
+            The ticket's metric on validation.
         """
         key = (chain, cycle)
         if key not in self._tickets:
-            self._tickets.add(key, ticket, logits or self._logits(ticket))
-        return self._tickets.accuracy(key)
+            self._tickets.add(key, ticket, measured or self.measure(ticket, keep_predictions=True))
+        return self._tickets.validation_score(key)
 
     def score_pretrained(self) -> None:
         """Scores the pretrained network for `evaluate`, so that it is done early. Reads the test set."""
-        self._logits(self._pretrained, self._pretrained_logits)
+        self.measure(self._pretrained, self._of_pretrained)
+
+    def measure(
+        self, network: Ticket, known: dict[str, Measured] | None = None, *, keep_predictions: bool = False
+    ) -> dict[str, Measured]:
+        """Measures a network on both splits.
+
+        Args:
+            network: The network.
+            known: What was measured of it before, which is not measured again. The rest is added to it.
+            keep_predictions: Whether the result holds the predictions.
+        """
+        known = {} if known is None else known
+        for split in EVALUATED_SPLITS:
+            if split not in known:
+                known[split] = self._measure(network, split, keep_predictions=keep_predictions)
+        return known
 
     def evaluate(self, tickets: Iterable[tuple[dict[str, Any], Ticket]]) -> dict[str, Any]:
         """Returns the scores of every network on validation and test. Every choice was made before, on validation.
@@ -214,15 +247,16 @@ class Merger:
                 counted, and excluded from the unpruned mean and the ensemble.
 
         Returns:
-            `superposed`, `pretrained`, `tickets`, `unpruned_mean` and `ensemble`, with accuracies (fractions) and
-            losses (nats). Each except the first has a `gain_error`: the standard error, over the test examples, of the
-            sup-ticket's accuracy minus its own; `mean_ticket` has that of the tickets' mean. `only_one_right` counts
-            the examples that only the sup-ticket classifies correctly, and those that only the other network does.
-            `num_diverged` counts diverged tickets.
+            `task_metric`, and `superposed`, `pretrained`, `tickets`, `unpruned_mean` and `ensemble`, with the task's
+            metrics, e.g. accuracy (a fraction), and loss. Each except the first has a `gain_error`: the standard error,
+            over the test examples, of the sup-ticket's score minus its own; `mean_ticket` has that of the tickets'
+            mean. If examples are right or wrong, `only_one_right` counts those that only the sup-ticket has right, and
+            those that only the other network has; otherwise `num_examples` counts the examples. `num_diverged` counts
+            diverged tickets.
         """
         superposed = self.superposed
-        logits = self._logits(superposed, self._known_logits(superposed))
-        right = classified(logits["test"], self._splits.test)
+        measured = self.measure(superposed, self._known(superposed))
+        own = measured["test"].values[self.metric.name]
         self._accumulator, self._is_evaluated = None, True  # frees its memory before the next accumulator
         mean = start(self._pretrained) if self._config.superposition.include_pretrained else None
         mean_rule = Rule("cia", 1.0, prune_at="end")
@@ -233,20 +267,21 @@ class Merger:
             if ticket.is_finite:
                 mean = merge(mean, ticket, mean_rule)
             row = {"chain": chain, "cycle": cycle, "accepted": merged["accepted"]}
-            row |= self._tickets.row((chain, cycle), right)
+            row |= self._tickets.row((chain, cycle), own)
             rows.append(row | {"density": ticket.density, "digest": ticket.digest})
-        pretrained = self._row(self._pretrained, self._logits(self._pretrained, self._pretrained_logits), right)
+        pretrained = self._row(self._pretrained, self.measure(self._pretrained, self._of_pretrained), own)
         unpruned = self._recalibrated(finish_unpruned(mean, {})) if mean is not None else self._pretrained
-        own = ("density", "digest")
+        described = ("density", "digest")
         return {
-            "superposed": scores_of(logits, self._splits) | {key: getattr(superposed, key) for key in own},
+            "task_metric": self.metric.to_dict(),
+            "superposed": scores_of(measured) | {key: getattr(superposed, key) for key in described},
             "pretrained": pretrained,
             "tickets": rows,
-            "unpruned_mean": self._row(unpruned, self._logits(unpruned), right),
+            "unpruned_mean": self._row(unpruned, self.measure(unpruned), own),
             # If every ticket has diverged, only the pretrained network remains.
-            "ensemble": self._tickets.ensemble(right)
-            or {key: value for key, value in pretrained.items() if key not in own},
-            "mean_ticket": self._tickets.mean_ticket(right),
+            "ensemble": self._tickets.ensemble(own)
+            or {key: value for key, value in pretrained.items() if key not in described},
+            "mean_ticket": self._tickets.mean_ticket(own),
             "num_diverged": self._tickets.num_diverged,
         }
 
@@ -275,23 +310,15 @@ class Merger:
         restore(self._model, ticket.state_dict())
         return self._model
 
-    def _predict(self, ticket: Ticket, split: str) -> Tensor:
-        return predict(self._load(ticket), getattr(self._splits, split))
+    def _measure(self, network: Ticket, split: str, *, keep_predictions: bool = False) -> Measured:
+        examples = getattr(self._splits, split)
+        return measure_network(self._load(network), examples, self._task, keep_predictions=keep_predictions)
 
-    def _known_logits(self, network: Ticket) -> dict[str, Tensor]:
-        """Returns the logits of the pretrained or the merged network that are computed already."""
-        return self._pretrained_logits if network is self._pretrained else self._superposed_logits
+    def _known(self, network: Ticket) -> dict[str, Measured]:
+        """Returns what is measured already of the pretrained or the merged network, by split."""
+        return self._of_pretrained if network is self._pretrained else self._of_superposed
 
-    def _logits(self, ticket: Ticket, known: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Returns a network's logits on both splits. `known` holds those that are not computed again, and keeps all."""
-        known = {} if known is None else known
-        for split in EVALUATED_SPLITS:
-            if split not in known:
-                known[split] = self._predict(ticket, split)
-        return known
-
-    def _row(self, ticket: Ticket, logits: Logits, right: Tensor) -> dict[str, Any]:
+    def _row(self, network: Ticket, measured: MeasuredSplits, own: Tensor) -> dict[str, Any]:
         """Returns a network's scores, compared with the sup-ticket."""
-        own_right = classified(logits["test"], self._splits.test)
-        scores = scores_of(logits, self._splits) | {"density": ticket.density, "digest": ticket.digest}
-        return scores | compared(right, own_right)
+        scores = scores_of(measured) | {"density": network.density, "digest": network.digest}
+        return scores | compared(own, measured["test"].values[self.metric.name])

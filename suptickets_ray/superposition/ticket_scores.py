@@ -11,104 +11,105 @@ from torch import Tensor
 
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import Splits
-from suptickets_ray.training.data.examples import Examples
-from suptickets_ray.training.evaluation import score, score_probabilities
+from suptickets_ray.training.evaluation import Measured, measure_predictions
+from suptickets_ray.training.tasks import Task
 
 EVALUATED_SPLITS = ("validation", "test")
-Logits = Mapping[str, Tensor]
-"""Logits (n, num_classes) of a network for the examples of each of `EVALUATED_SPLITS`."""
+MeasuredSplits = Mapping[str, Measured]
+"""What was measured of a network on each of `EVALUATED_SPLITS`."""
 
 
 class TicketScores:
-    """Scores of all tickets, and the sum of their predictions. It holds no logits: memory does not grow with them."""
+    """Scores of all tickets, and the sum of their predictions. Memory does not grow with their predictions."""
 
-    def __init__(self, splits: Splits) -> None:
-        self._splits = splits
+    def __init__(self, splits: Splits, task: Task) -> None:
+        """Holds no ticket yet.
+
+        Args:
+            splits: The data.
+            task: The task of the recipe.
+        """
+        self._splits, self._task = splits, task
         self._scores: dict[tuple[int, int], dict[str, float]] = {}
-        self._right: dict[tuple[int, int], Tensor] = {}
-        self._probabilities: dict[str, Tensor] = {}
+        self._values: dict[tuple[int, int], Tensor] = {}
+        """The metric's value of each test example, by ticket."""
+        self._predictions: dict[str, Tensor] = {}
         self._num_finite = 0
 
     def __contains__(self, key: tuple[int, int]) -> bool:
         return key in self._scores
-
-    def __len__(self) -> int:
-        return len(self._scores)
 
     @property
     def num_diverged(self) -> int:
         """Number of tickets that hold NaN or infinity. The ensemble is without them."""
         return len(self._scores) - self._num_finite
 
-    def add(self, key: tuple[int, int], ticket: Ticket, logits: Logits) -> None:
+    def add(self, key: tuple[int, int], ticket: Ticket, measured: MeasuredSplits) -> None:
         """Adds a ticket. The order of the calls decides the last bits of the ensemble's predictions.
 
         Args:
             key: The ticket's (chain, cycle).
             ticket: The ticket.
-            logits: Its logits.
+            measured: What was measured of it, with predictions.
         """
-        scores: dict[str, float] = {}
-        for split in EVALUATED_SPLITS:
-            examples: Examples = getattr(self._splits, split)
-            scores |= prefixed(score(logits[split], examples.all_labels()), split)
-            if ticket.is_finite:
-                total = self._probabilities.get(split, torch.zeros(()))
-                self._probabilities[split] = total + logits[split].softmax(1)
-        self._num_finite += ticket.is_finite
-        self._right[key] = classified(logits["test"], self._splits.test).bool()
-        self._scores[key] = scores
+        self._scores[key] = scores_of(measured)
+        self._values[key] = measured["test"].values[self._task.metric.name]
+        if ticket.is_finite:
+            self._num_finite += 1
+            for split in EVALUATED_SPLITS:
+                predictions = measured[split].predictions
+                assert predictions is not None
+                self._predictions[split] = self._predictions.get(split, torch.zeros(())) + predictions
 
-    def accuracy(self, key: tuple[int, int]) -> float:
-        """Returns a ticket's validation accuracy, a fraction."""
-        return self._scores[key]["validation_accuracy"]
+    def validation_score(self, key: tuple[int, int]) -> float:
+        """Returns the metric of a ticket on validation."""
+        return self._scores[key][f"validation_{self._task.metric.name}"]
 
-    def row(self, key: tuple[int, int], right: Tensor) -> dict[str, Any]:
+    def row(self, key: tuple[int, int], own: Tensor) -> dict[str, Any]:
         """Returns a ticket's scores on both splits, compared with a network.
 
         Args:
             key: The ticket's (chain, cycle).
-            right: Result of `classified` for the network on test.
+            own: The metric's value of each test example for the network, (n,).
         """
-        return self._scores[key] | compared(right, self._right[key].double())
+        return self._scores[key] | compared(own, self._values[key])
 
-    def mean_ticket(self, right: Tensor) -> dict[str, Any]:
+    def mean_ticket(self, own: Tensor) -> dict[str, Any]:
         """Returns the standard error of a network's gain over the tickets' mean; {} without tickets."""
-        if not self._right:
+        if not self._values:
             return {}
-        total = torch.zeros(())
-        for own in self._right.values():
-            total = total + own.double()
-        return {"gain_error": standard_error(right - total / len(self._right))}
+        total = torch.zeros((), dtype=torch.float64)
+        for values in self._values.values():
+            total = total + values.double()
+        error = {"gain_error": standard_error(own.double() - total / len(self._values))}
+        return error if own.dtype == torch.bool else error | {"num_examples": len(own)}
 
-    def ensemble(self, right: Tensor) -> dict[str, Any]:
+    def ensemble(self, own: Tensor) -> dict[str, Any]:
         """Returns the scores of the mean prediction of all finite tickets, as `row` does; {} if there is none."""
         found: dict[str, Any] = {}
-        for split, total in self._probabilities.items():
-            examples: Examples = getattr(self._splits, split)
-            found |= prefixed(score_probabilities(total / self._num_finite, examples.all_labels()), split)
+        for split, total in self._predictions.items():
+            targets = getattr(self._splits, split).all_labels()
+            measured = measure_predictions(total / self._num_finite, targets, self._task)
+            found |= prefixed(measured.scores, split)
             if split == "test":
-                found |= compared(right, classified(total, examples))
+                found |= compared(own, measured.values[self._task.metric.name])
         return found
 
 
-def scores_of(logits: Logits, splits: Splits) -> dict[str, float]:
-    """Returns accuracy and loss of a network on both splits."""
+def scores_of(measured: MeasuredSplits) -> dict[str, float]:
+    """Returns metrics and loss of a network on both splits."""
     found: dict[str, float] = {}
     for split in EVALUATED_SPLITS:
-        found |= prefixed(score(logits[split], getattr(splits, split).all_labels()), split)
+        found |= prefixed(measured[split].scores, split)
     return found
 
 
-def classified(scores: Tensor, examples: Examples) -> Tensor:
-    """Returns whether each example is classified correctly, as 0 or 1, float64 (n,)."""
-    return scores.argmax(1).eq(examples.all_labels()).double()
-
-
-def compared(right: Tensor, other: Tensor) -> dict[str, Any]:
-    """Returns the error of a gain and the discordant counts of two networks, from results of `classified`."""
-    only_one_right = [int((right > other).sum()), int((other > right).sum())]
-    return {"gain_error": standard_error(right - other), "only_one_right": only_one_right}
+def compared(own: Tensor, other: Tensor) -> dict[str, Any]:
+    """Returns the error of a gain from values of each test example; if bool, also how many only one has right."""
+    error = {"gain_error": standard_error(own.double() - other.double())}
+    if own.dtype == other.dtype == torch.bool:
+        return error | {"only_one_right": [int((own & ~other).sum()), int((other & ~own).sum())]}
+    return error | {"num_examples": len(own)}
 
 
 def standard_error(differences: Tensor) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import cross_entropy, nll_loss
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from suptickets_ray.config import Config, SuperpositionConfig
@@ -17,6 +18,8 @@ from suptickets_ray.training.checkpoint import restore
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.models import build_model
+from suptickets_ray.training.nested import apply, logits_of
+from suptickets_ray.training.tasks import Task, classification, make_task
 
 EVALUATION_BATCH_SIZE, _LARGEST_BATCH = 512, 10_000_000
 """Maximum examples of a batch, and maximum elements of its inputs in total: large images get smaller batches."""
@@ -29,12 +32,70 @@ def _batch_size(examples: Examples) -> int:
 
 @torch.no_grad()
 def predict(model: Module, examples: Examples) -> Tensor:
-    """Returns the logits (n, num_classes) of all examples on the CPU; the model's mode does not change."""
+    """Returns the logits (n, ...) of all examples on the CPU, float32; the model's mode does not change."""
     device = next(model.parameters()).device
     with _modes_restored(model):
         model.eval()
-        logits = [model(inputs).float().cpu() for inputs, _ in examples.batches(_batch_size(examples), device)]
-    return torch.cat(logits)
+        batches = examples.batches(_batch_size(examples), device)
+        return torch.cat([logits_of(apply(model, inputs)).float().cpu() for inputs, _ in batches])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a task measures of a network on a set of n examples."""
+
+    values: dict[str, Tensor]
+    """Values of the examples (n,) by metric, on the CPU; bool where they are right or wrong."""
+    loss: float | None = None
+    """Mean loss, if the values do not contain it; None if it is unknown."""
+    predictions: Tensor | None = None
+    """Predictions (n, ...), if they are kept."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The mean of each metric, and the loss; NaN for an unknown loss."""
+        means = {name: float(values.double().mean()) for name, values in self.values.items()}
+        return means if "loss" in means else means | {"loss": math.nan if self.loss is None else self.loss}
+
+
+@torch.no_grad()
+def measure_network(
+    model: Module, examples: Examples, task: Task | None = None, *, keep_predictions: bool = False
+) -> Measured:
+    """Measures a network on all examples, batch by batch. The model's mode does not change.
+
+    Args:
+        model: The network.
+        examples: The examples.
+        task: The task; classification by default.
+        keep_predictions: Whether the result holds the predictions, which may need much memory.
+    """
+    task, device = task or classification(), next(model.parameters()).device
+    values: dict[str, list[Tensor]] = {}
+    predictions: list[Tensor] = []
+    total = 0.0
+    with _modes_restored(model):
+        model.eval()
+        for inputs, targets in examples.batches(_batch_size(examples), device):
+            outputs = apply(model, inputs)
+            predicted, expected = task.predict(outputs).cpu(), targets.cpu()
+            measured = task.measure(predicted, expected)
+            for name, each in measured.items():
+                values.setdefault(name, []).append(each.detach().cpu())
+            if "loss" not in measured:
+                total += float(task.summed_loss(outputs, targets))
+            if keep_predictions:
+                predictions.append(predicted.float())
+    return Measured(
+        {name: torch.cat(some) for name, some in values.items()},
+        None if "loss" in values else total / len(examples),
+        torch.cat(predictions) if predictions else None,
+    )
+
+
+def measure_predictions(predictions: Tensor, targets: Tensor, task: Task) -> Measured:
+    """Measures predictions (n, ...), such as the mean of several networks', against targets (n, ...)."""
+    return Measured(dict(task.measure(predictions, targets)))
 
 
 @contextmanager
@@ -48,29 +109,16 @@ def _modes_restored(model: Module) -> Iterator[None]:
             module.training = mode
 
 
-def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Returns accuracy (a fraction) and mean cross-entropy (nats) of logits (n, classes) against labels (n,)."""
-    correct = logits.argmax(1).eq(labels).double().mean()
-    return {"accuracy": float(correct), "loss": float(cross_entropy(logits.double(), labels))}
-
-
-def score_probabilities(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
-    """Returns accuracy and mean cross-entropy of predicted probabilities (n, classes) against labels (n,)."""
-    log_probabilities = probabilities.double().clamp_min(1e-12).log()
-    correct = probabilities.argmax(1).eq(labels).double().mean()
-    return {"accuracy": float(correct), "loss": float(nll_loss(log_probabilities, labels))}
-
-
-def evaluate(model: Module, examples: Examples) -> dict[str, float]:
-    """Returns accuracy and loss of the model on all examples."""
-    return score(predict(model, examples), examples.all_labels())
+def evaluate(model: Module, examples: Examples, task: Task | None = None) -> dict[str, float]:
+    """Returns the metrics of a task, and the loss, of a model on all examples. Classification by default."""
+    return measure_network(model, examples, task).scores
 
 
 def evaluate_ticket(config: Config, splits: Splits, ticket: Ticket, split: str = "test") -> dict[str, float]:
-    """Returns accuracy and loss of a ticket of the recipe's model on "train", "validation" or "test", on the CPU."""
+    """Returns metrics and loss of a ticket of the recipe's model on "train", "validation" or "test", on the CPU."""
     model = build_model(config.model, splits.sample_shape, splits.num_classes)
     restore(model, ticket.state_dict())
-    return evaluate(model, getattr(splits, split))
+    return evaluate(model, getattr(splits, split), make_task(config))
 
 
 def recalibration_size(section: SuperpositionConfig, num_train: int) -> int:
@@ -120,7 +168,7 @@ def recalibrate(model: Module, splits: Splits, seed: int, num_examples: int | No
         size = min(len(splits.train), num_examples or len(splits.train))
         parts = torch.arange(size).tensor_split(-(-size // _batch_size(splits.train)))
         for inputs, _ in splits.train.epoch(seed, [len(part) for part in parts], device):
-            model(inputs)
+            apply(model, inputs)
         for norm, (momentum, buffers) in zip(norms, before, strict=True):
             norm.momentum = momentum
             if not norm.num_batches_tracked:  # the forward pass does not reach it

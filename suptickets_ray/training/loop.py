@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ import torch
 from torch import Generator, Tensor
 from torch.amp import GradScaler
 from torch.nn import Module, Parameter
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from suptickets_ray.config import Config, MethodConfig, TrainConfig
@@ -28,7 +27,9 @@ from suptickets_ray.training.checkpoint import read_state, restore, write_state
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.initialization import KAIMING_MODES, initialize_kaiming, initialize_sparse
 from suptickets_ray.training.models import build_model
+from suptickets_ray.training.nested import Inputs, apply, split_parts
 from suptickets_ray.training.optim import make_optimizer
+from suptickets_ray.training.tasks import Task, classification, make_task
 from suptickets_ray.training.weights_file import load_weights
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -66,6 +67,8 @@ class Learner:
     sparsifier: Sparsifier
     scaler: GradScaler
     """Scales losses in float16; does nothing otherwise."""
+    task: Task = field(default_factory=classification)
+    """What the network is trained for."""
 
     def to_bytes(self, **progress: int) -> bytes:
         """Returns the complete training state and `progress`, in a format that is safe to read."""
@@ -142,23 +145,22 @@ def build_learner(config: Config, splits: Splits, device: torch.device, *, resto
     scaler = GradScaler(device.type, enabled=config.train.precision == "float16")
     if config.train.compile:
         model.compile()  # in place: names are kept, and DDP wraps one whole graph
-    return Learner(model, optimizer, sparsifier, scaler)
+    return Learner(model, optimizer, sparsifier, scaler, make_task(config))
 
 
 def compute_gradient(model: Module, splits: Splits, config: Config, seed: int) -> None:
     """Computes the dense gradient of one training batch, drawn with `seed`, into the parameters' `grad`."""
     device = next(model.parameters()).device
     inputs, labels = next(iter(splits.train.epoch(seed, [config.data.batch_size], device)))
-    if config.train.channels_last and inputs.ndim == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    inputs, task = _in_memory_format(inputs, config.train), make_task(config)
     model.train()
     model.zero_grad()
     # Parts as small as a rank's in training, so that they fit into GPU memory.
     ranks = config.cluster.max_workers if config.cluster.gpus_per_worker else 1
     parts = min(config.train.accumulation_steps * ranks, len(labels) // 2 or 1)
-    for some_inputs, some_labels in zip(inputs.tensor_split(parts), labels.tensor_split(parts), strict=True):
+    for some_inputs, some_labels in zip(split_parts(inputs, parts), labels.tensor_split(parts), strict=True):
         # Always in float32: it is only one batch, and its smallest gradients are compared.
-        loss = cross_entropy(model(some_inputs), some_labels, label_smoothing=config.train.label_smoothing)
+        loss = task.summed_loss(apply(model, some_inputs), some_labels) / len(some_labels)
         (loss * (len(some_labels) / len(labels))).backward()
 
 
@@ -271,28 +273,31 @@ def check_finite(learner: Learner, section: TrainConfig, epoch: int, bad_step: i
 
 
 def backward(
-    learner: Learner, forward: Module, section: TrainConfig, inputs: Tensor, labels: Tensor, weight: float
+    learner: Learner, forward: Module, section: TrainConfig, inputs: Inputs, labels: Tensor, weight: float
 ) -> Tensor:
     """Adds the gradients of `weight` times the examples' summed loss, and returns the unweighted sum, on the device.
 
     The examples are cut into `accumulation_steps` parts. DDP ranks exchange gradients only after the last part.
     """
-    device = inputs.device
-    if section.channels_last and inputs.ndim == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    device, inputs = labels.device, _in_memory_format(inputs, section)
     parts = min(section.accumulation_steps, len(labels))
     total = torch.zeros((), dtype=torch.float64, device=device)
-    pairs = list(zip(inputs.tensor_split(parts), labels.tensor_split(parts), strict=True))
+    pairs = list(zip(split_parts(inputs, parts), labels.tensor_split(parts), strict=True))
     for number, (some_inputs, some_labels) in enumerate(pairs):
         ddp = find_ddp(forward) if number + 1 < parts else None  # compiled or not
         with ddp.no_sync() if ddp is not None else nullcontext():
             with autocast(section, device):
-                loss = cross_entropy(
-                    forward(some_inputs), some_labels, reduction="sum", label_smoothing=section.label_smoothing
-                )
+                loss = learner.task.summed_loss(apply(forward, some_inputs), some_labels)
             learner.scaler.scale(loss * weight).backward()
         total += loss.detach()
     return total
+
+
+def _in_memory_format(inputs: Inputs, section: TrainConfig) -> Inputs:
+    """Returns the inputs, images in the channels-last format if the recipe asks for it."""
+    if section.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
+        return inputs.contiguous(memory_format=torch.channels_last)
+    return inputs
 
 
 def update(learner: Learner, section: TrainConfig) -> None:

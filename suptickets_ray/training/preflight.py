@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import cross_entropy
 
 from suptickets_ray.config import Config
 from suptickets_ray.sparse.methods import criteria_needs
@@ -25,6 +24,8 @@ from suptickets_ray.training.data.fingerprint import fingerprint
 from suptickets_ray.training.data.splits import SPLITS
 from suptickets_ray.training.evaluation import batch_norms
 from suptickets_ray.training.loop import Learner, build_learner, seed_torch
+from suptickets_ray.training.nested import apply, map_tensors
+from suptickets_ray.training.tasks import Task
 
 
 def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
@@ -52,8 +53,8 @@ def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mappin
     _check_weights(learner)
     before = _shapes(learner.model)
     _check_modules(learner.model, config)
-    _check_labels(splits)
-    if "num_classes" not in loaded:
+    _check_labels(splits, learner.task)
+    if "num_classes" not in loaded and config.task.name == "classification":
         _check_classes(splits)
     _check_inputs(loaded)
     _check_range(splits)
@@ -65,11 +66,14 @@ def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mappin
     learner.model.train()
     # The fewest examples that a rank may get: BatchNorm, for example, cannot train on one.
     with learner.sparsifier.dense_gradients():
-        logits, labels = _forward(
+        outputs, labels = _forward(
             learner, splits, "train", min(2, config.data.batch_size // config.cluster.max_workers)
         )
+        loss = learner.task.summed_loss(outputs, labels)
+        if not loss.requires_grad:
+            raise ValueError("'loss' of task.name must depend on the network's outputs; its result has no gradient.")
         try:
-            cross_entropy(logits, labels).backward()
+            loss.backward()
         except Exception as error:
             raise ValueError(f"Cannot compute the loss of model.name and its gradients: {_reason(error)}") from error
     trained = {name: some for name, some in learner.sparsifier.parameters.items() if some.requires_grad}
@@ -118,7 +122,7 @@ def _check_inputs(loaded: Mapping[str, Any]) -> None:
             raise ValueError(f"the {name} inputs must be real numbers; got {pair[0].dtype}.")
         if isinstance(pair := loaded.get(name), (tuple, list)) and (bad := num_not_finite(pair[0])):
             raise ValueError(
-                f"the {name} inputs must be finite; {bad} of {len(pair[0])} examples hold NaN or infinity. Correct or "
+                f"the {name} inputs must be finite; {bad} of {len(pair[1])} examples hold NaN or infinity. Correct or "
                 "remove them."
             )
 
@@ -131,6 +135,8 @@ _DARK, _LARGE = 64, 50.0
 def _check_range(splits: Splits) -> None:
     """Warns if the range of the inputs does not fit their type: they would be scaled wrongly, or not at all."""
     inputs = splits.train.raw_inputs(_NUM_RANGE_CHECKED)
+    if not isinstance(inputs, Tensor):
+        return
     low, high = float(inputs.min()), float(inputs.max())
     if inputs.dtype == torch.uint8 and 0 < high < _DARK:
         warnings.warn(
@@ -198,14 +204,18 @@ def _check_compiler() -> None:
         ) from error
 
 
-def _check_labels(splits: Splits) -> None:
+def _check_labels(splits: Splits, task: Task) -> None:
+    """Checks the labels of all splits before any training."""
     for name in SPLITS:
         labels = getattr(splits, name).all_labels()
-        if labels.ndim != 1 or int(labels.min()) < 0 or int(labels.max()) >= splits.num_classes:
-            raise ValueError(
-                f"the {name} labels must be classes 0 to {splits.num_classes - 1}, of shape (n,); got values from "
-                f"{labels.min()} to {labels.max()}, of shape {tuple(labels.shape)}."
-            )
+        if labels.is_floating_point() and not bool(labels.isfinite().all()):
+            raise ValueError(f"the {name} labels must be finite; some are NaN or infinite. Correct or remove them.")
+        try:
+            task.check_targets(labels, splits.num_classes)
+        except Exception as error:
+            # A built-in task's text begins with "labels"; a user-defined task may raise anything.
+            text = str(error) if isinstance(error, ValueError) else f"labels must fit task.name: {error!r}"
+            raise ValueError(f"the {name} {text}") from error
 
 
 def _check_classes(splits: Splits) -> None:
@@ -219,27 +229,54 @@ def _check_classes(splits: Splits) -> None:
         )
 
 
-def _forward(learner: Learner, splits: Splits, name: str, size: int) -> tuple[Tensor, Tensor]:
+def _forward(learner: Learner, splits: Splits, name: str, size: int) -> tuple[Any, Tensor]:
+    """Returns the outputs for the first examples of a split, and their labels. Checks what the task computes."""
     examples = getattr(splits, name)
     inputs, labels = examples.batch(torch.arange(min(size, len(examples))))
     try:
-        logits = learner.model(inputs)
+        outputs = apply(learner.model, inputs)
     except Exception as error:
+        shapes = map_tensors(lambda tensor: tuple(tensor.shape), inputs)
         raise ValueError(
-            f"Cannot run the network of model.name on {name} inputs of shape {tuple(inputs.shape)}: {_reason(error)}"
+            f"Cannot run the network of model.name on {name} inputs of shape {shapes}: {_reason(error)}"
         ) from error
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"model.name must return a tensor of logits; got {type(logits).__name__}. Return one tensor.")
-    if logits.layout is not torch.strided or not logits.is_floating_point():
+    learner.task.check_outputs(outputs, splits.num_classes)
+    with torch.no_grad():
+        _check_task(learner.task, outputs, labels, name)
+    return outputs, labels
+
+
+def _check_task(task: Task, outputs: Any, labels: Tensor, name: str) -> None:
+    """Calls the functions of a task, because they may be user-defined."""
+    results: dict[str, Any] = {}
+    try:
+        results["predictions"] = predictions = task.predict(outputs)
+        results["measured"] = measured = task.measure(predictions, labels)
+        results["loss"] = loss = task.loss(outputs, labels)
+    except Exception as error:
+        steps = ("predictions", "measured", "loss")
+        failed = ("predict", "measure", "loss")[len([step for step in steps if step in results])]
         raise ValueError(
-            f"model.name must return a strided tensor of floating-point logits; got {logits.layout} of {logits.dtype}."
+            f"Cannot call {failed!r} of task.name on {name} examples: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(predictions, Tensor) or len(predictions) != len(labels):
+        raise ValueError(
+            f"'predict' of task.name must return a tensor of {len(labels)} predictions; got {predictions!r}."
         )
-    expected = (len(inputs), splits.num_classes)
-    if tuple(logits.shape) != expected:
-        raise ValueError(f"model.name must give logits of shape {expected}; got {tuple(logits.shape)}.")
-    if not bool(logits.isfinite().all()):
-        raise ValueError(f"model.name must give finite logits for {name} inputs; some are NaN or infinite.")
-    return logits, labels
+    if not bool(predictions.isfinite().all()):
+        raise ValueError(f"model.name must give finite outputs for {name} inputs; some are NaN or infinite.")
+    for metric in task.metrics:
+        values = measured.get(metric.name) if isinstance(measured, Mapping) else None
+        if not isinstance(values, Tensor) or tuple(values.shape) != (len(labels),):
+            found = tuple(values.shape) if isinstance(values, Tensor) else "no tensor"
+            raise ValueError(
+                f"'measure' of task.name must return {metric.name!r} of shape ({len(labels)},), a value for each "
+                f"example; got {found}."
+            )
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"'measure' of task.name must return finite values; {metric.name!r} is NaN or infinite.")
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(loss.isfinite().all()):
+        raise ValueError(f"'loss' of task.name must return a finite scalar tensor; got {loss!r} for {name} examples.")
 
 
 def _check_scores(learner: Learner) -> None:

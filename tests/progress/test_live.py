@@ -38,7 +38,7 @@ RESULT = {
 
 EVENTS = [
     PhaseStarted("pretrain", epochs=20),
-    *(EpochEnded(e, 20, loss=1.0, validation_accuracy=0.5) for e in range(1, 21)),
+    *(EpochEnded(e, 20, loss=1.0, validation_score=0.5) for e in range(1, 21)),
     PhaseStarted("explore", chains=2, cycles=1),
     CycleEpochEnded(0, 0, epoch=1, loss=0.5),
     TicketFinished(0, 0, 0.8, "a", 7, 1.0, 2.0),
@@ -83,7 +83,7 @@ def test_a_ticket_that_is_left_out_does_not_change_the_sup_tickets_accuracy():
     progress = Progress()
     for accepted, accuracy in ((True, 0.9), (False, 0.12)):
         progress.update(TicketMerged(0, 0, accepted, accuracy), now=0.0)
-    assert progress.accuracies["sup-ticket"] == 0.9
+    assert progress.scores["sup-ticket"] == 0.9
 
 
 def test_plain_lines_tell_phases_tenths_tickets_and_merges():

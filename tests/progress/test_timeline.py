@@ -32,7 +32,7 @@ def test_phases_cycles_and_merges_become_spans(store):
     clock.now = 130.0
     timeline.record(PhaseStarted("explore"))
     ticket = {"chain": 1, "cycle": 0, "node": "a", "process": 7, "began": 131.0, "ended": 140.0}
-    timeline.record(TicketFinished(validation_accuracy=0.5, **ticket))
+    timeline.record(TicketFinished(validation_score=0.5, **ticket))
     timeline.record(TicketMerged(1, 0, accepted=True, began=140.0, ended=141.0))
     timeline.record(TicketMerged(2, 0, accepted=True))
     clock.now = 141.0

@@ -88,12 +88,12 @@ def test_a_single_ticket_has_no_line():
 def test_the_barrier_is_measured_from_the_line_between_the_ends():
     found = Curve("a", "b", [0.0, 0.5, 1.0], [1.0, 2.0, 2.0], [0.9, 0.7, 0.8])
     assert found.barrier == 0.5
-    assert found.accuracy_lost == pytest.approx(0.15)
+    assert found.score_lost == pytest.approx(0.15)
 
 
 def test_there_is_no_barrier_where_the_way_is_better_than_its_ends():
     found = Curve("a", "b", [0.0, 0.5, 1.0], [1.0, 0.5, 1.0], [0.8, 0.9, 0.8])
-    assert (found.barrier, found.accuracy_lost) == (0, 0)
+    assert (found.barrier, found.score_lost) == (0, 0)
 
 
 def test_a_diverged_network_has_a_barrier_that_is_no_number():

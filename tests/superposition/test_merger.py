@@ -5,7 +5,7 @@ from suptickets_ray import Ticket, load_config
 from suptickets_ray.superposition.merger import Merger
 from suptickets_ray.training.checkpoint import restore
 from suptickets_ray.training.data import load_data
-from suptickets_ray.training.evaluation import predict
+from suptickets_ray.training.evaluation import measure_network, predict
 from suptickets_ray.training.loop import build_learner
 from suptickets_ray.training.models import build_model
 
@@ -121,15 +121,15 @@ def test_a_pretrained_network_that_has_diverged_is_never_superposed():
         Merger(config, load_data(config.data), Ticket({"w": torch.tensor([float("nan")])}, {}, {}), CPU)
 
 
-@pytest.mark.parametrize("knows_logits", [False, True])
-def test_every_network_is_evaluated_once_per_split(monkeypatch, knows_logits):
+@pytest.mark.parametrize("is_measured", [False, True])
+def test_every_network_is_evaluated_once_per_split(monkeypatch, is_measured):
     counted = []
 
-    def counting(model, examples):
+    def counting(model, examples, task, **options):
         counted.append(len(examples))
-        return predict(model, examples)
+        return measure_network(model, examples, task, **options)
 
-    monkeypatch.setattr("suptickets_ray.superposition.merger.predict", counting)
+    monkeypatch.setattr("suptickets_ray.superposition.merger.measure_network", counting)
     config = load_config(None, [*SMALL, "superposition.gate_tolerance=1"])
     splits = load_data(config.data)
     nets = [build_learner(load_config(None, [*SMALL, f"seed={s}"]), splits, CPU).ticket({}) for s in range(3)]
@@ -139,13 +139,13 @@ def test_every_network_is_evaluated_once_per_split(monkeypatch, knows_logits):
     for chain, net in enumerate(nets[1:]):
         model = build_model(config.model, splits.sample_shape, splits.num_classes)
         restore(model, net.state_dict())
-        logits = {split: predict(model, getattr(splits, split)) for split in sizes} if knows_logits else None
-        merger.score_ticket(net, chain, 0, logits)
+        measured = {split: measure_network(model, getattr(splits, split), keep_predictions=True) for split in sizes}
+        merger.score_ticket(net, chain, 0, measured if is_measured else None)
         rows.append(merger.merge(net, chain, 0))
         merger.validation_scores()
     merger.score_pretrained()
     found = merger.evaluate(zip(rows, nets[1:], strict=True))
-    tickets = 0 if knows_logits else 2
+    tickets = 0 if is_measured else 2
     # Pretrained network, merges and unpruned mean on validation; sup-ticket instead of the merges on test.
     assert counted.count(sizes["validation"]) == 1 + 2 + 1 + tickets
     assert counted.count(sizes["test"]) == 1 + 1 + 1 + tickets

@@ -135,7 +135,6 @@ class NoPairs(Dataset):
     [
         ((torch.zeros(2), 0), (torch.zeros(3), 1)),
         ((object(), 0), (object(), 1)),
-        ((torch.zeros(2), 0.5), (torch.zeros(2), 1.5)),
         ((torch.zeros(2), "cat"), (torch.zeros(2), "dog")),
         ((torch.zeros(2),), (torch.zeros(2),)),
     ],
@@ -143,6 +142,30 @@ class NoPairs(Dataset):
 def test_a_dataset_that_gives_no_pairs_is_refused(examples):
     with pytest.raises(ValueError, match="a Dataset must give pairs of an input, a tensor of one shape, and a label"):
         Examples(NoPairs(*examples)).batch(torch.arange(2))
+
+
+def test_labels_that_are_not_whole_become_float32_of_any_shape():
+    examples = Examples(NoPairs((torch.zeros(2), 0.5), (torch.zeros(2), 1.5)))
+    assert torch.equal(examples.all_labels(), torch.tensor([0.5, 1.5]))
+    assert Examples((torch.zeros(3, 1), torch.ones(3, 2).bool())).all_labels().dtype == torch.float32
+    assert Examples(
+        NoPairs((torch.zeros(2), torch.arange(3)), (torch.zeros(2), torch.arange(3)))
+    ).all_labels().shape == (2, 3)
+
+
+def test_inputs_may_be_a_tuple_or_a_dict_of_tensors():
+    ids, mask = torch.arange(12).view(6, 2), torch.ones(6, 3)
+    for inputs in ({"ids": ids, "mask": mask}, (ids, mask)):
+        examples = Examples((inputs, torch.arange(6)))
+        keys = list(inputs) if isinstance(inputs, dict) else range(2)
+        found, labels = examples.batch(torch.tensor([4, 1]))
+        assert type(found) is type(inputs)
+        assert torch.equal(found[keys[0]], ids[[4, 1]])
+        assert torch.equal(found[keys[1]], mask[[4, 1]])
+        assert labels.tolist() == [4, 1]
+        assert examples.sample_size == 5
+    from_dataset = Examples(NoPairs(*(({"ids": ids[n], "mask": mask[n]}, n) for n in range(6))))
+    assert torch.equal(from_dataset.batch(torch.tensor([4]))[0]["ids"], ids[[4]])
 
 
 def test_labels_of_any_whole_type_become_int64():

@@ -7,17 +7,17 @@ from torch import nn
 from suptickets_ray.superposition.gate import Gate
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.data.splits import Splits
-from suptickets_ray.training.evaluation import evaluate, predict, recalibrate, score, score_probabilities
+from suptickets_ray.training.evaluation import evaluate, measure_predictions, predict, recalibrate
+from suptickets_ray.training.tasks import classification
 
 
 def test_scores_by_hand():
+    task, labels = classification(), torch.tensor([0, 1])
+    expected = {"accuracy": 0.5, "loss": (math.log(2) + math.log(4)) / 2}
     logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
-    assert score(logits, torch.tensor([0, 1])) == pytest.approx(
-        {"accuracy": 0.5, "loss": (math.log(2) + math.log(4)) / 2}
-    )
-    assert score_probabilities(torch.tensor([[0.5, 0.5], [0.75, 0.25]]), torch.tensor([0, 1])) == pytest.approx(
-        {"accuracy": 0.5, "loss": (math.log(2) + math.log(4)) / 2}
-    )
+    assert measure_predictions(task.predict(logits), labels, task).scores == pytest.approx(expected)
+    probabilities = torch.tensor([[0.5, 0.5], [0.75, 0.25]])
+    assert measure_predictions(probabilities, labels, task).scores == pytest.approx(expected)
 
 
 def splits(inputs):

@@ -19,7 +19,7 @@ def test_what_cannot_be_built_is_found_before_anything_starts(tmp_path, monkeypa
         "    def forward(self, x):\n        return self.used(x.flatten(1))\n"
         "def unused():\n    return Unused()\n"
         "def vectors():\n    return nn.BatchNorm2d(1)\n"
-        "class Pair(Unused):\n    def forward(self, x):\n        return self.used(x.flatten(1)), x\n"
+        "class Pair(Unused):\n    def forward(self, x):\n        return {'scores': self.used(x.flatten(1))}\n"
         "def pair():\n    return Pair()\n"
         "def complex_buffer():\n    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
         "    net.register_buffer('frequencies', torch.ones(4, dtype=torch.complex64))\n    return net\n"
@@ -31,9 +31,9 @@ def test_what_cannot_be_built_is_found_before_anything_starts(tmp_path, monkeypa
         ("shape", r"Cannot run the network of model.name on test inputs of shape \(2, 1, 8, 8\)"),
         ("logits", r"must give logits of shape \(2, 10\); got \(2, 3\)"),
         ("unused", "must use every weight it has; 'idle.weight' gets no gradient"),
-        ("pair", "must return a tensor of logits; got tuple"),
+        ("pair", "must return a tensor of logits, or an object, dict or tuple with logits; got dict"),
         ("complex_buffer", "of model.name as a ticket: ValueError: the type of 'frequencies' must be one of"),
-        ("infinite", "must give finite logits for test inputs"),
+        ("infinite", "must give finite outputs for test inputs"),
         ("vectors", "must build a network with a weight of 2 or more dimensions"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -19,6 +19,7 @@ from suptickets_ray.training.data.examples import UNEQUAL_DATA, LabelledDataset
 from suptickets_ray.training.data.fingerprint import fingerprint
 from suptickets_ray.training.data.parquet import EncodedParquet, TensorParquet
 from suptickets_ray.training.data.streaming import BlockSource, Job, StreamedExamples, fetch_by_threads
+from suptickets_ray.training.nested import map_tensors
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class UnsharedData:
     """Description of data that every process must load itself."""
 
     fingerprint: str
-    labels: dict[str, NDArray[np.int64]]
-    """All labels (n,) of the splits that are map-style Datasets, as the driver has read them."""
+    labels: dict[str, NDArray[Any]]
+    """All labels (n, ...) of the splits that are map-style Datasets, as the driver has read them."""
 
 
 def put_data(loaded: Mapping[str, Any]) -> Any:
@@ -71,13 +72,13 @@ def _parts(loaded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_arrays(part: Any) -> Any:
-    """Returns a pair of tensors as arrays; None for a Dataset, and for types that NumPy does not have."""
+    """Returns a pair of inputs and labels as arrays; None for a Dataset, and for types that NumPy does not have."""
     if isinstance(part, BlockSource):
         return part
     if isinstance(part, LabelledDataset):
         return None
     try:
-        return tuple(tensor.detach().cpu().contiguous().numpy() for tensor in part)
+        return tuple(map_tensors(lambda tensor: tensor.detach().cpu().contiguous().numpy(), some) for some in part)
     except TypeError:  # e.g. bfloat16
         return None
 
@@ -88,7 +89,7 @@ def _as_tensors(part: Any) -> Any:
     with warnings.catch_warnings():
         # The object store's memory is read-only, which torch cannot represent. Examples are never written.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return tuple(torch.from_numpy(array) for array in part)
+        return tuple(map_tensors(torch.from_numpy, some) for some in part)
 
 
 def fetch(source: BlockSource, jobs: Iterable[Job], num_readers: int) -> Iterator[Tensor]:

@@ -32,8 +32,8 @@ class FinishedTicket(NamedTuple):
 
     table: Any
     """Object reference of its Arrow table."""
-    logits: Any = None
-    """Object reference of its logits on validation and test; None for a ticket from the storage."""
+    measured: Any = None
+    """Object reference of what its explorer has measured of it; None for a ticket from the storage."""
 
 
 class Exploration:
@@ -184,9 +184,9 @@ class Exploration:
         """
         key, what = (end.chain, end.cycle), f"cycle {end.cycle} of chain {end.chain}"
         match end:
-            case CycleFinished(table=table, state=state, logits=logits):
+            case CycleFinished(table=table, state=state, measured=measured):
                 if len(self._tickets) < _TICKETS_IN_FLIGHT * self._pool.peak_size:
-                    self._tickets[key] = FinishedTicket(table, logits)
+                    self._tickets[key] = FinishedTicket(table, measured)
                 self._chains.finish(end.chain, end.cycle + 1, state)
             case CycleLost(error=error, was_preempted=was_preempted):
                 losses = self._losses[key] = self._losses.get(key, 0) + (not was_preempted)

@@ -8,7 +8,6 @@ from contextlib import suppress
 
 import pyarrow as pa
 import ray
-from torch import Tensor
 
 from suptickets_ray.distributed.cluster.capacity import draining_nodes
 from suptickets_ray.distributed.cluster.polling import ClusterPollTimer
@@ -23,7 +22,7 @@ from suptickets_ray.tickets.run_folder import chain_state_path, partial_state_pa
 from suptickets_ray.tickets.store import TicketStore
 from suptickets_ray.training.checkpoint import read_progress, state_digest
 from suptickets_ray.training.cycle import cycle_lr, run_cycle
-from suptickets_ray.training.evaluation import predict, score
+from suptickets_ray.training.evaluation import Measured, measure_network
 from suptickets_ray.training.loop import budget_of, build_learner, steps_per_epoch
 from suptickets_ray.training.tensorboard import Scalars
 
@@ -51,11 +50,11 @@ class Explorer:
 
     def run_cycle(
         self, state: bytes, chain: int, cycle: int, again: bool
-    ) -> tuple[pa.Table, bytes, dict[str, Tensor], bool]:
-        """Returns the ticket as an Arrow table, the state of the chain's next cycle, the ticket's logits, and True.
+    ) -> tuple[pa.Table, bytes, dict[str, Measured], bool]:
+        """Returns the ticket as an Arrow table, the state of the chain's next cycle, what was measured of it, and True.
 
-        The driver waits for the last value without fetching the large ones. The logits, on validation and test, serve
-        the superposer, which otherwise computes them again. Ticket and state are also stored, the
+        The driver waits for the last value without fetching the large ones. What was measured, on validation and test,
+        serves the superposer, which otherwise measures it again. Ticket and state are also stored, the
         ticket first: if a state exists, its ticket exists, too.
 
         Args:
@@ -95,13 +94,15 @@ class Explorer:
                 scalars.write_layer_densities(first_step + step, self._learner.sparsifier.masks)
 
             run_cycle(self._learner, config, worker.splits, chain, cycle, on_epoch, on_update, first_epoch)
-            logits = {name: predict(self._learner.model, getattr(worker.splits, name)) for name in EVALUATED_SPLITS}
-            validation = score(logits["validation"], worker.splits.validation.all_labels())
-            scalars.write(
-                first_step + tickets.cycle_epochs * epoch_steps,
-                validation__accuracy=validation["accuracy"],
-                validation__loss=validation["loss"],
-            )
+            measured = {
+                name: measure_network(
+                    self._learner.model, getattr(worker.splits, name), self._learner.task, keep_predictions=True
+                )
+                for name in EVALUATED_SPLITS
+            }
+            validation = measured["validation"].scores
+            found = {f"validation__{name}": value for name, value in validation.items()}
+            scalars.write(first_step + tickets.cycle_epochs * epoch_steps, **found)
         tensors = self._learner.model.state_dict().values()
         ticket = self._learner.ticket(
             {
@@ -124,9 +125,10 @@ class Explorer:
         worker.store.write(chain_state_path(chain), state)
         if checkpoints.is_stored:
             worker.store.delete(partial_state_path(chain))
-        accuracy = validation["accuracy"]
-        worker.send(TicketFinished(chain, cycle, accuracy, self._node, os.getpid(), began, ended=time.time()))
-        return ticket.to_arrow(), state, logits, True
+        metric = self._learner.task.metric
+        place = (self._node, os.getpid(), began, time.time())
+        worker.send(TicketFinished(chain, cycle, validation[metric.name], *place, metric=metric))
+        return ticket.to_arrow(), state, measured, True
 
     def _partial_state(self, cycle: int, epochs: int, parent: str) -> bytes:
         """Returns the state after some epochs of a cycle. `parent` is stored as a number: states contain no text."""

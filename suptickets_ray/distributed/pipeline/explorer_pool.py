@@ -39,8 +39,8 @@ class CycleFinished:
     """Object reference of the ticket's Arrow table."""
     state: Any
     """Object reference of the state that the chain's next cycle starts from."""
-    logits: Any
-    """Object reference of the ticket's logits on both splits."""
+    measured: Any
+    """Object reference of what the explorer has measured of the ticket on both splits."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class _Job:
     cycle: int
     table: Any
     state: Any
-    logits: Any
+    measured: Any
 
 
 class ExplorerPool:
@@ -137,8 +137,8 @@ class ExplorerPool:
         """Starts a cycle on an idle explorer; see `Explorer.run_cycle`. There must be one."""
         explorer = self._idle.pop()
         results = explorer.run_cycle.options(num_returns=4).remote(state, chain, cycle, again)
-        table, next_state, logits, done = results
-        self._busy[done] = _Job(explorer, chain, cycle, table, next_state, logits)
+        table, next_state, measured, done = results
+        self._busy[done] = _Job(explorer, chain, cycle, table, next_state, measured)
 
     def wait(self, seconds: float) -> list[Any]:
         """Waits up to `seconds` for an answer of any explorer. Returns the answers, each for one call of `take`."""
@@ -183,7 +183,7 @@ class ExplorerPool:
             self._idle.append(job.explorer)
             return CycleFailed(job.chain, job.cycle, error)
         self._set_idle_or_retire(job.explorer)
-        return CycleFinished(job.chain, job.cycle, job.table, job.state, job.logits)
+        return CycleFinished(job.chain, job.cycle, job.table, job.state, job.measured)
 
     def poll(self, num_unfinished: int) -> None:
         """Detects new and draining machines, and a stall. Polls the cluster at most once per interval.

@@ -203,7 +203,7 @@ def _validate_and_report(
     worker: Worker, learner: Learner, scalars: Scalars, epoch: int, loss: float, seconds: float
 ) -> None:
     """Validates after `epoch` epochs, and sends the scores to TensorBoard and the driver."""
-    validation = evaluate(learner.model, worker.splits.validation)
+    validation = evaluate(learner.model, worker.splits.validation, learner.task)
     epoch_steps, fraction = steps_per_epoch(worker.config, worker.splits), learner.sparsifier.drop_fraction
     extra = {} if fraction is None else {"train__drop_fraction": fraction}
     examples_per_second = epoch_steps * worker.config.data.batch_size / seconds
@@ -215,11 +215,11 @@ def _validate_and_report(
         train__lr=learner.optimizer.param_groups[0]["lr"],
         train__density=learner.sparsifier.density,
         train__explored=explored_fraction(learner.sparsifier.explored),
-        validation__accuracy=validation["accuracy"],
-        validation__loss=validation["loss"],
+        **{f"validation__{name}": value for name, value in validation.items()},
     )
     epochs = budget_of(worker.config).pretrain_epochs
-    worker.send(EpochEnded(epoch, epochs, loss, validation["accuracy"], examples_per_second))
+    metric = learner.task.metric
+    worker.send(EpochEnded(epoch, epochs, loss, validation[metric.name], metric, examples_per_second))
 
 
 def _load_checkpoint(learner: Learner) -> int:

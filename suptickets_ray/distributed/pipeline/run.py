@@ -30,6 +30,7 @@ from suptickets_ray.distributed.pipeline.result import (
 )
 from suptickets_ray.distributed.pipeline.stages import as_run_failure, choose_for_machine, pretrained_state, run_path
 from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClient
+from suptickets_ray.metric import Metric
 from suptickets_ray.progress.events import (
     Event,
     JobPlanned,
@@ -204,7 +205,8 @@ def _write_report(kind: str, files: RecordedRun, result: dict[str, Any]) -> None
     versions = "\n".join(f"    {name} {version}" for name, version in result["versions"].items())
     recipe = "\n".join(f"    {line}" for line in to_yaml(config).splitlines())
     networks = {name: result[name] for name in ROWS if isinstance(result.get(name), dict)}
-    metrics = {f"test/{name}": network["accuracy"] for name, network in networks.items()}
+    metric = Metric.of_result(result).name
+    metrics = {f"test/{name}": network[metric] for name, network in networks.items()}
     write_summary(
         child(path, TENSORBOARD_FOLDER),
         {key: value for key, value in flatten(to_dict(config)) if value is not None and changes_results(key)},

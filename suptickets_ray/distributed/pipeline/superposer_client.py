@@ -20,6 +20,7 @@ from suptickets_ray.distributed.pipeline.exploration import Exploration, Finishe
 from suptickets_ray.distributed.pipeline.merge_shard import MergeShard
 from suptickets_ray.distributed.pipeline.superposer import Superposer
 from suptickets_ray.tickets.accumulator import split_into_shards
+from suptickets_ray.training.tasks import make_task
 
 _MAX_PENDING = 8
 """Tickets that are submitted but not merged yet. The object store holds each of them until it is merged."""
@@ -60,22 +61,21 @@ class SuperposerClient:
         self._catch_up(_MAX_PENDING)
 
     def best_first(self, keys: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Returns the keys of all tickets by descending validation accuracy. Equal tickets keep their order.
+        """Returns the keys of all tickets, those with the best validation score first. Equal ones keep their order.
 
         Raises:
             RuntimeError: If a ticket cannot be trained or validated.
         """
-        accuracies: dict[tuple[int, int], float] = {}
-        while len(accuracies) < len(keys):
+        scores: dict[tuple[int, int], float] = {}
+        while len(scores) < len(keys):
             with self._restart_on_death():
                 for key in keys:
-                    if key not in accuracies:
-                        accuracies[key] = self._wait_for(
-                            self._actor.validate.remote(*self._exploration.ticket(*key), *key)
-                        )
+                    if key not in scores:
+                        scores[key] = self._wait_for(self._actor.validate.remote(*self._exploration.ticket(*key), *key))
                         self._num_validated += 1
                         self._deaths.record_progress(self._num_validated)
-        return sorted(keys, key=lambda key: -accuracies[key])
+        sign = -1 if make_task(self._context.config).metric.mode == "max" else 1
+        return sorted(keys, key=lambda key: sign * scores[key])
 
     def evaluate(self) -> Any:
         """Returns the result of `Superposer.evaluate`, after every ticket is merged.

@@ -9,7 +9,6 @@ from typing import Any
 from suptickets_ray.config import Config
 from suptickets_ray.distributed.cluster.errors import root_cause
 from suptickets_ray.distributed.pipeline.result import Clock, stored_result, versions, without_nan
-from suptickets_ray.distributed.tune.trial import SCORES
 from suptickets_ray.recipes.load import config_digest, to_dict, to_yaml
 from suptickets_ray.recipes.recorded_run import RecordedRun
 from suptickets_ray.report.search_page import render_search
@@ -21,6 +20,7 @@ from suptickets_ray.tickets.run_folder import BEST_FILE, TRIALS_FILE
 from suptickets_ray.training.data.fingerprint import load_recorded
 from suptickets_ray.training.determinism import worker_determinism
 from suptickets_ray.training.evaluation import evaluate_ticket
+from suptickets_ray.training.tasks import make_task
 from suptickets_ray.training.tensorboard import write_hparams
 
 _CHANGEABLE_KEYS = ("max_concurrent_trials",)
@@ -43,7 +43,7 @@ def trial_rows(plan: SearchPlan, files: SearchFiles, grid: Any) -> list[dict[str
         if len(seeds) < plan.config.search.num_seeds:
             error = root_cause(errors[key]) if errors.get(key) is not None else None
             state, seeds = "failed" if error else "stopped", [files.running(point)]
-        rows.append(trial_row(number, point, seeds, plan.metric, state) | {"error": error})
+        rows.append(trial_row(number, point, seeds, plan.metric, state, plan.scores) | {"error": error})
     return rows
 
 
@@ -74,7 +74,7 @@ def conclude(
             f"Cannot choose the best trial: no trial is complete: {reason}. The same command continues the search."
         )
     winner = best_first[0]
-    point = winner["values"]
+    point, metric = winner["values"], make_task(plan.config).metric
     config = replace(plan.config_of(point), name=f"{plan.config.name}-best")
     tests = _test_scores(plan, files, point)
     warnings = [*earlier_warnings, *filter(None, [noise_warning(best_first, plan.metric)])]
@@ -86,16 +86,15 @@ def conclude(
     result: dict[str, Any] = {
         "state": "complete",
         "name": plan.config.name,
+        "task_metric": metric.to_dict(),
         "metric": plan.metric,
         "mode": plan.mode,
         "trials": list(rows),
         "best": {
             "trial": winner["trial"],
             "values": point,
-            "validation_accuracy": winner["validation_accuracy"],
-            "validation_loss": winner["validation_loss"],
-            "accuracy": sum(test["accuracy"] for test in tests) / len(tests),
-            "loss": sum(test["loss"] for test in tests) / len(tests),
+            **{key: winner[key] for key in plan.scores},
+            **{key: sum(test[key] for test in tests) / len(tests) for key in tests[0]},
             "digest": winner["digest"],
         },
         "pretrainings": files.num_pretrainings(),
@@ -108,8 +107,8 @@ def conclude(
     }
     result = without_nan(result)
     trials = [{**row, "name": f"trial-{point_key(row['values'])}"} for row in result["trials"]]
-    trials[winner["trial"]]["accuracy"] = result["best"]["accuracy"]
-    write_hparams(files.tensorboard, trials, (*SCORES, "accuracy"))
+    trials[winner["trial"]][metric.name] = result["best"][metric.name]
+    write_hparams(files.tensorboard, trials, (*plan.scores, metric.name))
     files.store.write(BEST_FILE, to_yaml(config).encode())
     files.store.write(TRIALS_FILE, to_parquet(rows))
     recorded = RecordedRun(files.path)

@@ -24,7 +24,6 @@ from suptickets_ray.recipes.recorded_run import pretrained_ticket
 from suptickets_ray.search.files import SearchFiles
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.search.points import config_of, normalize_point, point_key
-from suptickets_ray.search.space import METRICS
 from suptickets_ray.superposition.merger import Merger
 from suptickets_ray.tickets.run_folder import TENSORBOARD_FOLDER
 from suptickets_ray.tickets.schedule import canonical_order
@@ -32,9 +31,9 @@ from suptickets_ray.tickets.store import Origin, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.checkpoint import state_digest
 from suptickets_ray.training.loop import budget_of
+from suptickets_ray.training.tasks import make_task, validation_metrics
 from suptickets_ray.training.tensorboard import Scalars
 
-SCORES = ("validation_accuracy", "validation_loss")
 Scores = dict[str, float]
 
 
@@ -68,6 +67,9 @@ def run_trial(values: dict[str, Any], context: TrialContext) -> None:
     point = normalize_point(suggested, base.superposition.method)
     files = SearchFiles(context.worker.run_path, base)
     cyclic_epochs = budget_of(config_of(base, point)).cyclic_epochs
+    task = make_task(base)
+    metrics = validation_metrics(task)
+    metric = base.search.metric or next(iter(metrics))
     stored = [files.row(point, number) for number in range(base.search.num_seeds)]
     rows: list[Scores] = []
     began = time.monotonic()
@@ -87,7 +89,7 @@ def run_trial(values: dict[str, Any], context: TrialContext) -> None:
 
         def report(means: Scores, epochs: int) -> None:
             try:
-                tune.report(comparable(means, base.search.metric) | {"cyclic_epochs": epochs})
+                tune.report(comparable(means, metric, metrics[metric]) | {"cyclic_epochs": epochs})
             except SystemExit:  # Tune raises it in the function of a stopped trial
                 files.mark_stopped(point)
                 raise
@@ -101,18 +103,21 @@ def run_trial(values: dict[str, Any], context: TrialContext) -> None:
             rows.append(row)
             means = mean_scores(rows)
             if len(rows) == len(stored):
-                context.worker.monitor.report.remote(TrialFinished(point, **means))
+                score = means[f"validation_{task.metric.name}"]
+                event = TrialFinished(point, score, means["validation_loss"], task.metric)
+                context.worker.monitor.report.remote(event)
             report(means, len(rows) * cyclic_epochs)
 
 
 def mean_scores(rows: Sequence[Mapping[str, float]]) -> Scores:
-    """Returns the means of the scores over seeds; NaN if a seed has diverged."""
-    return {key: sum(row[key] for row in rows) / len(rows) for key in SCORES}
+    """Returns the means of the validation scores over seeds; NaN if a seed has diverged."""
+    keys = [key for key in rows[0] if key.startswith("validation_")]
+    return {key: sum(row[key] for row in rows) / len(rows) for key in keys}
 
 
-def comparable(means: Scores, metric: str) -> Scores:
+def comparable(means: Scores, metric: str, mode: str) -> Scores:
     """Returns the scores with a NaN `metric` replaced by the worst value, because a scheduler cannot compare NaN."""
-    worst = -math.inf if METRICS[metric] == "max" else math.inf
+    worst = -math.inf if mode == "max" else math.inf
     return {**means, metric: worst if math.isnan(means[metric]) else means[metric]}
 
 
@@ -172,8 +177,8 @@ class _Seed:
         accepted, epochs = 0, 0
         with self._tickets() as (ticket, num_trained):
             if self._merger.merges_best_first:
-                accuracies = {key: self._merger.score(ticket(*key), "validation")["accuracy"] for key in order}
-                order.sort(key=lambda key: -accuracies[key])
+                name = self._merger.metric.name
+                order = self._merger.best_first(order, lambda key: self._merger.score(ticket(*key), "validation")[name])
             for position, (chain, cycle) in enumerate(order):
                 merged = self._merger.merge(ticket(chain, cycle), chain, cycle)
                 accepted += merged["accepted"]

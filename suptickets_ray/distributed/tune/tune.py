@@ -135,8 +135,8 @@ def trainable(config: Config) -> Any:
     """Returns a Tune trainable of a recipe, for a user-defined `tune.Tuner` with `param_space(config)`.
 
     Ray must be running. This call trains the pretrained networks that the space needs. Trials share them and all
-    tickets, under the recipe's storage and name. The trainable reports validation_accuracy, validation_loss and
-    cyclic_epochs after every cycle. This process locks the folder until it ends, or calls `tune` on it.
+    tickets, under the recipe's storage and name. The trainable reports the validation scores, e.g. validation_accuracy,
+    and cyclic_epochs after every cycle. This process locks the folder until it ends, or calls `tune` on it.
 
     Raises:
         ValueError: As `tune`. Also if pretraining depends on a key of the space that is not a choice. The Tuner draws

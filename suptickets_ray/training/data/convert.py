@@ -201,6 +201,10 @@ def _table(split: str, source: Any, rows: range, *, check: bool) -> pa.Table:
         check: Whether encoded images are decoded, so that a damaged image is found now and not in training.
     """
     images: pa.Array
+    if isinstance(source, (tuple, list)) and not isinstance(source[0], Tensor):
+        raise ValueError(
+            f"the {split} set's inputs must be one tensor to be converted; got {type(source[0]).__name__}."
+        )
     if isinstance(source, EncodedSource):
         contents = source.contents(list(rows))
         for name, content in contents if check else ():
@@ -214,6 +218,8 @@ def _table(split: str, source: Any, rows: range, *, check: bool) -> pa.Table:
         else:
             inputs, labels = collate([_example(split, source, index) for index in rows])
         images = _tensors(split, inputs)
+    if labels.is_floating_point():
+        raise ValueError(f"the {split} labels must be whole numbers, one class each; got {labels.dtype}.")
     if labels.ndim != 1:
         raise ValueError(f"the {split} labels must be one class each, of shape (n,); got {tuple(labels.shape)}.")
     return pa.table({IMAGE_COLUMN: images, LABEL_COLUMN: pa.array(labels.long().tolist(), pa.int64())})

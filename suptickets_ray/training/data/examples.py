@@ -13,9 +13,10 @@ from torch.utils.data import default_collate
 
 from suptickets_ray.seeding import derive_seed
 from suptickets_ray.training.data.augmentation import Augmentation, Scaling, copied_ahead
+from suptickets_ray.training.nested import map_tensors, tensors_of
 
-Batch = tuple[Tensor, Tensor]
-"""Network inputs (n, ...) and labels (n,)."""
+Batch = tuple[Any, Tensor]
+"""Network inputs (n, ...), as one tensor, a tuple or a dict of tensors, and targets (n, ...)."""
 
 CPU = torch.device("cpu")
 
@@ -28,7 +29,7 @@ class LabelledDataset:
 
         Args:
             dataset: Returns pairs of an input and a label by index.
-            labels: Its labels, int64 (n,); the labels that the Dataset returns are compared with them.
+            labels: Its labels (n, ...), as `as_targets` returns them; those that the Dataset returns are compared.
         """
         self.dataset = dataset
         self._known = labels
@@ -37,7 +38,7 @@ class LabelledDataset:
         return len(self.dataset)
 
     def read(self, indices: Sequence[int]) -> Batch:
-        """Returns inputs (len(indices), ...) and labels (len(indices),).
+        """Returns inputs (len(indices), ...) and labels (len(indices), ...).
 
         Raises:
             ValueError: If the examples are not pairs, an input is not finite, or the labels differ from known ones.
@@ -60,11 +61,11 @@ class LabelledDataset:
 
     @cached_property
     def labels(self) -> Tensor:
-        """Labels of all examples, int64 (n,)."""
+        """Labels of all examples (n, ...), int64 or float32."""
         if self._known is None:
             starts = range(0, len(self), 1024)
             parts = [self.read(range(start, min(start + 1024, len(self))))[1] for start in starts]
-            self._known = torch.cat([torch.zeros(0, dtype=torch.int64), *parts])
+            self._known = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
         return self._known
 
 
@@ -91,16 +92,16 @@ class Examples:
         """Wraps one set of a data function.
 
         Args:
-            source: A pair of tensors (inputs (m, ...), labels (m,)), or a map-style Dataset.
+            source: A pair of inputs (m, ...) and labels (m, ...), or a map-style Dataset.
             indices: Indices of the examples in the source, (n,); all when left out.
-            labels: Labels (n,) that replace those of the source.
+            labels: Labels (n, ...) that replace those of the source.
             scaling: Converts the source's inputs to network inputs.
             augmentation: Random changes of images, applied by `epoch` only.
         """
         self.in_memory = isinstance(source, (tuple, list))
-        self._source: Any = (source[0], source[1].long()) if self.in_memory else self._labelled(source)
+        self._source: Any = (source[0], as_targets(source[1])) if self.in_memory else self._labelled(source)
         self._indices = indices
-        self._size = len(indices) if indices is not None else len(source[0] if self.in_memory else source)
+        self._size = len(indices) if indices is not None else len(source[1] if self.in_memory else source)
         self._labels = labels
         self._scaling = scaling or Scaling()
         self.augmentation = augmentation or Augmentation()
@@ -113,7 +114,7 @@ class Examples:
         return self._size
 
     def batch(self, indices: Tensor, device: torch.device = CPU, generator: Generator | None = None) -> Batch:
-        """Returns inputs (batch, ...) and labels (batch,) of the given indices (batch,), on the device.
+        """Returns inputs (batch, ...) and labels (batch, ...) of the given indices (batch,), on the device.
 
         Args:
             indices: Positions in [0, n).
@@ -125,7 +126,7 @@ class Examples:
             labels = self._labels.index_select(0, indices)
         return self._prepare(inputs, labels, device, generator)
 
-    def raw_inputs(self, count: int) -> Tensor:
+    def raw_inputs(self, count: int) -> Any:
         """Returns up to `count` inputs (n, ...), spread over the set, as they are stored: not scaled, not augmented."""
         chosen = torch.linspace(0, len(self) - 1, min(count, len(self))).long()
         return self._read(chosen if self._indices is None else self._indices[chosen])[0]
@@ -161,10 +162,10 @@ class Examples:
     @cached_property
     def sample_size(self) -> int:
         """Number of elements of one input."""
-        return max(self.batch(torch.arange(1))[0].numel(), 1)
+        return max(sum(tensor.numel() for tensor in tensors_of(self.batch(torch.arange(1))[0])), 1)
 
     def all_labels(self) -> Tensor:
-        """Returns the labels of all examples (n,)."""
+        """Returns the labels of all examples (n, ...)."""
         if self._labels is None:
             if self.in_memory:
                 labels = torch.as_tensor(self._source[1])
@@ -175,37 +176,54 @@ class Examples:
 
     def _read(self, indices: Tensor) -> Batch:
         if self.in_memory:
-            inputs, labels = (tensor.index_select(0, indices) for tensor in self._source)
-            return inputs, labels
+            inputs = map_tensors(lambda tensor: tensor.index_select(0, indices), self._source[0])
+            return inputs, self._source[1].index_select(0, indices)
         batch: Batch = self._source.read(indices.tolist())
         return batch
 
-    def _prepare(self, inputs: Tensor, labels: Tensor, device: torch.device, generator: Generator | None) -> Batch:
-        inputs, labels = copied_ahead(inputs, device), copied_ahead(labels, device)
+    def _prepare(self, inputs: Any, labels: Tensor, device: torch.device, generator: Generator | None) -> Batch:
+        inputs = map_tensors(lambda tensor: copied_ahead(tensor, device), inputs)
+        labels = copied_ahead(labels, device)
+        if not isinstance(inputs, Tensor):
+            return map_tensors(_as_float32, inputs), labels
         if generator is not None:
             inputs = self.augmentation(inputs, generator)
         return self._scaling(inputs), labels
 
 
-def num_not_finite(inputs: Tensor) -> int:
+def as_targets(labels: Tensor) -> Tensor:
+    """Returns labels as int64 if they are whole numbers, else as float32; bool counts as the numbers 0 and 1."""
+    return labels.to(torch.float32 if labels.is_floating_point() or labels.dtype == torch.bool else torch.int64)
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+
+
+def num_not_finite(inputs: Any) -> int:
     """Returns how many of the inputs (n, ...) hold NaN or infinity."""
-    if not inputs.is_floating_point():
-        return 0
-    return int((~inputs.isfinite()).flatten(1).any(1).sum()) if inputs.ndim > 1 else int((~inputs.isfinite()).sum())
+    bad = [
+        ~tensor.reshape(len(tensor), -1).isfinite().all(1)
+        for tensor in tensors_of(inputs)
+        if tensor.is_floating_point()
+    ]
+    return int(torch.stack(bad).any(0).sum()) if bad else 0
 
 
 def collate(examples: list[Any]) -> Batch:
-    """Returns examples of a user-defined Dataset as inputs (n, ...) and labels, int64 (n,).
+    """Returns examples of a user-defined Dataset as inputs (n, ...) and labels (n, ...), int64 or float32.
 
     Raises:
-        ValueError: If the examples are not pairs of an input and a label, or the inputs differ in shape.
+        ValueError: If the examples are not pairs of an input and a label, or they differ in shape.
     """
     try:
         inputs, labels = default_collate(examples)
-        if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor) or labels.is_floating_point():
+        if isinstance(inputs, list):
+            inputs = tuple(inputs)
+        if not all(isinstance(tensor, Tensor) for tensor in (*tensors_of(inputs), labels)):
             raise TypeError(f"got {type(examples[0][0]).__name__} and {type(examples[0][1]).__name__}")
     except (TypeError, ValueError, RuntimeError, LookupError) as error:
         raise ValueError(
-            f"a Dataset must give pairs of an input, a tensor of one shape, and a label, a whole number: {error}."
+            f"a Dataset must give pairs of an input, a tensor of one shape, and a label, a number or a tensor: {error}."
         ) from error
-    return inputs, labels.long()
+    return inputs, as_targets(labels)

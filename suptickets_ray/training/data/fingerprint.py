@@ -21,6 +21,7 @@ from suptickets_ray.training.data.examples import LabelledDataset
 from suptickets_ray.training.data.image_folder import EncodedSource
 from suptickets_ray.training.data.splits import SPLITS
 from suptickets_ray.training.data.streaming import BlockSource
+from suptickets_ray.training.nested import map_tensors
 
 _NUM_FIRST = 4
 _NUM_SPREAD = 32
@@ -51,7 +52,8 @@ def fingerprint(loaded: Mapping[str, Any]) -> str:
         is_pair = isinstance(source, (tuple, list))
         summary.update(f"{split} {len(source[1]) if is_pair else len(source)}".encode())
         if is_pair or isinstance(source, BlockSource):
-            summary.update(_bytes_of((source[1] if is_pair else source.labels).long()))
+            labels = source[1] if is_pair else source.labels
+            summary.update(_bytes_of(labels if labels.is_floating_point() else labels.long()))
             summary.update(_first_examples(source))
         else:
             summary.update(b"".join(_choices(source)))
@@ -79,7 +81,8 @@ def _choices(dataset: Any, depth: int = 0) -> Iterator[bytes]:
 
 def _first_examples(source: Any) -> bytes:
     if isinstance(source, (tuple, list)):
-        return _bytes_of(source[0][:_NUM_FIRST])
+        first = map_tensors(lambda tensor: tensor[:_NUM_FIRST], source[0])
+        return _bytes_of(first) if isinstance(first, Tensor) else b"".join(_pieces(first))
     indices = list(range(min(_NUM_FIRST, len(source))))
     if isinstance(source, EncodedSource):
         return b"".join(content for _, content in patiently(lambda: source.contents(indices)))

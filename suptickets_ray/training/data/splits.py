@@ -15,6 +15,7 @@ from suptickets_ray.seeding import derive_seed
 from suptickets_ray.training.data.augmentation import Augmentation, Scaling
 from suptickets_ray.training.data.examples import Examples, LabelledDataset
 from suptickets_ray.training.data.streaming import BlockSource, StreamedExamples
+from suptickets_ray.training.nested import shape_of, tensors_of
 
 SPLITS = ("train", "validation", "test")
 _KEYS = (*SPLITS, "num_classes", "mean", "std", "augmentation")
@@ -29,8 +30,9 @@ class Splits:
     validation: Examples
     test: Examples
     num_classes: int
-    sample_shape: tuple[int, ...]
-    """Shape of one input, without the batch."""
+    """Number of classes, or of the network's outputs in another task."""
+    sample_shape: Any
+    """Shape of one input, without the batch; a tuple or dict of shapes if there are several."""
 
     def __post_init__(self) -> None:
         """Raises ValueError if a set is empty."""
@@ -54,9 +56,9 @@ def make_splits(loaded: Mapping[str, Any], config: DataConfig) -> Splits:
     """Returns the splits of a data function's result, with `num_train_examples`, a validation set and label noise.
 
     Args:
-        loaded: "train" and "test", each a pair of tensors, a Dataset or a BlockSource; optionally "validation",
-            "num_classes", the "mean" and "std" of each channel, and an "augmentation" (crop_padding, crop_padding_mode,
-            flip), which the recipe's settings override.
+        loaded: "train" and "test", each a pair of inputs and labels, a Dataset or a BlockSource; optionally
+            "validation", "num_classes" (or number of outputs), the "mean" and "std" of each channel, and an
+            "augmentation" (crop_padding, crop_padding_mode, flip), which the recipe's settings override.
         config: Size, noise, augmentation and seed.
 
     Raises:
@@ -67,8 +69,7 @@ def make_splits(loaded: Mapping[str, Any], config: DataConfig) -> Splits:
     train, validation_indices = _cut(loaded, config)
     num_classes = loaded.get("num_classes")
     if num_classes is None:
-        own = _examples(loaded["train"]).all_labels()
-        num_classes = max(int(own.max()) + 1, 1) if len(own) else 1
+        num_classes = count_outputs(_examples(loaded["train"]).all_labels())
     _check_labels(loaded, num_classes)
     labels = None
     if config.label_noise:
@@ -81,12 +82,13 @@ def make_splits(loaded: Mapping[str, Any], config: DataConfig) -> Splits:
     else:
         validation = _examples(loaded["validation"], None, None, scaling)
     sample = train_examples.batch(torch.arange(1))[0]
-    _check_augmentation(augmentation, tuple(sample.shape[1:]))
+    shape = shape_of(sample)
+    _check_augmentation(augmentation, shape)
     test = _examples(loaded["test"], None, None, scaling)
     for examples in (train_examples, validation, test):
         if isinstance(examples, StreamedExamples):
             examples.num_readers = config.reader_threads
-    return Splits(train_examples, validation, test, num_classes, tuple(sample.shape[1:]))
+    return Splits(train_examples, validation, test, num_classes, shape)
 
 
 def _examples(
@@ -143,8 +145,9 @@ def _augmentation(loaded: Mapping[str, Any], config: DataConfig) -> Augmentation
     return Augmentation(**settings)
 
 
-def _check_augmentation(augmentation: Augmentation, sample_shape: tuple[int, ...]) -> None:
-    if augmentation.does_something and len(sample_shape) != 3:
+def _check_augmentation(augmentation: Augmentation, sample_shape: Any) -> None:
+    is_image = isinstance(sample_shape, tuple) and len(sample_shape) == 3 and isinstance(sample_shape[0], int)
+    if augmentation.does_something and not is_image:
         raise ValueError(
             f"data.crop_padding and data.flip must have images of shape (c, h, w); got inputs of shape {sample_shape}. "
             "Leave them out."
@@ -170,14 +173,12 @@ def check_loaded(loaded: Mapping[str, Any]) -> None:
             continue  # the validation set is then taken from the training set
         source = loaded[name]
         if isinstance(source, (tuple, list)):
-            if (
-                len(source) != 2
-                or not all(isinstance(part, Tensor) for part in source)
-                or len(source[0]) != len(source[1])
-            ):
-                raise ValueError(f"the {name} set must be a pair of tensors (inputs, labels) of equal length.")
-            if source[1].is_floating_point():
-                raise ValueError(f"the {name} labels must be whole numbers, one class each; got {source[1].dtype}.")
+            tensors: list[Any] = [*tensors_of(source[0]), source[1]] if len(source) == 2 else [None]
+            if not all(isinstance(part, Tensor) for part in tensors) or len({len(part) for part in tensors}) > 1:
+                raise ValueError(
+                    f"the {name} set must be a pair of tensors (inputs, labels) of equal length; inputs may also be a "
+                    "tuple or dict of tensors."
+                )
         elif not isinstance(source, (BlockSource, LabelledDataset)) and not (
             hasattr(source, "__getitem__") and hasattr(source, "__len__")
         ):
@@ -198,6 +199,16 @@ def _check_labels(loaded: Mapping[str, Any], num_classes: int) -> None:
             )
 
 
+def count_outputs(labels: Tensor) -> int:
+    """Returns the number of outputs that a network needs for these labels (n, ...), if the data set does not say it.
+
+    Whole numbers are classes or tokens, counted from 0. Floats and bools are values, one output for each column.
+    """
+    if labels.is_floating_point():
+        return labels.shape[1] if labels.ndim > 1 else 1
+    return max(int(labels.max()) + 1, 1) if labels.numel() else 1
+
+
 def redraw_labels(labels: Tensor, fraction: float, num_classes: int, seed: int) -> Tensor:
     """Returns labels (n,) of which round(fraction * n), at random, are redrawn uniformly from all classes.
 
@@ -206,6 +217,8 @@ def redraw_labels(labels: Tensor, fraction: float, num_classes: int, seed: int) 
     generator = Generator().manual_seed(derive_seed(seed, "label_noise"))
     count = round(fraction * len(labels))
     chosen = torch.randperm(len(labels), generator=generator)[:count]
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(f"data.label_noise must be 0 unless a label is one class; got {fraction}. Leave it out.")
     noisy = labels.clone()
     noisy[chosen] = torch.randint(num_classes, (count,), generator=generator, dtype=labels.dtype)
     return noisy

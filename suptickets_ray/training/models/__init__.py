@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch.nn import Module
 
@@ -67,20 +68,21 @@ def find_builder(name: str) -> Callable[..., Module]:
     )
 
 
-def build_model(config: ModelConfig, sample_shape: Sequence[int], num_classes: int) -> Module:
+def build_model(config: ModelConfig, sample_shape: Any, num_classes: int) -> Module:
     """Returns a new network with logits (batch, num_classes) and initial weights. The layers of `freeze` are frozen.
 
     Args:
         config: Name and options of the network.
-        sample_shape: Shape of one input, e.g. (1, 8, 8).
-        num_classes: Number of classes.
+        sample_shape: Shape of one input, e.g. (1, 8, 8); a tuple or dict of shapes if there are several.
+        num_classes: Number of classes, or of outputs.
 
     Raises:
         ValueError: If the model is unknown, does not take an option, does not fit the inputs, or is not a Module, or a
             pattern of `freeze` matches nothing.
     """
     builder = find_builder(config.name)
-    offered = {"sample_shape": tuple(sample_shape), "num_classes": num_classes}
+    shape = tuple(sample_shape) if isinstance(sample_shape, Sequence) else sample_shape
+    offered = {"sample_shape": shape, "num_classes": num_classes, "num_outputs": num_classes}
     model = call_with(builder, "model.name", offered, config.options)
     if not isinstance(model, Module):
         raise ValueError(f"model.name must build a torch.nn.Module; {config.name!r} gave {type(model).__name__}.")
