@@ -6,21 +6,25 @@ instance. The weight stays dense, with zeros off the mask, so that all other cod
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from suptickets_ray.lookup import choose
 from suptickets_ray.sparse.active_forward import FORWARDS, ActiveForward
 from suptickets_ray.sparse.active_weights import ActiveWeights, GradientForm
+from suptickets_ray.sparse.cost_model import LayerSize, density_limit
 from suptickets_ray.sparse.csr_product import kernels_exist
 from suptickets_ray.sparse.layer_mask import LayerMask
 from suptickets_ray.sparse.maskable import unwrap
 from suptickets_ray.sparse.masked_step import ELEMENTWISE
 
 COMPUTE: dict[str, str] = {
+    "auto": "for each layer whichever of the others is faster on this machine, from its second step on",
     "masked": "dense products with masked weights",
     "sparse": "products of the active weights alone, in layers that are large and sparse enough",
 }
@@ -46,6 +50,10 @@ class ActiveCompute:
             ValueError: If no layer can compute with its active weights alone, but should.
         """
         choose(COMPUTE, compute, "compute")
+        self._is_measured = compute == "auto"
+        self._sizes_of_inputs: dict[str, LayerSize] = {}
+        self.limits: dict[str, float] = {}
+        """Under "auto", the highest density at which each layer computes with its active weights alone."""
         self._sizes = {name: parameter.numel() for name, parameter in parameters.items()}
         self._layer_masks: Mapping[str, LayerMask] = {}
         self._needs_dense: Callable[[], bool] = bool
@@ -58,7 +66,10 @@ class ActiveCompute:
         if compute == "masked":
             return
         self._layers, self.obstacles = _find_layers(model, parameters, optimizer)
-        if not self._layers:
+        if not self._layers and self._is_measured:
+            reasons = "; ".join(sorted({*self.obstacles.values()})) or "it has no masked weight"
+            warnings.warn(f"compute 'auto' masks dense weights in all layers of this model: {reasons}.", stacklevel=4)
+        elif not self._layers:
             name, reason = next(iter(self.obstacles.items()), ("the model", "it has no masked weight"))
             raise ValueError(
                 f"compute must be 'masked' for a model without a layer that can compute with its active weights alone; "
@@ -95,7 +106,8 @@ class ActiveCompute:
     def chooses(self, name: str, count: int) -> bool:
         """Returns whether a layer with this number of active weights computes with them alone."""
         size = self._sizes[name]
-        return name in self._layers and size >= LEAST_WEIGHTS and count <= MOST_DENSITY * size
+        limit = self.limits.get(name, 0.0) if self._is_measured else MOST_DENSITY
+        return name in self._layers and size >= LEAST_WEIGHTS and count <= limit * size
 
     def active_weights(self, name: str) -> ActiveWeights | None:
         """Returns a layer's active weights; None if it computes with dense ones."""
@@ -112,8 +124,29 @@ class ActiveCompute:
         for name, size in self._sizes.items():
             mask = self._layer_masks[name]
             chosen = f"it has {size} weights at density {mask.count / size:.3g}: dense products are faster"
+            if self._is_measured and name not in self.limits:
+                chosen = "it was not trained yet"
             reasons[name] = None if mask.active is not None else self.obstacles.get(name, chosen)
         return reasons
+
+    def observe(self, name: str, inputs: Tensor, is_linear: bool) -> None:
+        """Notes the size of a layer's inputs (n, in, positions) in training, until it is decided about."""
+        if not self._is_measured or name in self.limits or not torch.is_grad_enabled():
+            return
+        module, leaf = self._layers[name]
+        weight = module.get_parameter(leaf)
+        num_positions = 0 if is_linear else inputs.shape[2]
+        self._sizes_of_inputs[name] = LayerSize(
+            len(weight), inputs.shape[1], len(inputs), num_positions, str(weight.dtype).removeprefix("torch.")
+        )
+
+    def decide(self) -> bool:
+        """Decides about the layers that were observed since the last call; returns whether there were any."""
+        sizes = {name: size for name, size in self._sizes_of_inputs.items() if name not in self.limits}
+        self._sizes_of_inputs.clear()
+        for name, size in sizes.items():
+            self.limits[name] = density_limit(size) if self._sizes[name] >= LEAST_WEIGHTS else 0.0
+        return bool(sizes)
 
     def gradient_form(self) -> GradientForm:
         """Returns the form that gradients of weights need now."""

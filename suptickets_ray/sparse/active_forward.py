@@ -23,6 +23,10 @@ class Source(Protocol):
         """Returns those of a parameter; None if it is multiplied as a dense one."""
         ...
 
+    def observe(self, name: str, inputs: Tensor, is_linear: bool) -> None:
+        """Called with the inputs (n, in, positions) of a layer that computes with its dense weight."""
+        ...
+
     def gradient_form(self) -> GradientForm:
         """Returns the form that gradients of weights need now."""
         ...
@@ -67,15 +71,24 @@ class ActiveForward:
             weight: The weight (out, ...).
             bias: (out,).
         """
+        active = self.active_weights(inputs, leaf, weight)
+        if active is None or self._source is None:
+            return None
+        return active_product(inputs, weight, bias, active, self._source.gradient_form)
+
+    def active_weights(self, inputs: Tensor, leaf: str, weight: Tensor) -> ActiveWeights | None:
+        """Returns what `product` computes with, or None if it cannot."""
         source = self._source
         if source is None or leaf not in self._names or torch.is_autocast_enabled("cpu"):
             return None
         if inputs.device.type != "cpu" or inputs.dtype != weight.dtype or inputs.numel() == 0:
             return None
-        active = source.active_weights(self._names[leaf])
-        if active is None or inputs.shape[1] != active.num_inputs:
+        if inputs.shape[1] != weight.shape[1:].numel():
             return None
-        return active_product(inputs, weight, bias, active, source.gradient_form)
+        active = source.active_weights(self._names[leaf])
+        if active is None:
+            source.observe(self._names[leaf], inputs, not isinstance(self.module, Convolution))
+        return active
 
     def rows_product(self, inputs: Tensor, leaf: str, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         """Returns `linear(inputs, weight, bias)`, (..., in) to (..., out), or None as `product` does."""
@@ -122,11 +135,18 @@ def _attention(
         return None
     if is_causal and attn_mask is None:
         return None
-    mask = _attention_mask(query, module, key_padding_mask, attn_mask, is_causal)
     rows = query if module.batch_first else query.transpose(0, 1)
+    output = module.out_proj
+    columns = rows.reshape(-1, rows.shape[-1], 1)
+    # The output's projection has inputs of the same shape.
+    layers = ("in_proj_weight", module.in_proj_weight), ("out_proj.weight", output.weight)
+    found = [forward.active_weights(columns, leaf, weight) for leaf, weight in layers]
+    if not any(found):
+        return None
+    mask = _attention_mask(query, module, key_padding_mask, attn_mask, is_causal)
     projected = forward.rows_product(rows, "in_proj_weight", module.in_proj_weight, module.in_proj_bias)
     if projected is None:
-        return None
+        projected = linear(rows, module.in_proj_weight, module.in_proj_bias)
     batch, length, size = rows.shape
     heads = projected.view(batch, length, 3, module.num_heads, size // module.num_heads).permute(2, 0, 3, 1, 4)
     attended = scaled_dot_product_attention(
@@ -137,7 +157,7 @@ def _attention(
         dropout_p=module.dropout if module.training else 0.0,
         is_causal=is_causal and key_padding_mask is None,
     )
-    flat, output = attended.transpose(1, 2).reshape(batch, length, size), module.out_proj
+    flat = attended.transpose(1, 2).reshape(batch, length, size)
     result = forward.rows_product(flat, "out_proj.weight", output.weight, output.bias)
     if result is None:
         result = linear(flat, output.weight, output.bias)

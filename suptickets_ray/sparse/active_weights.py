@@ -43,11 +43,6 @@ class ActiveWeights:
         self._offsets_by_column = _offsets(columns, num_columns)
         self._indices = torch.stack(torch.unravel_index(positions, shape))
 
-    @property
-    def num_inputs(self) -> int:
-        """Entries of the weight for each output."""
-        return self._matrix_shape[1]
-
     def values(self, weight: Tensor) -> Tensor:
         """Returns the active values (active,) of the dense weight."""
         return weight.detach().reshape(-1).index_select(0, self._positions)

@@ -91,6 +91,8 @@ class MaskUpdater:
             self.exchange(self.plan.fraction_at(self.num_steps))
         self.num_updates += due
         self.record.clear()
+        if self.compute.decide():
+            self.masked_step.set_masks(self.masks, exchanging=False)
         return due
 
     def accept_skipped(self) -> None:
@@ -201,6 +203,7 @@ class MaskUpdater:
             "num_updates": self.num_updates,
             **self.history.state_dict(),
             "generator": self.generator.get_state(),
+            "density_limits": dict(self.compute.limits),
             "schedule": self.plan.to_dict(),
         }
 
@@ -228,5 +231,7 @@ class MaskUpdater:
         self.generator.set_state(state["generator"].cpu())
         self.history.load_state_dict(state)
         self.record.load_momenta(state["momenta"], self.parameters)
+        # Decided once: other machines continue with the same products.
+        self.compute.limits.update(state.get("density_limits", {}))
         loaded = {name: unpack(bits, shapes[name]) for name, bits in state["masks"].items()}
         self.masked_step.set_masks(self.weights.given_masks(loaded), exchanging=False)

@@ -64,8 +64,8 @@ class Sparsifier:
             keep_updating: Whether to drop and grow after `total_steps` too, with the schedule's final fraction.
             dense_layers: Layers to keep dense; see `maskable_parameters`.
             mask_embeddings: Whether embeddings are masked too.
-            compute: "masked" for dense products with masked weights; "sparse" to compute with the active weights alone
-                in layers that can and are large and sparse enough. See `computes_active`.
+            compute: "masked": dense products with masked weights; "sparse": products of the active weights alone, in
+                layers that can and are large and sparse enough; "auto": where they were measured to be faster.
             recipe: Settings of the method that override its defaults.
 
         Raises:
@@ -214,18 +214,17 @@ class Sparsifier:
             self._updater.accept_skipped()
             return False
         if num_new > 1:
-            reason = "each may update the topology. Call step() after every optimizer.step()."
-            raise RuntimeError(f"Cannot count {num_new} optimizer steps at once: {reason}")
+            remedy = "Call step() after every optimizer.step()."
+            raise RuntimeError(
+                f"Cannot count {num_new} optimizer steps at once: each may update the topology. {remedy}"
+            )
         self._updater.weights.check_identity()
         if due := self._updater.count_step():
             self._assert_equal_masks(f"after update {self.num_updates}")
         return due
 
     def end_phase(self) -> None:
-        """Ends the sparse training phase, also if a `GradScaler` skipped steps: pruning that is still due happens now.
-
-        Otherwise its last updates would happen in the next phase.
-        """
+        """Ends the sparse training phase, also if a GradScaler skipped steps: pruning that is due happens now."""
         self._updater.end_phase()
 
     def explore(self, fraction: float) -> None:

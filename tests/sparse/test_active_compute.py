@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
-from suptickets_ray.sparse import Sparsifier, active_compute
+from suptickets_ray.sparse import Sparsifier, active_compute, cost_model
 from suptickets_ray.sparse.active_forward import ActiveForward
 from suptickets_ray.sparse.active_weights import ActiveWeights, active_product
 from suptickets_ray.sparse.inference import SparseLinear, compress
@@ -427,3 +427,96 @@ def test_compress_replaces_layers_that_train_sparse():
     assert isinstance(small[0], SparseLinear)
     inputs = batch(0)[0].float()
     torch.testing.assert_close(small(inputs), model.eval()(inputs))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cost_model, "_LEAST_SECONDS", 0)
+    return tmp_path / "suptickets_ray" / "density_limits.json"
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5])
+def test_auto_masks_the_first_step_and_then_keeps_to_the_measured_limits(limit, monkeypatch):
+    monkeypatch.setattr(active_compute, "density_limit", lambda size: limit)
+    parts = build("auto")
+    assert set(parts[2].computes_active.values()) == {"it was not trained yet"}
+    for step in range(3):
+        train_step(*parts, step)
+        assert parts[0][0].weight.grad.is_sparse is (step > 0 and limit > 0)
+    masked = build("masked")
+    for step in range(3):
+        train_step(*masked, step)
+    assert_close(parts[0], masked[0])
+
+
+def test_auto_decides_about_every_kind_of_layer(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(active_compute, "density_limit", lambda size: seen.setdefault(size, 0.5))
+    parts = build("auto", model=Mixed)
+    train_step(*parts, 0)
+    assert set(seen) == {
+        cost_model.LayerSize(8, 6, 16, 5, "float64"),
+        cost_model.LayerSize(24, 8, 80, 0, "float64"),
+        cost_model.LayerSize(8, 8, 80, 0, "float64"),
+        cost_model.LayerSize(8, 8, 16, 5, "float64"),
+        cost_model.LayerSize(4, 8, 80, 0, "float64"),
+    }
+    assert set(parts[2].computes_active.values()) == {None}
+
+
+def test_a_resumed_run_keeps_the_decisions_of_the_first(monkeypatch):
+    monkeypatch.setattr(active_compute, "density_limit", lambda size: 0.5)
+    parts = build("auto")
+    for step in range(3):
+        train_step(*parts, step)
+    monkeypatch.setattr(active_compute, "density_limit", lambda size: 0.0)
+    resumed = build("auto")
+    for part, state in zip(resumed, [copy.deepcopy(part.state_dict()) for part in parts], strict=True):
+        part.load_state_dict(state)
+    for step in range(3, 6):
+        train_step(*parts, step)
+        train_step(*resumed, step)
+    for one, other in zip(parts[0].state_dict().values(), resumed[0].state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_limit_is_measured_once_and_kept(cache, monkeypatch):
+    size = cost_model.LayerSize(32, 16, 5, 3, "float32")
+    limit = cost_model.density_limit(size)
+    assert 0 <= limit <= 0.5
+    monkeypatch.setattr(cost_model, "_measure", lambda size: pytest.fail("measured again"))
+    assert cost_model.density_limit(size._replace(num_examples=8)) == limit
+    assert list(cache.parent.iterdir()) == [cache]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', "{"])
+def test_a_damaged_file_of_limits_is_measured_and_written_again(cache, content, monkeypatch):
+    cache.parent.mkdir()
+    cache.write_text(content)
+    monkeypatch.setattr(cost_model, "_measure", lambda size: 0.125)
+    size = cost_model.LayerSize(32, 16, 5, 0, "float32")
+    assert cost_model.density_limit(size) == 0.125
+    monkeypatch.setattr(cost_model, "_measure", lambda size: 0.25)
+    assert cost_model.density_limit(size) == 0.125
+
+
+@pytest.mark.parametrize(
+    ("masked", "low", "high", "limit"), [(10, 2, 4, 0.34), (1, 2, 4, 0.0), (99, 2, 4, 0.5), (3, 2, 2, 0.5)]
+)
+def test_a_limit_is_where_the_line_through_two_densities_meets_the_masked_time(masked, low, high, limit, monkeypatch):
+    monkeypatch.setattr(cost_model, "_seconds", lambda steps: [masked, low, high])
+    assert cost_model._measure(cost_model.LayerSize(4, 3, 2, 0, "float32")) == pytest.approx(limit)
+
+
+def test_measuring_leaves_the_random_generator_alone(cache):
+    state = torch.get_rng_state()
+    cost_model.density_limit(cost_model.LayerSize(8, 8, 4, 0, "float32"))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_auto_says_once_that_no_layer_can():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="compute 'auto' masks dense weights .* kernel of size 1"):
+        Sparsifier(model, optimizer, "static", density=0.5, total_steps=9, generator=torch.Generator(), compute="auto")
