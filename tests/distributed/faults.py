@@ -23,7 +23,7 @@ from suptickets_ray.distributed.cluster.capacity import actor_options, explorer_
 from suptickets_ray.distributed.pipeline import superposer_client
 from suptickets_ray.distributed.pipeline.superposer import Superposer
 from suptickets_ray.distributed.tune.tune import tune
-from suptickets_ray.progress.events import EpochEnded, Resumed, TicketFinished, Waiting
+from suptickets_ray.progress.events import EpochEnded, Resumed, TicketFinished, TicketMerged, Waiting
 from suptickets_ray.recipes.load import to_yaml
 from suptickets_ray.tickets.store import RunStore, child
 
@@ -149,7 +149,7 @@ def node_lost_while_merging(faults):
 
     superposer_client.Superposer = Pinned
     try:
-        superposed, _ = run_with_fault(faults.fork("merging"), faults.replace_node, "merge")
+        superposed, _ = run_with_fault(faults.fork("merging"), faults.replace_node, TicketMerged)
     finally:
         superposer_client.Superposer = Superposer
     return {"digest": superposed["digest"], "superposers": len(started)}
@@ -195,7 +195,8 @@ def driver_killed_and_started_on_another_machines_view(faults):
     faults.fork("moved", here)
     code = (
         "import os, signal, sys; from suptickets_ray import load_config, train\n"
-        "kill = lambda e: e['kind'] == 'ticket' and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from suptickets_ray.progress.events import TicketFinished\n"
+        "kill = lambda event: isinstance(event, TicketFinished) and os.kill(os.getpid(), signal.SIGKILL)\n"
         "train(load_config(sys.argv[1], sys.argv[2:]), kill)\n"
     )
     overrides = ["name=moved", f"storage={here}", f"cluster.address={faults.cluster.address}"]
@@ -322,7 +323,9 @@ def elastic_pretraining(faults):
     # Ray Train looks every 20 s for what is left, and tries in between to start as many ranks as before.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "8"
     config = faults.config("elastic", overrides=["cluster.num_workers=[1, 3]"])
-    superposed, _ = run_with_fault(config, lambda: faults.cluster.remove_node(faults.nodes.pop(), False), "epoch", 15)
+    superposed, _ = run_with_fault(
+        config, lambda: faults.cluster.remove_node(faults.nodes.pop(), False), EpochEnded, 15
+    )
     return {"density": superposed["density"], "alive": sum(node["Alive"] for node in ray.nodes())}
 
 
