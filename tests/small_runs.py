@@ -97,6 +97,23 @@ def make_run(path, overrides=(), base=SMALL):
     store.write("timeline.json", json.dumps({"config_digest": config_digest(config), **timeline()}).encode())
 
 
+def store_pretraining(store, folder, recipe):
+    """Stores what a search would pretrain, so that it need not.
+
+    Args:
+        store: The store of the search.
+        folder: Of a run to make in this process.
+        recipe: Overrides of the digits recipe, with one rank.
+    """
+    from suptickets_ray import load_config
+    from suptickets_ray.search.keys import pretraining_key
+    from suptickets_ray.tickets.run_folder import PRETRAINED_FILE, PRETRAININGS_FOLDER
+
+    make_run(folder, base=recipe)
+    key = pretraining_key(load_config(None, recipe))
+    store.write(f"{PRETRAININGS_FOLDER}/{key}/{PRETRAINED_FILE}", (folder / PRETRAINED_FILE).read_bytes())
+
+
 @pytest.fixture(scope="session")
 def stored_runs(tmp_path_factory):
     """A folder with runs a and b, which differ in their seed, and c, of another number of cycles. Not to be changed."""

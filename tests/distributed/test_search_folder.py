@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_runs import store_pretraining
 
 from suptickets_ray import load_config, train, tune
 from suptickets_ray.distributed.cluster.run_lock import only_process
@@ -112,12 +113,14 @@ def test_where_all_have_diverged_the_error_says_so(config):
 @pytest.mark.slow
 def test_a_cluster_with_too_little_room_is_refused_before_anything_is_trained(config, tmp_path):
     """On a Ray of its own with one CPU: one explorer of one CPU has room, two trials at once have not."""
+    small = ["train.epochs=20", "tickets.cycle_epochs=2", "cluster.num_workers=1", "train.checkpoint_every_epochs=50"]
+    small += ["tickets.num_chains=2"]
+    store_pretraining(RunStore(str(tmp_path / "fits")), tmp_path / "donor", small)
     code = f"""
 import ray
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=150 * 2**20)
 from suptickets_ray import load_config, tune
-small = ["train.epochs=20", "tickets.cycle_epochs=2", "cluster.num_workers=1", "train.checkpoint_every_epochs=50"]
-small += ["tickets.num_chains=2", {SPACE!r}, "storage={tmp_path}"]
+small = [*{small!r}, {SPACE!r}, "storage={tmp_path}"]
 for wrong in ("search.max_concurrent_trials=2", "cluster.superposer_gpus=1"):
     try:
         tune(load_config(None, [*small, wrong, "name=refused"]))
