@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +46,16 @@ def finished(ray_address, tmp_path_factory):
     events = []
     result = tune(load_config(None, [*SMALL, SPACE, f"storage={storage}", "name=search"]), events.append)
     return result, events
+
+
+@pytest.fixture
+def pretrained(finished, tmp_path):
+    """Makes the folder of a later search, with the pretraining of `finished`: of `SMALL` and its first seed."""
+
+    def make(name):
+        shutil.copytree(Path(finished[0].path) / "pretraining", tmp_path / name / "pretraining")
+
+    return make
 
 
 def read(finished):
@@ -134,11 +145,13 @@ def test_the_page_shows_the_figures_and_fetches_nothing(finished):
 
 
 @pytest.mark.slow
-def test_a_hopeless_trial_is_stopped_and_leaves_no_actor_and_no_bundle(ray_address, tmp_path):
+def test_a_hopeless_trial_is_stopped_and_leaves_no_actor_and_no_bundle(ray_address, pretrained, tmp_path):
     # The last one goes on in the process of the one that was stopped.
     space = "search.space={tickets.lr_high: {grid_search: [0.2, 0.1, 1000000.0, 0.05]}}"
-    settings = [*SMALL, "train.epochs=60", "tickets.cycle_rate=0.2", "superposition.gate_tolerance=none", space]
+    # 36 epochs of pretraining, as in SMALL, and 6 cycles.
+    settings = [*SMALL, "train.epochs=48", "tickets.cycle_rate=0.25", "superposition.gate_tolerance=none", space]
     settings += ["search.scheduler=asha", "search.max_concurrent_trials=2", f"storage={tmp_path}", "name=asha"]
+    pretrained("asha")
     result = tune(load_config(None, settings)).result
     states = {row["values"]["tickets.lr_high"]: row["state"] for row in result["trials"]}
     assert states[1000000.0] == "stopped"
@@ -157,10 +170,13 @@ def test_a_hopeless_trial_is_stopped_and_leaves_no_actor_and_no_bundle(ray_addre
 
 
 @pytest.mark.slow
-def test_a_search_goes_on_after_its_driver_was_killed_and_runs_nothing_finished_again(ray_address, finished, tmp_path):
+def test_a_search_goes_on_after_its_driver_was_killed_and_runs_nothing_finished_again(
+    ray_address, finished, pretrained, tmp_path
+):
     two = "search.space={superposition.cima_factor: {grid_search: [0.2, 0.9]}}"
     settings = [*SMALL, two, f"storage={tmp_path}", "name=search", "search.max_concurrent_trials=1"]
     command = [sys.executable, "-m", "suptickets_ray.cli", "tune", *settings, f"cluster.address={ray_address}"]
+    pretrained("search")
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     points = tmp_path / "search/points"
     deadline = time.monotonic() + 120
@@ -182,7 +198,7 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_runs_nothing_finished_
 
 
 @pytest.mark.slow
-def test_optuna_suggests_points_and_seeds_repeat_each_with_a_shared_pretraining(ray_address, tmp_path):
+def test_optuna_suggests_points_and_seeds_repeat_each_with_a_shared_pretraining(ray_address, pretrained, tmp_path):
     space = "search.space={superposition.cima_factor: {uniform: [0.1, 0.9]}, tickets.cycle_epochs: {choice: [2, 4]}}"
     settings = [*SMALL, space, "search.searcher=optuna", "search.num_seeds=2", f"storage={tmp_path}", "name=optuna"]
     with pytest.raises(ValueError, match="search.num_trials must be given"):
@@ -190,6 +206,7 @@ def test_optuna_suggests_points_and_seeds_repeat_each_with_a_shared_pretraining(
     wide = "search.space={train.lr: {uniform: [0.1, 0.9]}}"
     with pytest.raises(ValueError, match="search.space.train.lr must be a choice with search.searcher 'optuna'"):
         tune(load_config(None, [*settings, wide, "search.num_trials=4", "name=other"]))
+    pretrained("optuna")  # of the first seed
     result = tune(load_config(None, [*settings, "search.num_trials=2"])).result
     assert len(result["trials"]) == 2
     assert result["pretrainings"] == 2  # one per seed, whatever the point
@@ -199,9 +216,10 @@ def test_optuna_suggests_points_and_seeds_repeat_each_with_a_shared_pretraining(
 
 
 @pytest.mark.slow
-def test_a_tuner_of_ones_own_takes_trainable_and_space_and_draws_the_points(ray_address, tmp_path):
+def test_a_tuner_of_ones_own_takes_trainable_and_space_and_draws_the_points(ray_address, pretrained, tmp_path):
     space = "search.space={tickets.cycle_epochs: {choice: [2, 4]}, superposition.cima_factor: {uniform: [0.1, 0.9]}}"
     config = load_config(None, [*SMALL, space, f"storage={tmp_path}", "name=own"])
+    pretrained("own")
     tuner = ray_tune.Tuner(
         trainable(config),
         param_space=param_space(config),
@@ -218,8 +236,9 @@ def test_a_tuner_of_ones_own_takes_trainable_and_space_and_draws_the_points(ray_
 
 
 @pytest.mark.slow
-def test_the_same_command_tries_again_what_failed(ray_address, tmp_path, monkeypatch):
+def test_the_same_command_tries_again_what_failed(ray_address, pretrained, tmp_path, monkeypatch):
     """An average that cannot be taken while a certain file is there, which it is once pretraining is done."""
+    pretrained("again")
     flag = tmp_path / "fails"
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "fragile_average.py").write_text(
