@@ -181,7 +181,7 @@ def _view(console: Console, log_format: str) -> Any:
 
     if log_format == "json":
         return nullcontext(lambda event: None)  # train and tune already log every event
-    if console.is_terminal:
+    if console.is_terminal and not console.is_dumb_terminal:
         return TerminalView(console)
     return PlainView(lambda line: console.print(line, soft_wrap=True))
 

@@ -3,122 +3,42 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from html import escape
 from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
-from suptickets_ray.metric import ACCURACY, Metric
 from suptickets_ray.progress.events import (
     EpochEnded,
     Event,
     PhaseStarted,
     ResultWritten,
     Resumed,
+    Starting,
     TicketFinished,
     TicketMerged,
     TrialFinished,
     Waiting,
     Warned,
 )
+from suptickets_ray.progress.job_state import PHASES, JobState
+from suptickets_ray.progress.job_view import JobView, finished_line, number_texts, phase_bars, time_line
 
 _REDRAW_SECONDS = 0.3
-PHASES = {"pretrain": "pretraining", "explore": "exploring", "superpose": "evaluating", "search": "searching"}
 
 
-@dataclass
-class Progress:
-    """The state after all events so far. It reads no clock; the time is an argument."""
-
-    phase: str = ""
-    epoch: int = 0
-    epochs: int = 0
-    tickets: int = 0
-    num_tickets: int = 0
-    cycle_epochs: int = 0
-    stored: int = 0
-    merged: int = 0
-    trials: int = 0
-    num_trials: int = 0
-    scores: dict[str, float] = field(default_factory=dict)
-    """Scores on validation by the name of the network."""
-    metric: Metric = ACCURACY
-    _phase_start: float = 0.0
-    _first_epoch: int | None = None
-    _first_epoch_time: float = 0.0
-
-    def update(self, event: Event, now: float) -> None:
-        """Updates the state with one event.
-
-        Args:
-            event: An event of the run or search.
-            now: The present time in seconds.
-        """
-        self.metric = getattr(event, "metric", self.metric)
-        match event:
-            case PhaseStarted():
-                self.phase, self._phase_start = event.name, now
-                self.epochs = event.epochs or self.epochs
-                self.num_trials = event.trials or self.num_trials
-                self.num_tickets = (event.chains or 0) * (event.cycles or 0) or self.num_tickets
-            case EpochEnded():
-                if self._first_epoch is None:
-                    self._first_epoch, self._first_epoch_time = event.epoch, now
-                self.epoch, self.epochs = event.epoch, event.epochs
-                self.scores["pretraining"] = event.validation_score
-            case Resumed(tickets=int(tickets)):
-                self.stored = tickets
-                self.tickets += tickets
-            case TicketFinished():
-                self.tickets += 1
-                self.scores["last ticket"] = event.validation_score
-            case TrialFinished():
-                self.trials += 1
-                self.scores["last trial"] = event.validation_score
-                best = self.scores.get("best trial", self.metric.worst)
-                if "best trial" not in self.scores or self.metric.is_better(event.validation_score, best):
-                    self.scores["best trial"] = event.validation_score
-            case TicketMerged():
-                self.merged += 1
-                # A rejected merge does not change the sup-ticket.
-                if event.validation_score is not None and event.accepted:
-                    self.scores["sup-ticket"] = event.validation_score
-
-    def rows(self, now: float) -> list[tuple[str, str]]:
-        """Returns the lines to show, each as a name and a text."""
-        left = self.seconds_left(now)
-        return [
-            ("phase", PHASES.get(self.phase, "starting Ray")),
-            ("epochs", f"{self.epoch} of {self.epochs}"),
-            ("tickets", f"{self.tickets} of {self.num_tickets or '?'}, {self.merged} merged"),
-            *([("trials", f"{self.trials} of {self.num_trials}")] if self.num_trials else []),
-            ("left", "" if left is None else f"{left:.0f} s"),
-            *((name, f"{self._text(score)} on validation") for name, score in self.scores.items()),
-        ]
-
-    def _text(self, score: float) -> str:
-        """Returns a score; the metric is named unless it is the accuracy."""
-        return self.metric.text(score) if self.metric == ACCURACY else f"{self.metric.title} {self.metric.text(score)}"
-
-    def seconds_left(self, now: float) -> float | None:
-        """Returns the estimated remaining seconds of the phase, or None without an estimate."""
-        if self.phase == "pretrain" and self._first_epoch is not None and self.epoch > self._first_epoch:
-            rate = (now - self._first_epoch_time) / (self.epoch - self._first_epoch)
-            return rate * (self.epochs - self.epoch)
-        if self.phase == "explore" and self.tickets > self.stored:
-            rate = (now - self._phase_start) / (self.tickets - self.stored)
-            return rate * (self.num_tickets - self.tickets)
-        if self.phase == "search" and self.trials:
-            return (now - self._phase_start) / self.trials * (self.num_trials - self.trials)
-        return None
+def resumed_text(event: Resumed) -> str:
+    """Returns the sentence that tells what an earlier start has left."""
+    if event.epoch is not None:
+        return f"continuing pretraining from epoch {event.epoch}"
+    return f"resuming with {event.what}"
 
 
 class TerminalView:
-    """A few lines on a terminal, updated in place."""
+    """Bars, numbers and tickets on a terminal, updated in place. A line for each finished phase stays."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         """Creates the view.
@@ -128,7 +48,7 @@ class TerminalView:
             clock: Returns the time in seconds.
         """
         self._console, self._clock = console, clock
-        self._progress = Progress()
+        self._state = JobState(began=clock())
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> TerminalView:
@@ -142,26 +62,25 @@ class TerminalView:
 
     def __call__(self, event: Event) -> None:
         """Shows an event."""
-        self._progress.update(event, self._clock())
+        if isinstance(event, PhaseStarted | ResultWritten) and self._state.phase is not None:
+            self._console.print(finished_line(self._state, self._clock()), markup=False, highlight=False)
+        self._state.update(event, self._clock())
         match event:
-            case Resumed(what):
-                self._console.print(f"resuming with {what}")
+            case Resumed():
+                self._console.print(resumed_text(event), markup=False, highlight=False)
             case Waiting(text):
-                self._console.print(text, markup=False)
+                self._console.print(text, markup=False, highlight=False)
             case Warned(text):
-                self._console.print(text, style="bold red", markup=False)
+                self._console.print(f"WARNING: {text}", style="bold red", markup=False, highlight=False)
             case ResultWritten():
                 self._live.stop()  # the table follows
 
-    def _render(self) -> Table:
-        grid = Table.grid(padding=(0, 2))
-        for row in self._progress.rows(self._clock()):
-            grid.add_row(*row)
-        return grid
+    def _render(self) -> JobView:
+        return JobView(self._state, self._clock())
 
 
 class NotebookView:
-    """The same lines below a notebook cell, updated in place. Needs IPython."""
+    """The same bars and numbers below a notebook cell, updated in place. Needs IPython."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Shows an empty view below the current cell.
@@ -176,8 +95,10 @@ class NotebookView:
             from IPython.display import HTML, display
         except ImportError as error:
             raise ValueError("Cannot show a NotebookView: IPython is missing. Run it in Jupyter.") from error
+        # Ray imports tqdm, which asks for widgets that nothing here uses.
+        warnings.filterwarnings("ignore", message="IProgress not found")
         self._html, self._clock = HTML, clock
-        self._progress = Progress()
+        self._state = JobState(began=clock())
         self._messages: list[str] = []
         self._shown = clock()
         self._handle = display(HTML(self._render()), display_id=True)
@@ -185,19 +106,33 @@ class NotebookView:
     def __call__(self, event: Event) -> None:
         """Shows an event. Frequent events are drawn only a few times per second."""
         now = self._clock()
-        self._progress.update(event, now)
-        if isinstance(event, Waiting | Warned):
-            self._messages.append(event.text)
-        if isinstance(event, PhaseStarted | Waiting | Warned | TicketMerged) or now - self._shown > _REDRAW_SECONDS:
+        self._state.update(event, now)
+        match event:
+            case Waiting(text) | Warned(text):
+                self._messages.append(text)
+            case Resumed():
+                self._messages.append(resumed_text(event))
+        is_rare = isinstance(event, Starting | PhaseStarted | Waiting | Warned | TicketMerged | ResultWritten)
+        if is_rare or now - self._shown > _REDRAW_SECONDS:
             self._shown = now
             self._handle.update(self._html(self._render()))
 
     def _render(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>"
-            for name, value in self._progress.rows(self._clock())
-        )
-        return f"<table>{rows}</table>" + "".join(f"<p>{escape(text)}</p>" for text in self._messages)
+        return html_view(self._state, self._clock(), self._messages)
+
+
+def html_view(state: JobState, now: float, messages: list[str]) -> str:
+    """Returns the view as HTML: a bar for each phase, the numbers, and messages."""
+    rows = "".join(
+        f"<tr><td>{escape(bar.title)}</td>"
+        f'<td><progress value="{bar.done}" max="{max(bar.total, 1)}"></progress></td>'
+        f"<td>{bar.done} of {bar.total or '?'} {bar.unit}</td></tr>"
+        for bar in phase_bars(state)
+    )
+    now_text = "done" if state.is_done else PHASES.get(state.phase, "") if state.phase else ""
+    texts = [now_text, time_line(state, now), *number_texts(state, now)]
+    numbers = escape("; ".join(filter(None, texts)))
+    return f"<table>{rows}</table><p>{numbers}</p>" + "".join(f"<p>{escape(text)}</p>" for text in messages)
 
 
 class PlainView:
@@ -211,8 +146,9 @@ class PlainView:
             clock: Returns the time in seconds.
         """
         self._write, self._clock = write, clock
-        self._progress = Progress()
         self._start = clock()
+        self._state = JobState(began=self._start)
+        self._num_finished = 0
 
     def __enter__(self) -> PlainView:
         return self
@@ -222,14 +158,16 @@ class PlainView:
 
     def __call__(self, event: Event) -> None:
         """Writes the line of an event, if it has one."""
-        self._progress.update(event, self._clock())
+        self._state.update(event, self._clock())
         line = self._line(event)
         if line:
             self._write(f"{self._clock() - self._start:6.1f} s  {line}")
 
     def _line(self, event: Event) -> str:
-        progress = self._progress
+        state = self._state
         match event:
+            case Starting(what):
+                return f"starting {what}"
             case PhaseStarted():
                 number = f" {event.number} of {event.of}" if (event.of or 1) > 1 else ""
                 return PHASES[event.name] + number
@@ -237,18 +175,20 @@ class PlainView:
                 return f"WARNING: {text}"
             case Waiting(text):
                 return text
-            case Resumed(what):
-                return f"resuming with {what}"
+            case Resumed():
+                self._num_finished += event.tickets or 0
+                return resumed_text(event)
             case EpochEnded() if event.epoch == event.epochs or event.epoch % max(event.epochs // 10, 1) == 0:
                 return f"epoch {event.epoch} of {event.epochs}: loss {event.loss:.4f}, validation {_scored(event)}"
             case TrialFinished():
                 values = " ".join(f"{key}={value}" for key, value in event.values.items())
-                return f"trial {progress.trials} of {progress.num_trials}: {values}, validation {_scored(event)}"
+                return f"trial {state.trials} of {state.num_trials}: {values}, validation {_scored(event)}"
             case TicketFinished(chain, cycle):
-                if progress.num_trials:
+                self._num_finished += 1
+                if state.is_search:
                     return f"ticket: chain {chain}, cycle {cycle}"
                 return (
-                    f"ticket {progress.tickets} of {progress.num_tickets}: chain {chain}, cycle {cycle}, "
+                    f"ticket {self._num_finished} of {state.num_tickets}: chain {chain}, cycle {cycle}, "
                     f"validation {_scored(event)}"
                 )
             case TicketMerged(chain, cycle, accepted, score):

@@ -59,7 +59,7 @@ LINES = [
         '"event": "epoch", "epoch": 3, "epochs": 36, "loss": 0.5, "validation_accuracy": 0.75',
     ),
     (
-        EpochEnded(3, 36, 0.5, 0.75, 1000.0),
+        EpochEnded(3, 36, 0.5, 0.75, examples_per_second=1000.0),
         '"event": "epoch", "epoch": 3, "epochs": 36, "loss": 0.5, "validation_accuracy": 0.75, '
         '"examples_per_second": 1000.0',
     ),
