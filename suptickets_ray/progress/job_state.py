@@ -83,6 +83,8 @@ class JobState:
 
     _first_epoch: int | None = None
     _first_epoch_time: float = 0.0
+    _epoch_seconds: float | None = None
+    """Seconds of an epoch of pretraining by this start; None without two epochs."""
 
     @property
     def num_tickets(self) -> int:
@@ -129,6 +131,8 @@ class JobState:
             case EpochEnded():
                 if self._first_epoch is None:
                     self._first_epoch, self._first_epoch_time = event.epoch, now
+                elif event.epoch > self._first_epoch:
+                    self._epoch_seconds = (now - self._first_epoch_time) / (event.epoch - self._first_epoch)
                 self.epoch, self.epochs, self.loss = event.epoch, event.epochs, event.loss
                 self.metrics["pretraining"] = event.validation_score
                 if event.examples_per_second is not None:
@@ -190,20 +194,12 @@ class JobState:
             elapsed = now - self.phase_began
             is_known = self.phase == "search" and self.trials
             return elapsed / self.trials * (self.num_trials - self.trials) if is_known else None
-        epoch_seconds = self._epoch_seconds(now)
-        if self.phase == "pretrain":
-            if epoch_seconds is None:
-                return None
-            left = epoch_seconds * (self.epochs - self.epoch)
-            return left + epoch_seconds * self.cycle_epochs * self._tickets_left() / self.explorers
         if self.phase == "explore" and self.num_trained:
             return (now - self.phase_began) / self.num_trained * self._tickets_left()
-        return None
-
-    def _epoch_seconds(self, now: float) -> float | None:
-        if self._first_epoch is None or self.epoch <= self._first_epoch:
+        if self._epoch_seconds is None or self.phase == "superpose":
             return None
-        return (now - self._first_epoch_time) / (self.epoch - self._first_epoch)
+        cycles = self._tickets_left() / self.explorers
+        return self._epoch_seconds * (self.epochs - self.epoch + self.cycle_epochs * cycles)
 
     def _tickets_left(self) -> int:
         done = self.count(TicketState.TRAINED, TicketState.MERGED, TicketState.LEFT_OUT)
