@@ -17,7 +17,7 @@ from suptickets_ray.commands.arguments import command_parser
 from suptickets_ray.commands.completion import complete, completion_command
 from suptickets_ray.commands.exit_codes import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USAGE
 from suptickets_ray.commands.listings import data_command, options_command, recipes_command
-from suptickets_ray.commands.run_folders import runs_command
+from suptickets_ray.commands.run_folders import runs_command, status_command
 from suptickets_ray.commands.runs import submit_command, train_command, tune_command
 from suptickets_ray.commands.stored_tickets import evaluate_command, export_command, report_command, superpose_command
 from suptickets_ray.lookup import suggestion
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "export": export_command,
     "report": report_command,
     "runs": runs_command,
+    "status": status_command,
     "data": data_command,
     "recipes": recipes_command,
     "options": options_command,
@@ -90,12 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print("Interrupted. Finished work is stored. Run the same command again to resume.")
         return EXIT_INTERRUPTED
     except ValueError as error:
-        errors.print(str(error), markup=False, soft_wrap=True)
+        errors.print(str(error), markup=False, soft_wrap=not errors.is_terminal)
         return EXIT_USAGE
     except Exception as error:  # noqa: BLE001 - users see one sentence, and the traceback with --verbose
         if getattr(options, "verbose", False):
             traceback.print_exc()
-        errors.print(f"The run failed: {error}", markup=False, soft_wrap=True)
+        errors.print(f"The run failed: {error}", markup=False, soft_wrap=not errors.is_terminal)
         if not getattr(options, "verbose", True):
             errors.print(
                 "--verbose prints the traceback. Finished work is stored; run the same command again to resume."

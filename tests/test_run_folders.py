@@ -71,6 +71,41 @@ def test_a_running_run_says_on_which_host(storage):
     assert state == f"running on {socket.gethostname()}, exploring"
 
 
+def test_status_shows_how_far_a_running_job_is(storage, capsys):
+    from suptickets_ray.offline.job_status import stored_state
+
+    run = storage / "exploring"
+    timeline = json.loads((run / "timeline.json").read_text())
+    timeline["spans"].pop()  # it is not evaluated yet
+    timeline["spans"].append({"kind": "explore", "began": 5001.0, "ended": 5012.0, "start": 1})
+    (run / "timeline.json").write_text(json.dumps(timeline))
+    with only_process(str(run)):
+        assert main(["status", "exploring"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("running on", "16/16 epochs", "4/4 tickets", "1 merged", "3 trained"):
+        assert words in printed
+    state = stored_state(read_run_folder(str(run)))
+    assert (state.phase, state.began, state.num_tickets) == ("explore", 5000.0, 4)
+
+
+def test_status_shows_the_epoch_of_a_running_pretraining(storage, capsys):
+    run = storage / "pretraining"
+    epoch = {"ended": 1010.0, "epoch": 7, "epochs": 16, "loss": 0.5, "validation_accuracy": 0.75}
+    spans = [{"kind": "pretrain", "began": 1001.0, "ended": 1010.0, "start": 0}]
+    content = {"starts": [{"began": 1000.0, "ended": 1010.0}], "spans": spans, "epoch": epoch}
+    (run / "timeline.json").write_text(json.dumps(content))
+    with only_process(str(run)):
+        assert main(["status", "pretraining"]) == 0
+    printed = capsys.readouterr().out
+    assert "7/16 epochs" in printed
+    assert "validation 75.00%" in printed
+
+
+def test_status_of_a_finished_run_is_its_row(storage, capsys):
+    assert main(["status", "complete"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["complete", "complete"]
+
+
 def test_a_storage_without_runs_says_how_to_get_one(tmp_path, capsys):
     assert main(["runs", str(tmp_path)]) == 0
     assert "The first one: suptickets train" in " ".join(capsys.readouterr().out.split())

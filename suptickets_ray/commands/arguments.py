@@ -132,6 +132,12 @@ def _add_runs(commands: Any) -> None:
         help="a folder or URI (default: runs), or rm with names or folders of runs",
     )
     runs.add_argument("--yes", action="store_true", help="with rm: do not ask")
+    status = commands.add_parser(
+        "status",
+        help="show a run, and follow it while another process runs it",
+        description="Show the state of a run from its folder. On a terminal, follow it until it ends or Ctrl-C.",
+    )
+    status.add_argument("name", metavar="NAME", help="a name in the folder runs, or a run's folder or URI")
 
 
 def _add_evaluate(commands: Any) -> None:

@@ -26,8 +26,9 @@ TABLES = {
     "superposition.prune_at": "tickets/rules.py:PRUNE_TIMES",
     "superposition.prune_scope": "sparse/topology.py:SCOPES",
     "train.lr_schedule": "training/optim.py:LR_SCHEDULES",
+    "train.optimizer": "training/optim.py:OPTIMIZERS",
     "model.name": "training/models/__init__.py:MODELS",
-    "model.initialization": "training/loop.py:INITIALIZATIONS",
+    "model.initialization": "training/initialization.py:INITIALIZATIONS",
     "data.name": "training/data/__init__.py:DATASETS",
 }
 """Where each strategy table is written. Their modules import torch, which takes longer than a completion may."""

@@ -1,14 +1,16 @@
-"""The commands about the folders of runs: list them, and remove them."""
+"""The commands about the folders of runs: list them, follow one, and remove some."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +20,9 @@ from suptickets_ray.progress.words import size_text, time_text
 
 if TYPE_CHECKING:
     from suptickets_ray.offline.run_folders import RunFolder
+
+_FOLLOW_SECONDS = 2.0
+"""Time between two reads of a folder that is followed. A run writes its timeline every 10 seconds."""
 
 
 def runs_command(options: argparse.Namespace, console: Console) -> int:
@@ -37,6 +42,39 @@ def runs_command(options: argparse.Namespace, console: Console) -> int:
         return EXIT_DONE
     console.print(runs_table(folders, [state_of(folder) for folder in folders]))
     return EXIT_DONE
+
+
+def status_command(options: argparse.Namespace, console: Console) -> int:
+    """Prints the row of a run, and follows it while another process runs it. On a terminal only."""
+    from suptickets_ray.offline.run_folders import read_run_folder, run_folder
+
+    path = run_folder(options.name, Config.storage)
+    folder = read_run_folder(path)
+    state = state_of(folder)
+    if not state.startswith("running"):
+        console.print(runs_table([folder], [state]))
+        return EXIT_DONE
+    from rich.live import Live
+
+    with Live(console=console, auto_refresh=False, transient=True) as live, suppress(KeyboardInterrupt):
+        while state.startswith("running"):
+            live.update(_status_view(folder, state), refresh=True)
+            if not console.is_terminal:
+                break
+            time.sleep(_FOLLOW_SECONDS)
+            folder = read_run_folder(path)
+            state = state_of(folder)
+    console.print(_status_view(folder, state))
+    return EXIT_DONE
+
+
+def _status_view(folder: RunFolder, state: str) -> Group:
+    from suptickets_ray.offline.job_status import stored_state
+    from suptickets_ray.progress.job_view import JobView
+
+    is_running = state.startswith("running")
+    view = [JobView(stored_state(folder), time.time())] if is_running and not folder.is_search else []
+    return Group(runs_table([folder], [state]), *view)
 
 
 def state_of(folder: RunFolder) -> str:

@@ -92,7 +92,7 @@ def tune_command(options: argparse.Namespace, console: Console) -> int:
     best = finished.result["best"]
     console.print(f"Best, on the test set: {best['accuracy']:.2%}. Digest: {best['digest']}", soft_wrap=True)
     for warning in finished.result["warnings"]:
-        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
+        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=not console.is_terminal)
     _print_path(console, "Run the best: suptickets train", child(finished.path, BEST_FILE))
     _print_path(console, "Files:", finished.path)
     _print_curves(console, finished.path)
@@ -171,7 +171,7 @@ def _print_dry_run(config: Config, console: Console, *, searches: bool = False) 
         table.add_row(Text(title), Text(text))
     console.print(table)
     for warning in warnings_about(config, splits):
-        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
+        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=not console.is_terminal)
     return EXIT_DONE
 
 
@@ -192,7 +192,7 @@ def _print_result(console: Console, result: dict[str, Any]) -> None:
     console.print(closing_table(result))
     console.print(result["assessment"]["sentence"], markup=False)
     for warning in result["warnings"]:
-        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
+        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=not console.is_terminal)
 
 
 def _print_path(console: Console, label: str, path: str) -> None:

@@ -76,7 +76,7 @@ def _finish(options: argparse.Namespace, superposed: Ticket, result: dict[str, A
     console.print(closing_table(result))
     console.print(result["assessment"]["sentence"], markup=False)
     for warning in result["warnings"]:
-        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=True)
+        console.print(f"WARNING: {warning}", style="bold red", markup=False, soft_wrap=not console.is_terminal)
     if result["rejected"]:
         rejected = ", ".join(f"chain {chain} cycle {cycle}" for chain, cycle in result["rejected"])
         console.print(f"Rejected by the gate: {rejected}", soft_wrap=True)

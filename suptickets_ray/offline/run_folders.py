@@ -55,6 +55,11 @@ class RunFolder:
     """Bytes of all files."""
     heartbeat_age: float
     """Seconds since the lock file was written, by this machine's clock."""
+    is_pretrained: bool
+    recipe: Mapping[str, Any]
+    """The recipe as it is stored, not checked; empty if it is damaged."""
+    timeline: Mapping[str, Any]
+    """The timeline; empty without one."""
 
 
 def run_folder(name_or_path: str, storage: str) -> str:
@@ -122,7 +127,7 @@ def _files_below(store: RunStore) -> dict[str, fs.FileInfo]:
 
 def _read(name: str, path: str, files: Mapping[str, fs.FileInfo]) -> RunFolder:
     result, timeline = (_json(path, files, file) for file in (RESULT_FILE, TIMELINE_FILE))
-    recipe = _at(result, "config") or _recipe(path)
+    recipe = at(result, "config") or _recipe(path)
     is_search = SEARCH_FILE in files
     tickets = [file for file in files if file.startswith("tickets/") and file.endswith(".arrow")]
     trials = [file for file in files if file.startswith(f"{POINTS_FOLDER}/") and file.endswith(".json")]
@@ -134,13 +139,16 @@ def _read(name: str, path: str, files: Mapping[str, fs.FileInfo]) -> RunFolder:
         is_search=is_search,
         is_complete=bool(result),
         phase="" if result else _phase(files, is_search, len(tickets), num_tickets),
-        accuracy=_at(result, "best" if is_search else "superposed", "accuracy"),
-        density=_at(recipe, "method", "density"),
+        accuracy=at(result, "best" if is_search else "superposed", "accuracy"),
+        density=at(recipe, "method", "density"),
         tickets=len(trials if is_search else tickets),
         num_tickets=num_tickets,
-        seconds=_seconds(timeline) or _at(result, "seconds", "total"),
+        seconds=_seconds(timeline) or at(result, "seconds", "total"),
         size=sum(info.size or 0 for info in files.values()),
         heartbeat_age=time.time() - lock.mtime.timestamp() if lock is not None and lock.mtime else 0.0,
+        is_pretrained=PRETRAINED_FILE in files,
+        recipe=recipe,
+        timeline=timeline,
     )
 
 
@@ -158,7 +166,7 @@ def _seconds(timeline: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _at(content: Any, *keys: str) -> Any:
+def at(content: Any, *keys: str) -> Any:
     """Returns a value in nested mappings, or None."""
     for key in keys:
         content = content.get(key) if isinstance(content, dict) else None

@@ -96,6 +96,11 @@ class JobState:
         """Training examples per second of all processes together; 0 if unknown."""
         return sum(self.speeds.values())
 
+    @property
+    def has_pretrained(self) -> bool:
+        """Whether this start has run an epoch of the present pretraining."""
+        return self._first_epoch is not None
+
     def count(self, *states: TicketState) -> int:
         """Returns the number of tickets in these states."""
         return sum(state in states for state in self.tickets.values())

@@ -82,7 +82,9 @@ def shown_metrics(state: JobState) -> dict[str, float]:
 
 
 def finished_line(state: JobState, now: float) -> str:
-    """Returns the line that stays on the screen when the present phase ends."""
+    """Returns the line that stays on the screen when the present phase ends; empty if this start had nothing to do."""
+    if state.phase is None or (state.phase == "pretrain" and not state.has_pretrained):
+        return ""
     seconds = time_text(now - state.phase_began)
     match state.phase:
         case "pretrain":
@@ -95,7 +97,7 @@ def finished_line(state: JobState, now: float) -> str:
         case "search":
             text = f"searching: {state.trials} trials"
         case _:
-            text = PHASES[state.phase] if state.phase else ""
+            text = PHASES[state.phase]
     kept = ("validation", "sup-ticket", "best trial") if state.phase != "superpose" else ()
     scores = [f"{name} {state.metric.text(value)}" for name, value in shown_metrics(state).items() if name in kept]
     return ", ".join([f"{text} in {seconds}", *scores])

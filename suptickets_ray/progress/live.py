@@ -62,8 +62,8 @@ class TerminalView:
 
     def __call__(self, event: Event) -> None:
         """Shows an event."""
-        if isinstance(event, PhaseStarted | ResultWritten) and self._state.phase is not None:
-            self._console.print(finished_line(self._state, self._clock()), markup=False, highlight=False)
+        if isinstance(event, PhaseStarted | ResultWritten) and (line := finished_line(self._state, self._clock())):
+            self._console.print(line, markup=False, highlight=False)
         self._state.update(event, self._clock())
         match event:
             case Resumed():

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from suptickets_ray.progress.events import Event, PhaseStarted, TicketFinished, TicketMerged, to_record
+from suptickets_ray.progress.events import EpochEnded, Event, PhaseStarted, TicketFinished, TicketMerged, to_record
 from suptickets_ray.tickets.run_folder import TIMELINE_FILE
 from suptickets_ray.tickets.store import RunStore
 
 _SAVE_SECONDS = 10.0
-_SPAN_FIELDS = ("chain", "cycle", "node", "process", "began", "ended")
+_SPAN_FIELDS = ("chain", "cycle", "node", "process", "accepted", "validation_accuracy", "began", "ended")
 _SPANS: dict[type[Event], str] = {TicketFinished: "cycle", TicketMerged: "merge"}
 """Events that describe a finished span, with the kind of the span."""
 
@@ -42,6 +42,7 @@ class Timeline:
                     self._starts, self._spans = list(earlier["starts"]), list(earlier["spans"])
         began = now() if began is None else began
         self._phase: dict[str, Any] | None = {"kind": "starting", "began": began}
+        self._epoch: dict[str, Any] | None = None
         self._saved = now()
         self._starts.append({"began": began, "ended": now()})
 
@@ -51,6 +52,8 @@ class Timeline:
         if type(event) in _SPANS and "ended" in values:
             kept = {key: values[key] for key in _SPAN_FIELDS if key in values}
             self._spans.append(self._span(kind=_SPANS[type(event)], **kept))
+        elif isinstance(event, EpochEnded):
+            self._epoch = {"ended": self._now(), **{key: value for key, value in values.items() if key != "event"}}
         elif isinstance(event, PhaseStarted):
             self._end_phase()
             self._phase = {"kind": event.name, "began": self._now()}
@@ -60,7 +63,13 @@ class Timeline:
     def save(self) -> None:
         """Writes the file. Storage errors are ignored here, because the run itself reports them."""
         self._saved = self._starts[-1]["ended"] = self._now()
-        content = {"config_digest": self._recipe, "starts": self._starts, "spans": [*self._spans, *self._open_phase()]}
+        content: dict[str, Any] = {
+            "config_digest": self._recipe,
+            "starts": self._starts,
+            "spans": [*self._spans, *self._open_phase()],
+        }
+        if self._epoch is not None:
+            content["epoch"] = self._epoch
         with suppress(OSError):
             self._store.write(TIMELINE_FILE, json.dumps(content).encode())
 

@@ -45,8 +45,8 @@ def test_phases_cycles_and_merges_become_spans(store):
         "spans": [
             {"kind": "starting", "began": 90.0, "ended": 100.0, "start": 0},
             {"kind": "pretrain", "began": 100.0, "ended": 130.0, "start": 0},
-            {"kind": "cycle", **ticket, "start": 0},
-            {"kind": "merge", "chain": 1, "cycle": 0, "began": 140.0, "ended": 141.0, "start": 0},
+            {"kind": "cycle", **ticket, "validation_accuracy": 0.5, "start": 0},
+            {"kind": "merge", "chain": 1, "cycle": 0, "accepted": True, "began": 140.0, "ended": 141.0, "start": 0},
             {"kind": "explore", "began": 130.0, "ended": 141.0, "start": 0},
             {"kind": "superpose", "began": 141.0, "ended": 150.0, "start": 0},
         ],
@@ -97,3 +97,12 @@ def test_the_file_of_another_recipe_is_not_continued(store):
     Timeline(store, "0b", now=Clock(1.0)).close()
     Timeline(store, "0a", now=Clock(5.0)).close()
     assert [start["began"] for start in stored(store)["starts"]] == [5.0]
+
+
+def test_the_last_epoch_is_stored_for_other_terminals(store):
+    timeline = Timeline(store, "0a", 90.0, now=Clock(100.0))
+    timeline.record(PhaseStarted("pretrain", epochs=3))
+    timeline.record(EpochEnded(2, 3, 0.5, 0.75))
+    timeline.close()
+    epoch = {"ended": 100.0, "epoch": 2, "epochs": 3, "loss": 0.5, "validation_accuracy": 0.75}
+    assert stored(store)["epoch"] == epoch
