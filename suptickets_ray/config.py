@@ -384,12 +384,14 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What a run leaves besides its networks and numbers."""
+    """What a run reports besides its result, which these settings never change."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     report: Literal["full", "short", "none"] = "full"
     """Report at the end of a run: "full", "short" without the lines between networks, or "none"."""
+    callbacks: list[str] = field(default_factory=list)
+    """Receivers of every event: jsonlines, wandb, mlflow, or a user-defined class as "package.module:Class"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,9 +413,9 @@ class Config:
     method: MethodConfig
     tickets: TicketsConfig = field(default_factory=TicketsConfig)
     superposition: SuperpositionConfig = field(default_factory=SuperpositionConfig)
+    run: RunConfig = field(default_factory=RunConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
-    run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         """Raises ValueError if the name is not a plain folder name."""
@@ -429,6 +431,7 @@ PLACEMENT_KEYS = frozenset(
         "data.download",
         "data.reader_threads",
         "train.checkpoint_every_epochs",
+        "run.callbacks",
         "cluster.address",
         "cluster.num_explorers",
         "cluster.cpus_per_worker",

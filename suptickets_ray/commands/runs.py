@@ -72,7 +72,7 @@ def tune_command(options: argparse.Namespace, console: Console) -> int:
     from suptickets_ray.recipes.load import load_config
 
     recipe, overrides = recipe_and_overrides(options.settings)
-    if unread := [text for text in overrides if text.startswith(("run.", "run="))]:
+    if unread := [text for text in overrides if text.startswith("run.report=")]:
         raise ValueError(f"{unread[0]} has no effect with tune; suptickets train reads it. Leave it out.")
     config = load_config(recipe, overrides)
     if options.dry_run:
@@ -208,13 +208,10 @@ def _print_curves(console: Console, run: str) -> None:
     _print_path(console, "Curves: tensorboard --logdir", tree.partition("?")[0] if "://" in tree else tree)
 
 
-def _log_end(name: str, path: str, result: dict[str, Any], key: str) -> int:
-    """Logs the end of a run or search, with the scores of the network `key` of the result."""
-    from suptickets_ray.metric import Metric
-    from suptickets_ray.progress.events import RunFinished
+def _log_end(name: str, path: str, result: dict[str, Any], network: str) -> int:
+    """Logs the end of a run or search, with the scores of a network of the result."""
+    from suptickets_ray.progress.events import finished_event
     from suptickets_ray.progress.log import EventLog
 
-    network, metric = result[key], Metric.of_result(result)
-    score, loss, digest = network[metric.name], network["loss"], network["digest"]
-    EventLog(name)(RunFinished(path, score, loss, digest, result["warnings"], metric))
+    EventLog(name)(finished_event(path, result, network))
     return EXIT_DONE

@@ -206,15 +206,17 @@ class ResultWritten:
 
     path: str
     """Absolute path or URI of the folder."""
-    accuracy: float
-    """Accuracy on the test set of the sup-ticket, or of a search's best trial."""
+    score: float
+    """Score on the test set of the sup-ticket, or of a search's best trial."""
     digest: str
     """Digest of that network."""
+    metric: Metric = ACCURACY
+    """The task's metric."""
 
 
 @dataclass(frozen=True)
 class RunFinished:
-    """The command is done; the last line of a JSON log. `train` and `tune` return a `RunResult` instead."""
+    """The run or search is done; the last event of callbacks, and the last line of a JSON log."""
 
     path: str
     """Absolute path or URI of the folder."""
@@ -266,6 +268,24 @@ KINDS: dict[type[Event], str] = {
 }
 """Names of the classes in logs."""
 _SCORE_NAMES = {"validation_score": "validation_{}", "score": "{}"}
+
+
+def written_event(path: str, result: Mapping[str, Any], network: str) -> ResultWritten:
+    """Returns the event of a written result; the arguments are those of `finished_event`."""
+    found, metric = result[network], Metric.of_result(result)
+    return ResultWritten(path, found[metric.name], found["digest"], metric)
+
+
+def finished_event(path: str, result: Mapping[str, Any], network: str) -> RunFinished:
+    """Returns the last event of a run or search.
+
+    Args:
+        path: Its folder.
+        result: Content of its `result.json`.
+        network: Key of the result's network, "superposed" or "best".
+    """
+    found, metric = result[network], Metric.of_result(result)
+    return RunFinished(path, found[metric.name], found["loss"], found["digest"], result["warnings"], metric)
 
 
 def to_record(event: Event) -> dict[str, Any]:

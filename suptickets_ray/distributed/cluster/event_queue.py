@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,6 +15,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from suptickets_ray.distributed.cluster.errors import root_cause
 from suptickets_ray.distributed.cluster.polling import POLL_SECONDS
 from suptickets_ray.progress.events import Event, OnEvent, Warned
+
+_PACKAGE = Path(__file__).parents[2]
+"""Folder of this package. Warnings of other packages are for their developers."""
 
 
 @ray.remote(num_cpus=0)
@@ -115,10 +119,10 @@ def collecting_warnings(texts: list[str], on_event: OnEvent) -> OnEvent:
 
 @contextmanager
 def reported_warnings(on_event: OnEvent) -> Iterator[None]:
-    """Turns warnings of the sparse core into events, because a worker's output is not shown to the user."""
+    """Turns this package's warnings into events, because a worker's output is not shown to the user."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield
-    for text in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
-        if "Choose a higher density" in text:
-            on_event(Warned(text))
+    own = [warning for warning in caught if Path(warning.filename).is_relative_to(_PACKAGE)]
+    for text in dict.fromkeys(str(warning.message) for warning in own if warning.category is UserWarning):
+        on_event(Warned(text))

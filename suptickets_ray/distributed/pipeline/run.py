@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from typing import Any
 
@@ -31,16 +31,18 @@ from suptickets_ray.distributed.pipeline.result import (
 from suptickets_ray.distributed.pipeline.stages import as_run_failure, choose_for_machine, pretrained_state, run_path
 from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClient
 from suptickets_ray.metric import Metric
+from suptickets_ray.progress.callbacks import Callbacks, make_callbacks
 from suptickets_ray.progress.events import (
     Event,
     JobPlanned,
     OnEvent,
     PhaseStarted,
-    ResultWritten,
     Resumed,
     Starting,
     Waiting,
     Warned,
+    finished_event,
+    written_event,
 )
 from suptickets_ray.progress.log import EventLog
 from suptickets_ray.progress.summary_table import ROWS
@@ -66,13 +68,21 @@ _SLOW_SUPERPOSER = (
 )
 
 
-def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bool = False) -> RunResult:
+def train(
+    config: Config,
+    on_event: OnEvent = lambda event: None,
+    *,
+    callbacks: Iterable[OnEvent] = (),
+    verbose: bool = False,
+) -> RunResult:
     """Runs a recipe, continues an interrupted run, or returns at once if the run is done.
 
     Args:
         config: The recipe, from `load_config` or created directly.
         on_event: Called with progress events, in this process. `suptickets_ray.progress.events` has a class for each
-            thing that happens, e.g. `EpochEnded` and `TicketMerged`.
+            thing that happens, e.g. `EpochEnded` and `TicketMerged`. An exception of it ends the run.
+        callbacks: Called like `on_event`, and with `RunFinished` at the end, besides those of `run.callbacks`. A method
+            `close` is called last. An error of one is reported as a warning, and the run continues.
         verbose: Whether Ray's messages are shown.
 
     Raises:
@@ -95,63 +105,75 @@ def train(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bo
     clock, timeline = Clock(), None
     warnings: list[str] = []
     log = EventLog(config.name)
+    receivers = Callbacks([], log)
 
     def handle_event(event: Event) -> None:
         if timeline is not None:
             timeline.record(event)
         log(event)
         on_event(event)
+        receivers(event)
 
     emit = collecting_warnings(warnings, handle_event)
     loaded, data = _prepare(config, files.store, emit)
-    with (
-        _locked_folder(config, emit),
-        ray_session(config.cluster, emit, verbose=verbose),
-        monitoring() as monitor,
-        checked_storage(path),
-        as_run_failure(),
-        ExitStack() as stack,
-    ):
-        files.begin(config, data)
-        timeline = stack.enter_context(closing(Timeline(files.store, config_digest(config), clock.began)))
-        context = WorkerContext.create(config, path, monitor, loaded)
-        del loaded  # it is in the object store now
-        budget = budget_of(config)
-        clock.lap("start")
+    receivers = Callbacks([*callbacks, *make_callbacks(config, path)], emit, warnings)
+    with closing(receivers):
+        with (
+            _locked_folder(config, emit),
+            ray_session(config.cluster, emit, verbose=verbose),
+            monitoring() as monitor,
+            checked_storage(path),
+            as_run_failure(),
+            ExitStack() as stack,
+        ):
+            files.begin(config, data)
+            timeline = stack.enter_context(closing(Timeline(files.store, config_digest(config), clock.began)))
+            context = WorkerContext.create(config, path, monitor, loaded)
+            del loaded  # it is in the object store now
+            budget = budget_of(config)
+            clock.lap("start")
 
-        emit(PhaseStarted("pretrain", epochs=budget.pretrain_epochs))
-        state = pretrained_state(context, emit, verbose)
-        clock.lap("pretrain")
+            emit(PhaseStarted("pretrain", epochs=budget.pretrain_epochs))
+            state = pretrained_state(context, emit, verbose)
+            clock.lap("pretrain")
 
-        emit(PhaseStarted("explore", chains=config.tickets.num_chains, cycles=budget.cycles))
-        pretrained = ray.put(state)
-        exploration = Exploration(
-            context,
-            pretrained,
-            budget.cycles,
-            lambda: show_events(monitor, emit),
-            pretrained_digest=state_digest(state),
-        )
-        # Created before the explorers, which could otherwise take its GPU.
-        superposer = stack.enter_context(closing(SuperposerClient(context, pretrained, exploration)))
-        with exploration:
-            _report_begin(exploration, emit)
-            order = list(canonical_order(config.tickets.num_chains, budget.cycles))
-            for chain, cycle in superposer.best_first(order) if config.superposition.method == "greedy" else order:
-                superposer.merge(chain, cycle)
-        clock.lap("explore")
+            emit(PhaseStarted("explore", chains=config.tickets.num_chains, cycles=budget.cycles))
+            pretrained = ray.put(state)
+            exploration = Exploration(
+                context,
+                pretrained,
+                budget.cycles,
+                lambda: show_events(monitor, emit),
+                pretrained_digest=state_digest(state),
+            )
+            # Created before the explorers, which could otherwise take its GPU.
+            superposer = stack.enter_context(closing(SuperposerClient(context, pretrained, exploration)))
+            with exploration:
+                _report_begin(exploration, emit)
+                order = list(canonical_order(config.tickets.num_chains, budget.cycles))
+                for chain, cycle in superposer.best_first(order) if config.superposition.method == "greedy" else order:
+                    superposer.merge(chain, cycle)
+            clock.lap("explore")
 
-        emit(PhaseStarted("superpose"))
-        table, report = superposer.evaluate()
-        superposed = Ticket.from_arrow(table)  # before Ray ends, which owns the table's memory
-        show_events(monitor, emit)
-        clock.lap("superpose")
+            emit(PhaseStarted("superpose"))
+            table, report = superposer.evaluate()
+            superposed = Ticket.from_arrow(table)  # before Ray ends, which owns the table's memory
+            show_events(monitor, emit)
+            clock.lap("superpose")
+        result = without_nan(assemble_result(config, report, clock.seconds(), warnings))
+        return _finish(config, files, superposed, result, emit, receivers)
+
+
+def _finish(
+    config: Config, files: RecordedRun, superposed: Ticket, result: dict[str, Any], emit: OnEvent, receivers: Callbacks
+) -> RunResult:
+    """Writes the sup-ticket, the result and the report. The result is complete without the report."""
     files.write_superposed(superposed)
-    result = without_nan(assemble_result(config, report, clock.seconds(), warnings))
     files.write_result(result)
-    emit(ResultWritten(path, result["superposed"]["accuracy"], superposed.digest))
+    emit(written_event(files.path, result, "superposed"))
     _write_report(config.run.report, files, result)
-    return RunResult(path, result, resumed=False)
+    receivers(finished_event(files.path, result, "superposed"))
+    return RunResult(files.path, result, resumed=False)
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -32,16 +32,18 @@ from suptickets_ray.distributed.tune.placement import sized_trial, wait_for_plac
 from suptickets_ray.distributed.tune.result import conclude, finished_search, num_failed, trial_rows
 from suptickets_ray.distributed.tune.searcher import early_stopping, optuna_searcher, tune_space
 from suptickets_ray.distributed.tune.trial import TrialContext, run_trial
+from suptickets_ray.progress.callbacks import Callbacks, make_callbacks
 from suptickets_ray.progress.events import (
     Event,
     JobPlanned,
     OnEvent,
     PhaseStarted,
-    ResultWritten,
     Resumed,
     TicketFinished,
     Waiting,
     Warned,
+    finished_event,
+    written_event,
 )
 from suptickets_ray.progress.log import EventLog
 from suptickets_ray.recipes.declarations import all_keys
@@ -62,7 +64,13 @@ _held_locks: dict[str, ExitStack] = {}
 """Locks that this process holds for user-defined Tuners, by the folder."""
 
 
-def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: bool = False) -> RunResult:
+def tune(
+    config: Config,
+    on_event: OnEvent = lambda event: None,
+    *,
+    callbacks: Iterable[OnEvent] = (),
+    verbose: bool = False,
+) -> RunResult:
     """Searches `config.search.space`, continues an interrupted search, or returns at once if it is done.
 
     A search with failed trials is not done: the same call retries them.
@@ -70,7 +78,8 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
     Args:
         config: The recipe; its name is the search's.
         on_event: Called with progress events, in this process. `suptickets_ray.progress.events` has a class for each
-            thing that happens, e.g. `TrialFinished`.
+            thing that happens, e.g. `TrialFinished`. An exception of it ends the search.
+        callbacks: Called like `on_event`, besides those of `run.callbacks`; see `train`.
         verbose: Whether Ray's messages are shown.
 
     Raises:
@@ -91,12 +100,14 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
     clock = Clock()
     warnings: list[str] = []
     log = EventLog(config.name)
+    receivers = Callbacks([], log)
 
     def handle_event(event: Event) -> None:
         if isinstance(event, TicketFinished):
             files.count("cycle")
         log(event)
         on_event(event)
+        receivers(event)
 
     watch = collecting_warnings(warnings, handle_event)
     watch(JobPlanned(trials=plan.num_trials))
@@ -107,28 +118,31 @@ def tune(config: Config, on_event: OnEvent = lambda event: None, *, verbose: boo
     data = fingerprint(loaded)
     check_data(files.store, data)
     _release_lock(files.path)
-    with (
-        only_process(files.path, lambda text: watch(Waiting(text))),
-        ray_session(config.cluster, watch, verbose=verbose),
-        checked_storage(files.path),
-    ):
-        finished_search(files, config)  # another process may have finished it in the meantime
-        concurrency, explorers = wait_for_placement(plan, lambda text: watch(Waiting(text)))
-        with monitoring() as monitor, as_run_failure():
-            files.begin()
-            RecordedRun(files.path).begin(config, data)
-            context = WorkerContext.create(config, files.path, monitor, loaded)
-            del loaded
-            clock.lap("start")
-            _pretrain_all(plan, files, context, watch, verbose)
-            clock.lap("pretrain")
-            watch(PhaseStarted("search", trials=plan.num_trials))
-            trial = TrialContext(context, start_local_actor(LeaseServer), explorers)
-            grid = _fit(plan, files, earlier, trial, concurrency, monitor, watch, verbose)
-            clock.lap("search")
-    result = conclude(plan, files, trial_rows(plan, files, grid), clock, warnings)
-    watch(ResultWritten(files.path, result["best"]["accuracy"], result["best"]["digest"]))
-    return RunResult(files.path, result, resumed=False)
+    receivers = Callbacks([*callbacks, *make_callbacks(config, files.path)], watch, warnings)
+    with closing(receivers):
+        with (
+            only_process(files.path, lambda text: watch(Waiting(text))),
+            ray_session(config.cluster, watch, verbose=verbose),
+            checked_storage(files.path),
+        ):
+            finished_search(files, config)  # another process may have finished it in the meantime
+            concurrency, explorers = wait_for_placement(plan, lambda text: watch(Waiting(text)))
+            with monitoring() as monitor, as_run_failure():
+                files.begin()
+                RecordedRun(files.path).begin(config, data)
+                context = WorkerContext.create(config, files.path, monitor, loaded)
+                del loaded
+                clock.lap("start")
+                _pretrain_all(plan, files, context, watch, verbose)
+                clock.lap("pretrain")
+                watch(PhaseStarted("search", trials=plan.num_trials))
+                trial = TrialContext(context, start_local_actor(LeaseServer), explorers)
+                grid = _fit(plan, files, earlier, trial, concurrency, monitor, watch, verbose)
+                clock.lap("search")
+        result = conclude(plan, files, trial_rows(plan, files, grid), clock, warnings)
+        watch(written_event(files.path, result, "best"))
+        receivers(finished_event(files.path, result, "best"))
+        return RunResult(files.path, result, resumed=False)
 
 
 def trainable(config: Config) -> Any:
