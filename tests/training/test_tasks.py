@@ -1,4 +1,4 @@
-"""Tasks: losses, metrics, predictions of ensembles, inputs and outputs of every form, and refusals of the preflight."""
+"""Tasks: losses, metrics, ensembles, inputs and outputs of every form, and what the preflight refuses."""
 
 import math
 import re

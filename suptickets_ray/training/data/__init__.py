@@ -13,6 +13,8 @@ from suptickets_ray.training.data.mnist1d import mnist1d
 from suptickets_ray.training.data.parquet import parquet
 from suptickets_ray.training.data.splits import Splits, make_splits, with_labels
 from suptickets_ray.training.data.synthetic import synthetic
+from suptickets_ray.training.data.tables import table
+from suptickets_ray.training.data.text import python_docs
 from suptickets_ray.training.data.vision import cifar10, cifar100, fashion_mnist, mnist
 from suptickets_ray.training.user_code import call_with, takes
 
@@ -26,6 +28,8 @@ DATASETS: dict[str, Callable[..., Mapping[str, Any]]] = {
     "image_folder": image_folder,
     "parquet": parquet,
     "mnist1d": mnist1d,
+    "table": table,
+    "python_docs": python_docs,
     "synthetic": synthetic,
 }
 

@@ -22,6 +22,7 @@ from suptickets_ray.training.models.resnet import (
     resnet56,
 )
 from suptickets_ray.training.models.torchvision_models import torchvision_builder, torchvision_names
+from suptickets_ray.training.models.transformer import transformer
 from suptickets_ray.training.models.vgg import cifar_vgg11, cifar_vgg13, cifar_vgg16, cifar_vgg19, vgg_like
 from suptickets_ray.training.models.wide_resnet import wrn_16_8, wrn_16_10, wrn_22_2, wrn_28_10
 from suptickets_ray.training.user_code import call_with
@@ -29,6 +30,7 @@ from suptickets_ray.training.user_code import call_with
 MODELS: dict[str, Callable[..., Module]] = {
     "mlp": mlp,
     "cifar_mlp": cifar_mlp,
+    "transformer": transformer,
     "lenet_300_100": lenet_300_100,
     "lenet5": lenet5,
     "cifar_alexnet": cifar_alexnet,
