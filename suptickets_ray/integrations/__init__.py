@@ -1,0 +1,1 @@
+"""Sparse training inside other libraries' trainers. Each module needs its library, which is an extra."""
