@@ -8,35 +8,18 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from suptickets_ray.config import Config
 from suptickets_ray.metric import Metric
-from suptickets_ray.seeding import derive_seed
 from suptickets_ray.superposition.gate import Gate
-from suptickets_ray.superposition.ticket_scores import (
-    EVALUATED_SPLITS,
-    MeasuredSplits,
-    TicketScores,
-    compared,
-    prefixed,
-    scores_of,
-)
+from suptickets_ray.superposition.network_meter import NetworkMeter
+from suptickets_ray.superposition.ticket_scores import MeasuredSplits, TicketScores, compared, prefixed, scores_of
 from suptickets_ray.tickets.accumulator import Accumulator, start
 from suptickets_ray.tickets.averaging import finish, finish_unpruned, merge
 from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.ticket import Ticket, overlap
-from suptickets_ray.training.checkpoint import restore
 from suptickets_ray.training.data import Splits
-from suptickets_ray.training.evaluation import (
-    Measured,
-    batch_norms,
-    measure_network,
-    recalibrate,
-    recalibration_size,
-)
-from suptickets_ray.training.loop import seed_torch
-from suptickets_ray.training.models import build_model
+from suptickets_ray.training.evaluation import Measured
 from suptickets_ray.training.tasks import make_task
 
 Scores = dict[str, float]
@@ -63,8 +46,8 @@ class Merger:
         """
         if not pretrained.is_finite:
             raise RuntimeError("Cannot superpose: the pretrained network has diverged. Train it with a lower train.lr.")
-        self._config, self._splits, self._pretrained = config, splits, pretrained
-        self._model = build_model(config.model, splits.sample_shape, splits.num_classes).to(device)
+        self._config, self._pretrained = config, pretrained
+        self._meter = NetworkMeter(config, splits, device)
         self._task = make_task(config)
         section = config.superposition
         # The actual count of the pretrained network: structured initial masks are exact in channels, not in weights.
@@ -95,7 +78,7 @@ class Merger:
     def superposed(self) -> Ticket:
         """The current merged network: the pretrained network until a ticket is admitted."""
         if self._pending is not None and self._accumulator is not None:
-            self._superposed = self._recalibrated(finish(self._accumulator, self._rule, self._pending))
+            self._superposed = self._meter.recalibrated(finish(self._accumulator, self._rule, self._pending))
             self._of_superposed, self._pending = {}, None
         return self._superposed or self._pretrained
 
@@ -131,10 +114,7 @@ class Merger:
     @property
     def validation_examples(self) -> int:
         """Number of examples in a forward pass for one validation: the validation set and the recalibration."""
-        section, count = self._config.superposition, len(self._splits.validation)
-        if section.batchnorm == "recalibrate" and batch_norms(self._model):
-            count += recalibration_size(section, len(self._splits.train))
-        return count
+        return self._meter.validation_examples
 
     def merge(self, ticket: Ticket, chain: int, cycle: int, *, validate: bool = True) -> dict[str, Any]:
         """Merges one ticket, unless it has diverged or the gate rejects the merged network.
@@ -162,8 +142,8 @@ class Merger:
         if not validate and not self.validates_every_merge:
             self._accumulator, self._pending, self._accepted = accumulator, provenance, accepted_with
             return {"chain": chain, "cycle": cycle, "accepted": True}
-        before, candidate = self.superposed, self._recalibrated(finish(accumulator, self._rule, provenance))
-        measured = self._measure(candidate, "validation")
+        before, candidate = self.superposed, self._meter.recalibrated(finish(accumulator, self._rule, provenance))
+        measured = self._meter.measure_split(candidate, "validation")
         accepted = self._gate.admit(measured.scores[self.metric.name])
         if accepted:
             self._accumulator, self._superposed, self._pending = accumulator, candidate, None
@@ -186,7 +166,7 @@ class Merger:
 
     def score(self, ticket: Ticket, split: str) -> Scores:
         """Returns metrics and loss of a ticket on "validation" or "test"."""
-        return self._measure(ticket, split).scores
+        return self._meter.measure_split(ticket, split).scores
 
     def best_first(self, keys: Iterable[Key], score: Callable[[Key], float]) -> list[Key]:
         """Returns the keys, those with the best score first. Equal ones keep their order."""
@@ -199,7 +179,7 @@ class Merger:
         network = self.superposed
         known = self._known(network)
         if "validation" not in known:
-            known["validation"] = self._measure(network, "validation")
+            known["validation"] = self._meter.measure_split(network, "validation")
         return known["validation"].scores
 
     def score_ticket(self, ticket: Ticket, chain: int, cycle: int, measured: MeasuredSplits | None = None) -> float:
@@ -216,28 +196,12 @@ class Merger:
         """
         key = (chain, cycle)
         if key not in self._tickets:
-            self._tickets.add(key, ticket, measured or self.measure(ticket, keep_predictions=True))
+            self._tickets.add(key, ticket, measured or self._meter.measure(ticket, keep_predictions=True))
         return self._tickets.validation_score(key)
 
     def score_pretrained(self) -> None:
         """Scores the pretrained network for `evaluate`, so that it is done early. Reads the test set."""
-        self.measure(self._pretrained, self._of_pretrained)
-
-    def measure(
-        self, network: Ticket, known: dict[str, Measured] | None = None, *, keep_predictions: bool = False
-    ) -> dict[str, Measured]:
-        """Measures a network on both splits.
-
-        Args:
-            network: The network.
-            known: What was measured of it before, which is not measured again. The rest is added to it.
-            keep_predictions: Whether the result holds the predictions.
-        """
-        known = {} if known is None else known
-        for split in EVALUATED_SPLITS:
-            if split not in known:
-                known[split] = self._measure(network, split, keep_predictions=keep_predictions)
-        return known
+        self._meter.measure(self._pretrained, self._of_pretrained)
 
     def evaluate(self, tickets: Iterable[tuple[dict[str, Any], Ticket]]) -> dict[str, Any]:
         """Returns the scores of every network on validation and test. Every choice was made before, on validation.
@@ -255,7 +219,7 @@ class Merger:
             diverged tickets.
         """
         superposed = self.superposed
-        measured = self.measure(superposed, self._known(superposed))
+        measured = self._meter.measure(superposed, self._known(superposed))
         own = measured["test"].values[self.metric.name]
         self._accumulator, self._is_evaluated = None, True  # frees its memory before the next accumulator
         mean = start(self._pretrained) if self._config.superposition.include_pretrained else None
@@ -269,15 +233,15 @@ class Merger:
             row = {"chain": chain, "cycle": cycle, "accepted": merged["accepted"]}
             row |= self._tickets.row((chain, cycle), own)
             rows.append(row | {"density": ticket.density, "digest": ticket.digest})
-        pretrained = self._row(self._pretrained, self.measure(self._pretrained, self._of_pretrained), own)
-        unpruned = self._recalibrated(finish_unpruned(mean, {})) if mean is not None else self._pretrained
+        pretrained = self._row(self._pretrained, self._meter.measure(self._pretrained, self._of_pretrained), own)
+        unpruned = self._meter.recalibrated(finish_unpruned(mean, {})) if mean is not None else self._pretrained
         described = ("density", "digest")
         return {
             "task_metric": self.metric.to_dict(),
             "superposed": scores_of(measured) | {key: getattr(superposed, key) for key in described},
             "pretrained": pretrained,
             "tickets": rows,
-            "unpruned_mean": self._row(unpruned, self.measure(unpruned), own),
+            "unpruned_mean": self._row(unpruned, self._meter.measure(unpruned), own),
             # If every ticket has diverged, only the pretrained network remains.
             "ensemble": self._tickets.ensemble(own)
             or {key: value for key, value in pretrained.items() if key not in described},
@@ -294,25 +258,6 @@ class Merger:
             "num_tickets": num_tickets,
             "accepted": accepted,
         }
-
-    def _recalibrated(self, ticket: Ticket) -> Ticket:
-        """Returns the ticket with recalibrated BatchNorm statistics, unless the recipe averages the tickets' own."""
-        config = self._config
-        if config.superposition.batchnorm == "average":
-            return ticket
-        model = self._load(ticket)
-        seed_torch(config.seed, "recalibrate")
-        seed = derive_seed(config.seed, "recalibrate")
-        recalibrate(model, self._splits, seed, recalibration_size(config.superposition, len(self._splits.train)))
-        return Ticket(model.state_dict(), ticket.masks, ticket.provenance)
-
-    def _load(self, ticket: Ticket) -> Module:
-        restore(self._model, ticket.state_dict())
-        return self._model
-
-    def _measure(self, network: Ticket, split: str, *, keep_predictions: bool = False) -> Measured:
-        examples = getattr(self._splits, split)
-        return measure_network(self._load(network), examples, self._task, keep_predictions=keep_predictions)
 
     def _known(self, network: Ticket) -> dict[str, Measured]:
         """Returns what is measured already of the pretrained or the merged network, by split."""

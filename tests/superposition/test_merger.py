@@ -129,7 +129,7 @@ def test_every_network_is_evaluated_once_per_split(monkeypatch, is_measured):
         counted.append(len(examples))
         return measure_network(model, examples, task, **options)
 
-    monkeypatch.setattr("suptickets_ray.superposition.merger.measure_network", counting)
+    monkeypatch.setattr("suptickets_ray.superposition.network_meter.measure_network", counting)
     config = load_config(None, [*SMALL, "superposition.gate_tolerance=1"])
     splits = load_data(config.data)
     nets = [build_learner(load_config(None, [*SMALL, f"seed={s}"]), splits, CPU).ticket({}) for s in range(3)]
