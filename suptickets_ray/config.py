@@ -40,7 +40,7 @@ class ModelConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     name: str
-    """A built-in model, or a user-defined one as "package.module:function"."""
+    """A built-in model, a model of torchvision, timm:NAME, hf:FOLDER, or user-defined as "package.module:function"."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function that builds the model."""
     initialization: str = "default"

@@ -10,6 +10,7 @@ from torch.nn import Module
 from suptickets_ray.config import ModelConfig
 from suptickets_ray.lookup import choose_or_import, suggestion
 from suptickets_ray.training.freezing import freeze
+from suptickets_ray.training.models import huggingface, timm_models
 from suptickets_ray.training.models.alexnet import cifar_alexnet
 from suptickets_ray.training.models.lenet import lenet5, lenet_300_100
 from suptickets_ray.training.models.mlp import cifar_mlp, mlp
@@ -54,11 +55,17 @@ MODELS: dict[str, Callable[..., Module]] = {
 
 
 def find_builder(name: str) -> Callable[..., Module]:
-    """Returns the builder of a model: a row of `MODELS`, a model of torchvision, or "package.module:function".
+    """Returns the builder of a model by its name.
+
+    It is a row of `MODELS`, a model of torchvision, "timm:NAME", "hf:FOLDER", or "package.module:function".
 
     Raises:
         ValueError: If the name is unknown; the error names the nearest model and all rows.
     """
+    if name.startswith(timm_models.PREFIX):
+        return timm_models.timm_builder(name.removeprefix(timm_models.PREFIX))
+    if name.startswith(huggingface.PREFIX):
+        return huggingface.huggingface_builder(name.removeprefix(huggingface.PREFIX))
     if name in MODELS or ":" in name:
         return choose_or_import(MODELS, name, "model")
     names = torchvision_names()
@@ -66,7 +73,8 @@ def find_builder(name: str) -> Callable[..., Module]:
         return torchvision_builder(name)
     raise ValueError(
         f"unknown model {name!r}{suggestion(name, [*MODELS, *names])} Known: {', '.join(MODELS)}, or any "
-        "classification model of torchvision. A user-defined one is named 'package.module:function'."
+        "classification model of torchvision. timm:NAME and hf:FOLDER are those of timm and transformers. A "
+        "user-defined one is named 'package.module:function'."
     )
 
 
