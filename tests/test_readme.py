@@ -128,6 +128,18 @@ def test_the_example_from_python_names_what_there_is():
     assert (config.seed, config.name) == (1, "seed-1")
 
 
+def test_the_example_of_your_own_task_is_measured():
+    example = next(block for block in PYTHON if "import Metric, Task" in block)
+    scope: dict = {}
+    exec(example, scope)
+    task = scope["price"](scale=2.0)
+    import torch
+
+    outputs, targets = torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 2.0])
+    assert task.measure(task.predict(outputs), targets)["deviation"].tolist() == [0, 2]
+    assert float(task.loss(outputs, targets)) == 0.25
+
+
 @pytest.mark.parametrize("words", all_commands(), ids=" ".join)
 def test_the_command_line_takes_every_command_of_the_pages(words):
     from suptickets_ray.commands.arguments import command_parser

@@ -231,7 +231,8 @@ def test_an_unknown_model_is_named_with_the_nearest_of_both_lists(name, near):
     text = str(caught.value)
     assert text.startswith(f"unknown model {name!r}; did you mean {near!r}? Known: mlp, ")
     assert text.endswith(
-        "wrn_28_10, or any classification model of torchvision. A user-defined one is named 'package.module:function'."
+        "wrn_28_10, or any classification model of torchvision. timm:NAME and hf:FOLDER are those of timm and "
+        "transformers. A user-defined one is named 'package.module:function'."
     )
 
 
