@@ -285,7 +285,7 @@ def test_storage_that_cannot_be_written_stops_the_run_and_loses_no_ticket(finish
     kept = forked_run / "tickets/chain-000/cycle-000.arrow"
     before = kept.stat().st_mtime_ns
     in_the_way.unlink()
-    result = continued(forked_run)
+    result = continued(forked_run, "cluster.num_explorers=1")
     assert kept.stat().st_mtime_ns == before
     assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
 
@@ -301,7 +301,7 @@ def test_stored_tickets_are_taken_over_and_a_damaged_one_is_made_again(finished_
     kept = forked_run / "tickets/chain-000/cycle-001.arrow"
     before = kept.stat().st_mtime_ns
     events = []
-    result = continued(forked_run, on_event=events.append)
+    result = continued(forked_run, "cluster.num_explorers=1", on_event=events.append)
     assert result["superposed"]["digest"] == read(finished_run.path)["superposed"]["digest"]
     assert kept.stat().st_mtime_ns == before
     assert sorted((event.chain, event.cycle) for event in events if isinstance(event, TicketFinished)) == [
@@ -332,7 +332,7 @@ def test_the_greedy_rule_takes_the_tickets_of_a_run_best_first(finished_run, for
 def test_layers_merged_by_several_processes_are_the_bits_of_one_superposer(finished_run, forked_run):
     rule = ["superposition.prune_at=end", "superposition.gate_tolerance=none", "cluster.num_merge_shards=3"]
     (forked_run / "config.yaml").unlink()  # another rule on the pretraining of the finished run
-    own, events = [f"storage={forked_run.parent}", "name=forked"], []
+    own, events = [f"storage={forked_run.parent}", "name=forked", "cluster.num_explorers=1"], []
     apart = train(load_config(Path(finished_run.path) / "config.yaml", [*own, *rule]), events.append).result
     runs = open_runs([str(forked_run)])
     alone = evaluate_runs(runs, *superpose_runs(runs))
@@ -346,7 +346,8 @@ def test_a_collapse_is_prevented_by_the_gate_and_said_loudly(finished_run, forke
     (forked_run / "config.yaml").unlink()
     done = Path(finished_run.path)
     overrides = ["tickets.exploration_fraction=1", "tickets.lr_high=3.0", "tickets.lr_low=3.0"]
-    config = load_config(done / "config.yaml", [f"storage={forked_run.parent}", f"name={forked_run.name}", *overrides])
+    place = [f"storage={forked_run.parent}", f"name={forked_run.name}", "cluster.num_explorers=1"]
+    config = load_config(done / "config.yaml", [*place, *overrides])
     result = train(config).result
     assert result["rejected"] == [[row["chain"], row["cycle"]] for row in result["tickets"] if not row["accepted"]]
     assert result["rejected"]
@@ -394,6 +395,7 @@ def test_two_processes_do_not_work_on_one_run(ray_address, tmp_path, tiny):
 def test_diverged_chains_are_left_out_and_the_run_completes(finished_run, forked_run):
     (forked_run / "config.yaml").unlink()
     overrides = ["tickets.lr_high=1e30", f"storage={forked_run.parent}", f"name={forked_run.name}"]
+    overrides += ["cluster.num_explorers=1"]
     result = train(load_config(Path(finished_run.path) / "config.yaml", overrides)).result
     diverged = Ticket.load(forked_run / "tickets/chain-000/cycle-001.arrow").state_dict()
     assert any(not tensor.isfinite().all() for tensor in diverged.values() if tensor.is_floating_point())
@@ -439,7 +441,7 @@ def test_pretraining_waits_aloud_for_cpus_that_others_hold_and_goes_on_once_they
 ):
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
     monkeypatch.setattr(watchdog, "_SLOW_START_SECONDS", 1.0)
-    holder, said = Holder.options(num_cpus=3).remote(), []
+    holder, said = Holder.options(num_cpus=4).remote(), []
     ray.get(holder.holds.remote())
     patience = threading.Timer(60, ray.kill, [holder])  # nobody is told: it fails below, and does not wait for ever
     patience.start()
@@ -452,7 +454,7 @@ def test_pretraining_waits_aloud_for_cpus_that_others_hold_and_goes_on_once_they
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(load_config(None, [*tiny, f"storage={tmp_path}", "name=held"]), free_once_told)
+        train(load_config(None, [*tiny, "cluster.num_workers=1", f"storage={tmp_path}", "name=held"]), free_once_told)
     patience.cancel()
     assert said == [
         "waiting for pretraining to start: suitable machines may be in use, or it may still be loading data",
@@ -502,7 +504,7 @@ def test_files_that_are_missing_or_cut_off_are_made_again_with_equal_digests(cop
     (copied_run / "report.html").unlink()
     (copied_run / "tickets/chain-001/cycle-001.arrow").unlink()
     (copied_run / "result.json").write_bytes((copied_run / "result.json").read_bytes()[:-40])
-    config = load_config(copied_run / "config.yaml", [f"storage={copied_run.parent}"])
+    config = load_config(copied_run / "config.yaml", [f"storage={copied_run.parent}", "cluster.num_explorers=1"])
     assert not train(config).resumed
     expected = read(finished_run.path)
     assert read(copied_run)["superposed"]["digest"] == expected["superposed"]["digest"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from small_runs import store_pretraining
 
 from suptickets_ray import load_config, train, tune
 from suptickets_ray.cli import main
@@ -25,12 +26,12 @@ def bucket(s3_server):
 def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(
     finished_run, ray_address, bucket, tiny, capsys
 ):
-    config = load_config(None, [*tiny, f"storage={bucket}", "name=killed", "cluster.num_explorers=2"])
+    config = load_config(None, [*tiny, f"storage={bucket}", "name=killed", "cluster.num_explorers=1"])
     store = RunStore(child(bucket, "killed"))
     for name in (
         "config.yaml",
         "pretrained.pt",
-    ):  # pretraining in an object store: the search below, and test_faults.py
+    ):  # pretraining in an object store: test_faults.py
         store.write(name, (Path(finished_run.path) / name).read_bytes())
 
     def kill_at_the_second_ticket(event):
@@ -67,11 +68,12 @@ def test_a_run_in_an_object_store_is_killed_goes_on_and_ends_in_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_search_in_an_object_store_ends_with_its_answer(ray_address, bucket):
+def test_a_search_in_an_object_store_ends_with_its_answer(ray_address, bucket, tmp_path):
     space = "search.space={superposition.method: {grid_search: [cia, caa]}}"
-    settings = ["train.epochs=40", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=4", "tickets.num_chains=2", space]
-    settings += ["cluster.num_workers=1", "cluster.num_explorers=1", f"storage={bucket}", "name=search"]
-    result = tune(load_config(None, settings)).result
+    recipe = ["train.epochs=40", "tickets.cycle_rate=0.1", "tickets.cycle_epochs=4", "tickets.num_chains=2"]
+    recipe += ["cluster.num_workers=1", "cluster.num_explorers=1"]
+    store_pretraining(RunStore(child(bucket, "search")), tmp_path / "donor", recipe)
+    result = tune(load_config(None, [*recipe, space, f"storage={bucket}", "name=search"])).result
     assert (result["pretrainings"], result["cycles_trained"], len(result["trials"])) == (1, 2, 2)
     files = RunStore(child(bucket, "search")).list("")
     assert {"best.yaml", "result.json", "report.html", "trials.parquet"} <= set(files)
