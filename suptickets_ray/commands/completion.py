@@ -16,6 +16,7 @@ from suptickets_ray.commands.exit_codes import EXIT_DONE
 SHELLS = ("bash", "zsh", "fish")
 TABLES = {
     "method.name": "sparse/methods.py:METHODS",
+    "task.name": "training/tasks.py:TASKS",
     "method.distribution": "sparse/initial_masks.py:INITIAL_MASKS",
     "method.drop": "sparse/criteria.py:SALIENCY_SCORES",
     "method.grow": "sparse/criteria.py:GROW_SCORES",

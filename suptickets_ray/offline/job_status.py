@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from suptickets_ray.metric import ACCURACY, Metric
 from suptickets_ray.offline.run_folders import RunFolder, at
 from suptickets_ray.progress.events import (
     EpochEnded,
@@ -49,10 +50,12 @@ def _events(folder: RunFolder) -> Iterator[tuple[float, Event]]:
         with suppress(KeyError, TypeError):
             yield from _span_events(span, plan, is_last=span["start"] == last)
     if (epoch := folder.timeline.get("epoch")) and not folder.is_pretrained:
-        values = {key: value for key, value in epoch.items() if key != "ended"}
         yield began, PhaseStarted("pretrain", epochs=plan.epochs)
-        with suppress(TypeError):
-            yield float(epoch["ended"]), EpochEnded(**values)
+        with suppress(KeyError, TypeError):
+            score, metric = _validation_score(epoch)
+            counts = (epoch["epoch"], epoch["epochs"], epoch["loss"])
+            speed = epoch.get("examples_per_second")
+            yield float(epoch["ended"]), EpochEnded(*counts, score, metric, speed)
 
 
 def _span_events(span: Mapping[str, Any], plan: JobPlanned, *, is_last: bool) -> Iterator[tuple[float, Event]]:
@@ -60,13 +63,18 @@ def _span_events(span: Mapping[str, Any], plan: JobPlanned, *, is_last: bool) ->
     if kind in PHASES and is_last and kind != "pretrain":
         yield began, PhaseStarted(kind, chains=plan.chains, cycles=plan.cycles)
     elif kind == "cycle":
-        score = span.get("validation_accuracy", 0.0)
-        yield (
-            ended,
-            TicketFinished(span["chain"], span["cycle"], score, span["node"], span["process"], began, ended),
-        )
+        score, metric = _validation_score(span)
+        place = (span["node"], span["process"], began, ended)
+        yield ended, TicketFinished(span["chain"], span["cycle"], score, *place, metric=metric)
     elif kind == "merge" and is_last:
         yield ended, TicketMerged(span["chain"], span["cycle"], span.get("accepted", True))
+
+
+def _validation_score(record: Mapping[str, Any]) -> tuple[float, Metric]:
+    """Returns the score that a record names validation_<metric>, and its metric; 0 without one."""
+    prefix = "validation_"
+    name = next((key.removeprefix(prefix) for key in record if key.startswith(prefix)), ACCURACY.name)
+    return float(record.get(prefix + name, 0.0)), ACCURACY if name == ACCURACY.name else Metric(name)
 
 
 def _plan(folder: RunFolder) -> JobPlanned:

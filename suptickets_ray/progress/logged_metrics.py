@@ -20,8 +20,8 @@ class MetricStream:
         match event:
             case EpochEnded(epoch=step):
                 values = {
-                    "pretraining/loss": event.loss,
-                    f"pretraining/validation_{event.metric.name}": event.validation_score,
+                    "pretrain/loss": event.loss,
+                    f"pretrain/validation_{event.metric.name}": event.validation_score,
                 }
             case CycleEpochEnded(chain=chain):
                 step = self._epochs[chain] = self._epochs.get(chain, 0) + 1

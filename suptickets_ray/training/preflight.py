@@ -24,7 +24,7 @@ from suptickets_ray.training.data.fingerprint import fingerprint
 from suptickets_ray.training.data.splits import SPLITS
 from suptickets_ray.training.evaluation import batch_norms
 from suptickets_ray.training.loop import Learner, build_learner, seed_torch
-from suptickets_ray.training.nested import apply, map_tensors
+from suptickets_ray.training.nested import apply, map_tensors, tensors_of
 from suptickets_ray.training.tasks import Task
 
 
@@ -118,9 +118,11 @@ def _check_ticket(learner: Learner, config: Config) -> None:
 def _check_inputs(loaded: Mapping[str, Any]) -> None:
     """Checks the inputs that are in memory. The inputs of a Dataset are checked when they are read."""
     for name in SPLITS:
-        if isinstance(pair := loaded.get(name), (tuple, list)) and pair[0].is_complex():
-            raise ValueError(f"the {name} inputs must be real numbers; got {pair[0].dtype}.")
-        if isinstance(pair := loaded.get(name), (tuple, list)) and (bad := num_not_finite(pair[0])):
+        if not isinstance(pair := loaded.get(name), (tuple, list)):
+            continue
+        if found := [tensor.dtype for tensor in tensors_of(pair[0]) if tensor.is_complex()]:
+            raise ValueError(f"the {name} inputs must be real numbers; got {found[0]}.")
+        if bad := num_not_finite(pair[0]):
             raise ValueError(
                 f"the {name} inputs must be finite; {bad} of {len(pair[1])} examples hold NaN or infinity. Correct or "
                 "remove them."

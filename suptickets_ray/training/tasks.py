@@ -319,7 +319,12 @@ def _require_classes(targets: Tensor, num_outputs: int, dimensions: int) -> None
 
 
 def _check_logits(outputs: Any, num_outputs: int, dimension: int = 1) -> None:
-    shape = tuple(logits_of(outputs).shape)
+    logits = logits_of(outputs)
+    shape = tuple(logits.shape)
+    if logits.layout is not torch.strided or not logits.is_floating_point():
+        raise ValueError(
+            f"model.name must return a strided tensor of floating-point logits; got {logits.layout} of {logits.dtype}."
+        )
     if len(shape) <= dimension or shape[dimension] != num_outputs:
         expected = ", ".join(str(num_outputs if index == dimension else size) for index, size in enumerate(shape))
         raise ValueError(

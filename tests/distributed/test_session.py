@@ -113,7 +113,7 @@ def test_another_cluster_than_the_one_this_process_is_connected_to_is_refused(ra
 
 @pytest.mark.parametrize(("more", "warned"), [([], True), (["cluster.superposer_gpus=0.1"], False)])
 def test_a_superposer_that_is_left_on_a_cpu_by_a_recipe_for_gpus_is_warned_about(tmp_path, more, warned):
-    nobody = ["cluster.address=127.0.0.1:1", f"storage={tmp_path}", "cluster.gpus_per_worker=0.9"]
+    nobody = ["cluster.address=127.0.0.1:1", f"storage={tmp_path}", "cluster.gpus_per_worker=1"]
     events = []
     with pytest.raises(ValueError, match="must be a Ray cluster that answers"):
         train(load_config(None, [*nobody, *more]), events.append)

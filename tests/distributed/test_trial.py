@@ -31,11 +31,14 @@ def test_a_diverged_seed_makes_the_mean_nan_and_breaks_nothing():
     assert math.isnan(means["validation_loss"])
 
 
-@pytest.mark.parametrize(("metric", "worst"), [("validation_accuracy", -math.inf), ("validation_loss", math.inf)])
-def test_what_has_diverged_is_the_worst_to_a_scheduler(metric, worst):
+@pytest.mark.parametrize(
+    ("metric", "mode", "worst"),
+    [("validation_accuracy", "max", -math.inf), ("validation_loss", "min", math.inf)],
+)
+def test_what_has_diverged_is_the_worst_to_a_scheduler(metric, mode, worst):
     scores = {"validation_accuracy": 0.2, "validation_loss": 1.0}
-    assert comparable(scores, metric) == scores
-    assert comparable({**scores, metric: math.nan}, metric) == {**scores, metric: worst}
+    assert comparable(scores, metric, mode) == scores
+    assert comparable({**scores, metric: math.nan}, metric, mode) == {**scores, metric: worst}
 
 
 def test_a_trial_merges_where_the_superposer_of_a_run_would():

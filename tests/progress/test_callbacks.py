@@ -109,8 +109,8 @@ def test_numbers_of_events_have_steps_of_their_own_and_the_name_of_the_metric():
     stream = MetricStream()
     assert [stream.read(event) for event in EVENTS] == [
         None,
-        (1, {"pretraining/loss": 0.5, "pretraining/validation_accuracy": 0.75}),
-        (2, {"pretraining/validation_accuracy": 0.8}),
+        (1, {"pretrain/loss": 0.5, "pretrain/validation_accuracy": 0.75}),
+        (2, {"pretrain/validation_accuracy": 0.8}),
         (1, {"chain-000/loss": 0.3}),
         (2, {"chain-000/loss": 0.2}),
         (1, {"tickets/validation_accuracy": 0.7}),
@@ -118,7 +118,7 @@ def test_numbers_of_events_have_steps_of_their_own_and_the_name_of_the_metric():
         (0, {"test/accuracy": 0.9, "test/loss": 0.4}),
     ]
     event = EpochEnded(1, 2, 0.5, 3.0, Metric("mse", "min"))
-    assert stream.read(event)[1]["pretraining/validation_mse"] == 3.0
+    assert stream.read(event)[1]["pretrain/validation_mse"] == 3.0
 
 
 @pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("mlflow", "mlflow")])
@@ -164,7 +164,7 @@ def test_mlflow_gets_the_numbers_and_a_later_start_continues_the_run(tmp_path, m
     assert run.info.status == "FINISHED"
     assert run.data.metrics["test/accuracy"] == 0.9
     assert run.data.params["train.lr"] == str(config.train.lr)
-    assert [point.value for point in client.get_metric_history(run.info.run_id, "pretraining/validation_accuracy")] == [
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "pretrain/validation_accuracy")] == [
         0.75,
         0.8,
     ]

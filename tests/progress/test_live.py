@@ -200,7 +200,7 @@ def test_the_time_left_is_that_of_pretraining_and_of_all_cycles():
         state.update(event, 10.0 + 2 * second)
     cycles_of_each_explorer, cycle_epochs = 2, 3
     assert state.seconds_left(18.0) == 2.0 * (15 + cycles_of_each_explorer * cycle_epochs)
-    state.update(EpochEnded(20, 20, loss=1.0, validation_accuracy=0.5), 48.0)
+    state.update(EpochEnded(20, 20, loss=1.0, validation_score=0.5), 48.0)
     state.update(PhaseStarted("explore", chains=2, cycles=2), 50.0)
     assert state.seconds_left(51.0) == 2.0 * cycles_of_each_explorer * cycle_epochs
 
