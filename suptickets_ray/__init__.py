@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from suptickets_ray.tickets.schedule import plan_budget as plan_budget
     from suptickets_ray.tickets.schedule import triangular as triangular
     from suptickets_ray.tickets.ticket import Ticket as Ticket
-    from suptickets_ray.training.tasks import Task as Task
+    from suptickets_ray.training.task import Task as Task
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Metric": "suptickets_ray.metric",
-    "Task": "suptickets_ray.training.tasks",
+    "Task": "suptickets_ray.training.task",
     "Ticket": "suptickets_ray.tickets.ticket",
     "load_csr": "suptickets_ray.offline.csr",
     "load_config": "suptickets_ray.recipes.load",

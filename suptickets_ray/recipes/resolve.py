@@ -17,7 +17,8 @@ from suptickets_ray.training.data import DATASETS
 from suptickets_ray.training.initialization import INITIALIZATIONS
 from suptickets_ray.training.models import find_builder
 from suptickets_ray.training.optim import check_optimizer, default_momentum, find_lr_schedule
-from suptickets_ray.training.tasks import make_task, validation_metrics
+from suptickets_ray.training.task import validation_metrics
+from suptickets_ray.training.tasks import make_task
 
 WINDOW_KEYS = {"prune_start_epoch": "prune_start_fraction", "prune_end_epoch": "prune_end_fraction"}
 """Prune window: a recipe's keys in epochs, and the Sparsifier's keys as fractions of its steps."""

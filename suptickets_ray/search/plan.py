@@ -21,7 +21,8 @@ from suptickets_ray.search.points import (
 from suptickets_ray.search.space import Dimension, default_space, parse_space
 from suptickets_ray.search.summary import budget_warning
 from suptickets_ray.training.loop import budget_of
-from suptickets_ray.training.tasks import make_task, validation_metrics
+from suptickets_ray.training.task import validation_metrics
+from suptickets_ray.training.tasks import make_task
 
 _CUSTOM_TUNER_TRIALS = 1000
 """Assumed number of trials of a user-defined Tuner: more than run concurrently."""

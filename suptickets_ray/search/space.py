@@ -134,6 +134,11 @@ def _parse_dimension(key: str, domain: Any, known_keys: Sequence[str]) -> Dimens
             "search.space must not change the data, because points are compared on one validation set; got "
             f"{key!r}. Run one search per value, each with another name=."
         )
+    if section == "task":
+        raise ValueError(
+            f"search.space must not change the task, because points are compared by its metric; got {key!r}. Run one "
+            "search per value, each with another name=."
+        )
     if root in PLACEMENT_KEYS:
         raise ValueError(f"search.space must contain settings that change results; got {key!r}. Leave it out.")
     if not isinstance(domain, Mapping) or len(domain) != 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.data import Splits
 from suptickets_ray.training.evaluation import Measured, measure_predictions
-from suptickets_ray.training.tasks import Task
+from suptickets_ray.training.task import Task
 
 EVALUATED_SPLITS = ("validation", "test")
 MeasuredSplits = Mapping[str, Measured]

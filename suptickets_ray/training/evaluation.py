@@ -19,7 +19,8 @@ from suptickets_ray.training.data import Splits
 from suptickets_ray.training.data.examples import Examples
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.nested import apply, logits_of
-from suptickets_ray.training.tasks import Task, classification, make_task
+from suptickets_ray.training.task import Task
+from suptickets_ray.training.tasks import classification, make_task
 
 EVALUATION_BATCH_SIZE, _LARGEST_BATCH = 512, 10_000_000
 """Maximum examples of a batch, and maximum elements of its inputs in total: large images get smaller batches."""

@@ -29,7 +29,8 @@ from suptickets_ray.training.initialization import KAIMING_MODES, initialize_kai
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.nested import Inputs, apply, split_parts
 from suptickets_ray.training.optim import make_optimizer
-from suptickets_ray.training.tasks import Task, classification, make_task
+from suptickets_ray.training.task import Task
+from suptickets_ray.training.tasks import classification, make_task
 from suptickets_ray.training.weights_file import load_weights
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,10 +53,6 @@ def steps_per_epoch(config: Config, splits: Splits) -> int:
 def budget_of(config: Config) -> Budget:
     """Returns how the recipe's epochs are divided between pretraining and the cycles."""
     return plan_budget(config.train.epochs, config.tickets.cycle_epochs, config.tickets.cycle_rate)
-
-
-class DivergedError(RuntimeError):
-    """A loss or a weight is NaN or infinite, which later epochs cannot repair."""
 
 
 @dataclass
@@ -243,33 +240,6 @@ def train_epoch(
     if bad_step := int(first_bad):
         on_diverged(bad_step)
     return float(total_loss / max(num_examples, 1))
-
-
-def check_finite(learner: Learner, section: TrainConfig, epoch: int, bad_step: int | None) -> None:
-    """Raises an error if pretraining has diverged.
-
-    Args:
-        learner: The trained learner.
-        section: The recipe's training settings.
-        epoch: Number of epochs so far.
-        bad_step: First step of the last epoch, from 1, whose loss was not finite; None if there is none. With loss
-            scaling such a step is skipped, so only the weights are checked.
-
-    Raises:
-        DivergedError: If the loss or a weight is not finite.
-    """
-    tensors = [tensor for tensor in learner.model.state_dict().values() if tensor.is_floating_point()]
-    # One result for all tensors: each transfer to the host makes a GPU wait.
-    finite = bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
-    if finite and (bad_step is None or learner.scaler.is_enabled()):
-        return
-    where = f"a weight is not finite after epoch {epoch}"
-    if bad_step is not None:
-        where = f"the loss is not finite from step {bad_step} of epoch {epoch} on"
-    raise DivergedError(
-        f"Cannot continue: pretraining has diverged, because {where}. Lower train.lr ({section.lr:g}), clip gradients "
-        "with train.clip_norm=1, or check the inputs for extreme values."
-    )
 
 
 def backward(

@@ -24,8 +24,8 @@ from suptickets_ray.training.data.fingerprint import fingerprint
 from suptickets_ray.training.data.splits import SPLITS
 from suptickets_ray.training.evaluation import batch_norms
 from suptickets_ray.training.loop import Learner, build_learner, seed_torch
-from suptickets_ray.training.nested import apply, map_tensors, tensors_of
-from suptickets_ray.training.tasks import Task
+from suptickets_ray.training.nested import tensors_of
+from suptickets_ray.training.task_check import check_labels, checked_outputs, reason_of, warn_of_empty_classes
 
 
 def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
@@ -53,29 +53,27 @@ def preflight(config: Config, loaded: Mapping[str, Any] | None = None) -> Mappin
     _check_weights(learner)
     before = _shapes(learner.model)
     _check_modules(learner.model, config)
-    _check_labels(splits, learner.task)
+    check_labels(splits, learner.task)
     if "num_classes" not in loaded and config.task.name == "classification":
-        _check_classes(splits)
+        warn_of_empty_classes(splits)
     _check_inputs(loaded)
     _check_range(splits)
     for name in ("test", "validation"):
         learner.model.eval()
-        _forward(learner, splits, name, 2)
+        checked_outputs(learner, splits, name, 2)
     if config.train.compile:
         _check_compiler()
     learner.model.train()
     # The fewest examples that a rank may get: BatchNorm, for example, cannot train on one.
     with learner.sparsifier.dense_gradients():
-        outputs, labels = _forward(
+        outputs, labels = checked_outputs(
             learner, splits, "train", min(2, config.data.batch_size // config.cluster.max_workers)
         )
         loss = learner.task.summed_loss(outputs, labels)
-        if not loss.requires_grad:
-            raise ValueError("'loss' of task.name must depend on the network's outputs; its result has no gradient.")
         try:
             loss.backward()
         except Exception as error:
-            raise ValueError(f"Cannot compute the loss of model.name and its gradients: {_reason(error)}") from error
+            raise ValueError(f"Cannot compute the loss of model.name and its gradients: {reason_of(error)}") from error
     trained = {name: some for name, some in learner.sparsifier.parameters.items() if some.requires_grad}
     unused = [name for name, parameter in trained.items() if parameter.grad is None]
     if unused:
@@ -95,10 +93,6 @@ def _shapes(model: Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
 def _check_ticket(learner: Learner, config: Config) -> None:
     """Stores, reads and merges a ticket and a state, as every cycle does."""
     learner.optimizer.step()
@@ -112,7 +106,7 @@ def _check_ticket(learner: Learner, config: Config) -> None:
             merged = finish(merge(merge(None, ticket, rule), ticket, rule), rule, {})
         restore(learner.model, merged.state_dict())
     except Exception as error:
-        raise ValueError(f"Cannot store the network of model.name as a ticket: {_reason(error)}") from error
+        raise ValueError(f"Cannot store the network of model.name as a ticket: {reason_of(error)}") from error
 
 
 def _check_inputs(loaded: Mapping[str, Any]) -> None:
@@ -204,81 +198,6 @@ def _check_compiler() -> None:
             f"Cannot compile the network: torch.compile failed: {type(error).__name__}: "
             f"{str(error).splitlines()[0]}. Install a C++ compiler, or leave train.compile out."
         ) from error
-
-
-def _check_labels(splits: Splits, task: Task) -> None:
-    """Checks the labels of all splits before any training."""
-    for name in SPLITS:
-        labels = getattr(splits, name).all_labels()
-        if labels.is_floating_point() and not bool(labels.isfinite().all()):
-            raise ValueError(f"the {name} labels must be finite; some are NaN or infinite. Correct or remove them.")
-        try:
-            task.check_targets(labels, splits.num_classes)
-        except Exception as error:
-            # A built-in task's text begins with "labels"; a user-defined task may raise anything.
-            text = str(error) if isinstance(error, ValueError) else f"labels must fit task.name: {error!r}"
-            raise ValueError(f"the {name} {text}") from error
-
-
-def _check_classes(splits: Splits) -> None:
-    """Warns if the number of classes, which is counted by the highest label, includes classes without an example."""
-    labels = splits.train.all_labels()
-    if empty := torch.bincount(labels, minlength=splits.num_classes).eq(0).nonzero().flatten().tolist():
-        warnings.warn(
-            f"{len(empty)} of {splits.num_classes} classes have no training example, the first of them {empty[0]}. "
-            "Number the classes from 0 on, or give num_classes.",
-            stacklevel=2,
-        )
-
-
-def _forward(learner: Learner, splits: Splits, name: str, size: int) -> tuple[Any, Tensor]:
-    """Returns the outputs for the first examples of a split, and their labels. Checks what the task computes."""
-    examples = getattr(splits, name)
-    inputs, labels = examples.batch(torch.arange(min(size, len(examples))))
-    try:
-        outputs = apply(learner.model, inputs)
-    except Exception as error:
-        shapes = map_tensors(lambda tensor: tuple(tensor.shape), inputs)
-        raise ValueError(
-            f"Cannot run the network of model.name on {name} inputs of shape {shapes}: {_reason(error)}"
-        ) from error
-    learner.task.check_outputs(outputs, splits.num_classes)
-    with torch.no_grad():
-        _check_task(learner.task, outputs, labels, name)
-    return outputs, labels
-
-
-def _check_task(task: Task, outputs: Any, labels: Tensor, name: str) -> None:
-    """Calls the functions of a task, because they may be user-defined."""
-    results: dict[str, Any] = {}
-    try:
-        results["predictions"] = predictions = task.predict(outputs)
-        results["measured"] = measured = task.measure(predictions, labels)
-        results["loss"] = loss = task.loss(outputs, labels)
-    except Exception as error:
-        steps = ("predictions", "measured", "loss")
-        failed = ("predict", "measure", "loss")[len([step for step in steps if step in results])]
-        raise ValueError(
-            f"Cannot call {failed!r} of task.name on {name} examples: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(predictions, Tensor) or len(predictions) != len(labels):
-        raise ValueError(
-            f"'predict' of task.name must return a tensor of {len(labels)} predictions; got {predictions!r}."
-        )
-    if not bool(predictions.isfinite().all()):
-        raise ValueError(f"model.name must give finite outputs for {name} inputs; some are NaN or infinite.")
-    for metric in task.metrics:
-        values = measured.get(metric.name) if isinstance(measured, Mapping) else None
-        if not isinstance(values, Tensor) or tuple(values.shape) != (len(labels),):
-            found = tuple(values.shape) if isinstance(values, Tensor) else "no tensor"
-            raise ValueError(
-                f"'measure' of task.name must return {metric.name!r} of shape ({len(labels)},), a value for each "
-                f"example; got {found}."
-            )
-        if not bool(values.isfinite().all()):
-            raise ValueError(f"'measure' of task.name must return finite values; {metric.name!r} is NaN or infinite.")
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(loss.isfinite().all()):
-        raise ValueError(f"'loss' of task.name must return a finite scalar tensor; got {loss!r} for {name} examples.")
 
 
 def _check_scores(learner: Learner) -> None:

@@ -1,10 +1,9 @@
-"""What a network is trained for: its loss, its metrics, and predictions for an ensemble. A new task: one function."""
+"""Tasks by name: what networks are trained for. A new task takes one function and one row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,47 +19,11 @@ from suptickets_ray.config import Config
 from suptickets_ray.lookup import choose, choose_or_import
 from suptickets_ray.metric import ACCURACY, Metric
 from suptickets_ray.training.nested import logits_of
+from suptickets_ray.training.task import Task
 from suptickets_ray.training.user_code import call_with, takes
 
 _SMALLEST = 1e-300
 """Probabilities are at least this large in logarithms."""
-
-
-def _unchecked(values: Any, num_outputs: int) -> None:
-    """Accepts everything."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """Three functions and the metrics that they measure. A batch has n examples."""
-
-    loss: Callable[[Any, Tensor], Tensor]
-    """Takes a network's outputs of a batch and its targets, and returns the loss, a scalar."""
-    predict: Callable[[Any], Tensor]
-    """Takes a network's outputs, and returns predictions (n, ...). An ensemble averages them, e.g. probabilities."""
-    measure: Callable[[Tensor, Tensor], Mapping[str, Tensor]]
-    """Takes predictions and targets, and returns a value of each example (n,) for each metric; bool: right or wrong.
-
-    It may also return "loss" (n,), which otherwise is that of `loss`, and unknown for an ensemble.
-    """
-    metrics: tuple[Metric, ...]
-    """The metrics that `measure` returns. The gate, a search and the report compare the first one."""
-    reduction: Literal["mean", "sum"] = "mean"
-    """Whether `loss` returns the mean over the examples of a batch, or their sum."""
-    check_targets: Callable[[Tensor, int], None] = _unchecked
-    """Takes all targets of a split and the number of outputs, and raises ValueError if the targets do not fit."""
-    check_outputs: Callable[[Any, int], None] = _unchecked
-    """Takes the outputs of some examples and the number of outputs, and raises ValueError if they do not fit."""
-
-    @property
-    def metric(self) -> Metric:
-        """The metric that networks are compared by."""
-        return self.metrics[0]
-
-    def summed_loss(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Returns the sum of the examples' losses."""
-        loss = self.loss(outputs, targets)
-        return loss if self.reduction == "sum" else loss * len(targets)
 
 
 def classification(label_smoothing: float = 0.0) -> Task:
@@ -285,12 +248,6 @@ def make_task(config: Config) -> Task:
     return task
 
 
-def validation_metrics(task: Task) -> dict[str, Literal["max", "min"]]:
-    """Returns what trials of a search are compared by, and which of its extremes is better; the default first."""
-    found = {f"validation_{metric.name}": metric.mode for metric in task.metrics}
-    return {**found, "validation_loss": "min"}
-
-
 def _probabilities(outputs: Any) -> Tensor:
     return logits_of(outputs).double().softmax(1)
 
@@ -320,11 +277,11 @@ def _require_classes(targets: Tensor, num_outputs: int, dimensions: int) -> None
 
 def _check_logits(outputs: Any, num_outputs: int, dimension: int = 1) -> None:
     logits = logits_of(outputs)
-    shape = tuple(logits.shape)
     if logits.layout is not torch.strided or not logits.is_floating_point():
         raise ValueError(
             f"model.name must return a strided tensor of floating-point logits; got {logits.layout} of {logits.dtype}."
         )
+    shape = tuple(logits.shape)
     if len(shape) <= dimension or shape[dimension] != num_outputs:
         expected = ", ".join(str(num_outputs if index == dimension else size) for index, size in enumerate(shape))
         raise ValueError(

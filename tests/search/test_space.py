@@ -113,6 +113,12 @@ def test_all_points_are_judged_on_the_same_data(key):
         drawn({key: {"choice": [1, 2]}}, num_trials=2)
 
 
+@pytest.mark.parametrize("key", ["task.name", "task.options.loss"])
+def test_all_points_are_judged_by_the_metric_of_one_task(key):
+    with pytest.raises(ValueError, match=f"must not change the task.*its metric; got '{key}'"):
+        drawn({key: {"choice": [1, 2]}}, num_trials=2)
+
+
 @pytest.mark.parametrize("key", ["data.batch_size", "data.num_train_examples", "data.label_noise", "data.crop_padding"])
 def test_what_training_does_with_the_data_may_be_searched(key):
     assert len(drawn({key: {"grid_search": [1, 2]}})) == 2

@@ -8,12 +8,11 @@ from suptickets_ray.sparse.methods import METHODS
 from suptickets_ray.superposition.merger import Merger
 from suptickets_ray.training.cycle import cycle_lr, run_cycle
 from suptickets_ray.training.data import load_data
+from suptickets_ray.training.divergence import DivergedError, check_finite
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
-    DivergedError,
     budget_of,
     build_learner,
-    check_finite,
     order_seed,
     sparsifier_settings,
     steps_per_epoch,

@@ -27,13 +27,12 @@ from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.search.keys import pretraining_key
 from suptickets_ray.sparse.statistics import explored_fraction
 from suptickets_ray.tickets.store import RunStore, patiently
+from suptickets_ray.training.divergence import DivergedError, check_finite
 from suptickets_ray.training.evaluation import evaluate
 from suptickets_ray.training.loop import (
-    DivergedError,
     Learner,
     budget_of,
     build_learner,
-    check_finite,
     order_seed,
     seed_torch,
     steps_per_epoch,

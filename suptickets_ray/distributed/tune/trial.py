@@ -31,7 +31,8 @@ from suptickets_ray.tickets.store import Origin, TicketStore, child
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.training.checkpoint import state_digest
 from suptickets_ray.training.loop import budget_of
-from suptickets_ray.training.tasks import make_task, validation_metrics
+from suptickets_ray.training.task import validation_metrics
+from suptickets_ray.training.tasks import make_task
 from suptickets_ray.training.tensorboard import Scalars
 
 Scores = dict[str, float]

@@ -56,7 +56,8 @@ from suptickets_ray.search.space import default_space, parse_space
 from suptickets_ray.tickets.run_folder import DIVERGED_FILE, RAY_TUNE_FOLDER
 from suptickets_ray.tickets.store import RunStore, child
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
-from suptickets_ray.training.loop import DivergedError, budget_of
+from suptickets_ray.training.divergence import DivergedError
+from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.preflight import preflight
 
 _MAX_FAILURES = 2  # per trial, for lost machines
