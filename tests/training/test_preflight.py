@@ -223,7 +223,7 @@ def complex_inputs(): return dict.fromkeys(["train", "test"], pair(torch.zeros(3
             "must return a strided tensor of floating-point logits; got torch.sparse_coo of torch.float32",
         ),
         ("model", "whole", "must return a strided tensor of floating-point logits; got torch.strided of torch.int64"),
-        ("model", "detached", "'loss' of task.name must depend on the network's outputs; its result has no gradient"),
+        ("model", "detached", "Cannot compute the loss of model.name and its gradients: RuntimeError: element 0"),
         ("model", "sparse_buffer", "'state' has the layout torch.sparse_coo"),
         ("model", "nan_buffer", "'state' holds NaN or infinity"),
         ("model", "growing", "must not change in a forward pass; 'state' does"),
