@@ -1,5 +1,10 @@
 """The callback of Hugging Face's Trainer, with the real library."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -75,3 +80,12 @@ def test_a_checkpoint_without_the_state_is_refused(tmp_path):
     (tmp_path / "checkpoint-10" / "sparsifier.pt").unlink()
     with pytest.raises(ValueError, match="the checkpoint must hold sparsifier.pt"):
         fit(tmp_path, resume=str(tmp_path / "checkpoint-10"))
+
+
+def test_masks_stay_equal_over_the_ranks_of_ddp(tmp_path):
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = Path(__file__).with_name("transformers_ranks.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, *ranks, str(script), str(tmp_path)], check=True, env=environment, timeout=200)
+    for rank in (0, 1):  # they are compared at every update
+        assert (tmp_path / f"rank-{rank}.txt").read_text() == "DistributedDataParallel 3 0.296"
