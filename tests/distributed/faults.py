@@ -3,6 +3,7 @@
 Prints one line of JSON per scenario: its name, the digest of the sup-ticket, and what was seen on the way.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -23,9 +25,10 @@ from suptickets_ray.distributed.cluster.capacity import actor_options, explorer_
 from suptickets_ray.distributed.pipeline import superposer_client
 from suptickets_ray.distributed.pipeline.superposer import Superposer
 from suptickets_ray.distributed.tune.tune import tune
-from suptickets_ray.progress.events import EpochEnded, Resumed, TicketFinished, TicketMerged, Waiting
+from suptickets_ray.progress.events import EpochEnded, PhaseStarted, Resumed, TicketFinished, TicketMerged, Waiting
 from suptickets_ray.recipes.load import to_yaml
 from suptickets_ray.tickets.store import RunStore, child
+from suptickets_ray.training.checkpoint import read_state
 
 # Seconds instead of half a minute: who is dead refuses at once. Who lives may take 15 s to answer, on a busy machine.
 FAST_DETECTION = {
@@ -36,14 +39,21 @@ FAST_DETECTION = {
 }
 OBJECT_STORE = 100 * 2**20
 # Small batches: epochs long enough for a machine to go while they run. Three ranks: of two the sum has but one order.
-RECIPE = [
+PRETRAINING = [
     "cluster.num_workers=3",
     "data.batch_size=24",
     "train.epochs=50",
     "tickets.cycle_rate=0.32",
     "tickets.cycle_epochs=8",
-    "tickets.num_chains=4",
     "train.checkpoint_every_epochs=10",
+    "cluster.num_explorers=1",
+]
+# Of runs that fork from the pretraining of the finished run. Cycles are long enough for a machine to go in between.
+EXPLORATION = [
+    "train.epochs=52",
+    "tickets.cycle_rate=0.31",
+    "tickets.cycle_epochs=8",
+    "tickets.num_chains=4",
     "cluster.num_explorers=2",
 ]
 S3_SILENCE_SECONDS = 20
@@ -80,15 +90,16 @@ class Faults:
         self.cluster.remove_node(self.nodes.pop(), False)
         self.add_node()
 
-    def config(self, name, storage=None, overrides=()):
-        return load_config(None, [*RECIPE, f"storage={storage or self.folder}", f"name={name}", *overrides])
+    def config(self, name, overrides):
+        return load_config(None, [*overrides, f"storage={self.folder}", f"name={name}"])
 
-    def fork(self, name, storage=None, overrides=()):
+    def fork(self, name, storage=None, overrides=EXPLORATION):
         """A run whose pretraining is finished; returns its recipe."""
-        config = self.config(name, storage, overrides)
+        place = [f"storage={storage or self.folder}", f"name={name}"]
+        config = load_config(self.finished / "config.yaml", [*overrides, *place])
         store = RunStore(child(config.storage, name))
-        for file in ("config.yaml", "pretrained.pt"):
-            store.write(file, (self.folder / "undisturbed" / file).read_bytes())
+        store.write("config.yaml", to_yaml(config).encode())
+        store.write("pretrained.pt", (self.finished / "pretrained.pt").read_bytes())
         return config
 
 
@@ -112,25 +123,53 @@ def tickets_of(seen):
 
 
 def undisturbed(faults):
-    result = train(faults.config("undisturbed")).result
+    result = train(faults.fork("undisturbed", overrides=[*EXPLORATION, "cluster.num_explorers=1"])).result
     return {"digest": result["superposed"]["digest"]}
+
+
+def pretrain(config, watch):
+    """Trains until pretraining is finished. Returns the digest of its final state: weights, masks and optimizer.
+
+    The digest is of the values. The bytes of a file also depend on which of the values are one object.
+    """
+
+    def until_explored(event):
+        watch(event)
+        if isinstance(event, PhaseStarted) and event.name == "explore":
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        train(config, until_explored)
+    state = read_state(RunStore(child(config.storage, config.name)).read("pretrained.pt"))
+    values = json.dumps(state, default=lambda tensor: [str(tensor.dtype), tensor.tolist()])
+    return hashlib.sha256(values.encode()).hexdigest()
+
+
+def undisturbed_pretraining(faults):
+    return {"digest": pretrain(faults.config("first", PRETRAINING), lambda event: None)}
 
 
 def node_lost_in_pretraining(faults):
     """Three ranks on two machines: without the late one there is no room."""
-    superposed, seen = run_with_fault(faults.config("pretraining"), faults.replace_node, EpochEnded, 15)
-    epochs = [event.epoch for event in seen if isinstance(event, EpochEnded)]
+    epochs, lost = [], []
+
+    def watch(event):
+        if isinstance(event, EpochEnded):
+            epochs.append(event.epoch)
+            if event.epoch >= 15 and not lost:
+                lost.append(event)
+                faults.replace_node()
+
+    digest = pretrain(faults.config("pretraining", PRETRAINING), watch)
     again = next(index for index in range(1, len(epochs)) if epochs[index] <= epochs[index - 1])
-    return {"digest": superposed["digest"], "reached": epochs[again - 1], "went_on_with": epochs[again]}
+    return {"digest": digest, "reached": epochs[again - 1], "went_on_with": epochs[again]}
 
 
 def node_lost_in_exploration(faults):
     """Explorers ask for what only the lost machine, and then the late one, has. It forks from the finished run."""
     before = {node["NodeID"] for node in ray.nodes()}
-    own = [f"storage={faults.folder}", "name=exploration", "cluster.explorer_resources={spot: 0.01}"]
-    config = load_config(faults.finished / "config.yaml", [*own, "cluster.num_explorers=2"])
-    store = RunStore(child(config.storage, config.name))
-    store.write("pretrained.pt", (faults.finished / "pretrained.pt").read_bytes())
+    own = ["cluster.explorer_resources={spot: 0.01}", "cluster.num_explorers=2"]
+    config = faults.fork("exploration", overrides=own)
     superposed, seen = run_with_fault(config, faults.replace_node, TicketFinished)
     late = [event for event in seen if isinstance(event, TicketFinished) and event.node not in before]
     return {"digest": superposed["digest"], "tickets_of_the_late_node": len(late)}
@@ -172,7 +211,7 @@ def preemption_with_notice(faults):
 
     # One explorer: it is under notice before it has done all cycles.
     alone = ["cluster.explorer_resources={spot: 0.01}", "cluster.num_explorers=1"]
-    config = faults.fork("preemption", overrides=alone)
+    config = faults.fork("preemption", overrides=[*EXPLORATION, *alone])
     # However fast the machine is: the notice is seen before all cycles are done.
     usual, polling.CLUSTER_POLL_SECONDS = polling.CLUSTER_POLL_SECONDS, 0.2
     try:
@@ -192,7 +231,8 @@ def preemption_with_notice(faults):
 
 def driver_killed_and_started_on_another_machines_view(faults):
     here, there = faults.folder / "here", faults.folder / "there"
-    faults.fork("moved", here)
+    alone = [*EXPLORATION, "cluster.num_explorers=1"]
+    faults.fork("moved", here, alone)
     code = (
         "import os, signal, sys; from suptickets_ray import load_config, train\n"
         "from suptickets_ray.progress.events import TicketFinished\n"
@@ -204,7 +244,8 @@ def driver_killed_and_started_on_another_machines_view(faults):
     assert killed.returncode == -signal.SIGKILL
     here.rename(there)  # the shared storage has another path on the machine that takes over
     seen = []
-    result = train(faults.config("moved", there), seen.append).result
+    place = [f"storage={there}", "name=moved"]
+    result = train(load_config(there / "moved/config.yaml", place), seen.append).result
     resumed = next(event.tickets for event in seen if isinstance(event, Resumed) and event.tickets)
     return {"digest": result["superposed"]["digest"], "resumed": resumed}
 
@@ -236,7 +277,9 @@ def object_store_out_of_reach(faults):
 
     storage = f"s3://faults/runs?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
     began = time.monotonic()
-    superposed = train(faults.config("silent", storage), watch).result["superposed"]
+    own = [f"storage={storage}", "name=silent", "cluster.num_explorers=1"]
+    config = load_config(faults.finished / "config.yaml", own)
+    superposed = train(config, watch).result["superposed"]
     for silence in silences:
         silence.join()
     servers[-1].stop()
@@ -265,10 +308,8 @@ def machine_with_a_folder_of_its_own(faults):
             time.sleep(0.2)
 
     # Long enough for the machine to be asked while it works.
-    config = faults.config("own-folder", overrides=["tickets.num_chains=60", "cluster.explorer_resources={spot: 0.01}"])
-    store = RunStore(child(config.storage, config.name))
-    store.write("config.yaml", to_yaml(config).encode())
-    store.write("pretrained.pt", (faults.folder / "undisturbed/pretrained.pt").read_bytes())
+    more = ["tickets.num_chains=60", "cluster.explorer_resources={spot: 0.01}"]
+    config = faults.fork("own-folder", overrides=[*EXPLORATION, *more])
 
     def refused(act):
         def watch(event):
@@ -297,7 +338,7 @@ def full_disk(faults):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=False).returncode:
         return {"skipped": "mounting a file system needs root"}
     try:
-        config, seen = faults.fork("full", disk), []
+        config, seen = faults.fork("full", disk, [*EXPLORATION, "cluster.num_explorers=1"]), []
         try:
             train(config, seen.append)
         except RuntimeError as error:
@@ -322,7 +363,8 @@ def elastic_pretraining(faults):
     """With [least, most] ranks, pretraining goes on with those that are left; another number of ranks, other bits."""
     # Ray Train looks every 20 s for what is left, and tries in between to start as many ranks as before.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "8"
-    config = faults.config("elastic", overrides=["cluster.num_workers=[1, 3]"])
+    short = ["train.epochs=35", "tickets.cycle_rate=0.03", "tickets.cycle_epochs=1", "tickets.num_chains=2"]
+    config = faults.config("elastic", [*PRETRAINING, "cluster.num_workers=[1, 3]", *short])
     superposed, _ = run_with_fault(
         config, lambda: faults.cluster.remove_node(faults.nodes.pop(), False), EpochEnded, 15
     )
@@ -349,7 +391,7 @@ def explorers_spread(faults):
     """Two explorers, and two machines that each have room for both; one of them goes, and the other does its work."""
     for _ in range(2):
         faults.add_node(resources={"big": 1})
-    config = faults.fork("spread", overrides=["cluster.explorer_resources={big: 0.01}"])
+    config = faults.fork("spread", overrides=[*EXPLORATION, "cluster.explorer_resources={big: 0.01}"])
     seen, nodes = [], {}
 
     def watch(event):
@@ -386,7 +428,9 @@ def search_on_two_machines(faults):
     """Trials and their explorers on other machines than the driver's, in one folder that all see."""
     space = "search.space={tickets.lr_high: {grid_search: [0.2, 0.1]}, superposition.method: {grid_search: [cia, caa]}}"
     short = ["train.epochs=30", "tickets.cycle_rate=0.2", "tickets.cycle_epochs=3", "tickets.num_chains=2"]
-    result = tune(faults.config("search", overrides=[*short, "train.limit_batches=10", space])).result
+    short += ["train.limit_batches=10", "cluster.num_workers=1", "cluster.num_explorers=1"]
+    short += ["search.max_concurrent_trials=2"]
+    result = tune(faults.config("search", [*short, space])).result
     return {
         "states": [row["state"] for row in result["trials"]],
         "pretrainings": result["pretrainings"],
@@ -396,6 +440,7 @@ def search_on_two_machines(faults):
 
 SCENARIOS = [
     undisturbed,
+    undisturbed_pretraining,
     head_kept_free,
     explorers_spread,
     search_on_two_machines,

@@ -20,7 +20,7 @@ def seen(request, finished_run, tmp_path_factory):
     selected = (item for item in request.session.items if item.path == request.path)
     names = {item.callspec.params["scenario"] for item in selected}
     if names != {IN_DEFAULT_RUN}:
-        names.add("undisturbed")
+        names |= {"undisturbed", "undisturbed_pretraining"}
     # Short: a Unix socket's path has at most 107 bytes.
     temp_dir = tempfile.mkdtemp(prefix="st-")
     (Path(temp_dir) / "ray").mkdir()
@@ -58,11 +58,9 @@ def of(*names):
 
 
 @of(
-    "node_lost_in_pretraining",
     "node_lost_while_merging",
     "preemption_with_notice",
     "driver_killed_and_started_on_another_machines_view",
-    "object_store_out_of_reach",
     "full_disk",
     "explorers_spread",
 )
@@ -70,8 +68,13 @@ def test_a_fault_costs_time_but_no_bit(scenario, seen):
     assert scenario["digest"] == seen["undisturbed"]["digest"]
 
 
-@of("node_lost_in_exploration")
-def test_a_lost_node_costs_time_but_no_bit(scenario, finished_run):
+@of("node_lost_in_pretraining")
+def test_a_node_lost_in_pretraining_costs_no_bit_of_its_final_state(scenario, seen):
+    assert scenario["digest"] == seen["undisturbed_pretraining"]["digest"]
+
+
+@of("node_lost_in_exploration", "object_store_out_of_reach")
+def test_a_fault_costs_no_bit_of_the_finished_run(scenario, finished_run):
     assert scenario["digest"] == finished_run.result["superposed"]["digest"]
 
 
