@@ -139,8 +139,8 @@ def test_a_driver_killed_while_cycles_run_and_repeated_reaches_the_same_digest(f
 @pytest.mark.slow
 def test_a_run_killed_in_pretraining_and_repeated_reaches_the_same_digest(finished_run, ray_address, tmp_path):
     config = Path(finished_run.path) / "config.yaml"
-    arguments = command("train", str(config), f"storage={tmp_path}", "name=a", f"cluster.address={ray_address}")
-    run = tmp_path / "a"
+    own = [f"storage={tmp_path}", "name=a", f"cluster.address={ray_address}", "cluster.num_explorers=1"]
+    arguments, run = command("train", str(config), *own), tmp_path / "a"
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(lambda: list(run.glob("ray_train/*/checkpoint_manager_snapshot.json")), process)
     process.kill()
