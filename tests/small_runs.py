@@ -59,7 +59,8 @@ def make_run(path, overrides=(), base=SMALL):
     from suptickets_ray.recipes.load import config_digest, to_yaml
     from suptickets_ray.search.keys import exploration_key, pretraining_key
     from suptickets_ray.superposition.merger import Merger
-    from suptickets_ray.tickets.store import RunStore, TicketStore
+    from suptickets_ray.tickets.store import RunStore
+    from suptickets_ray.tickets.ticket_store import TicketStore
     from suptickets_ray.training.checkpoint import state_digest
     from suptickets_ray.training.cycle import run_cycle
     from suptickets_ray.training.data import load_data

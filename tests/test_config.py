@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from suptickets_ray import load_config, train
 from suptickets_ray.config import PLACEMENT_KEYS, Config, SuperpositionConfig, TicketsConfig
-from suptickets_ray.recipes.files import copy_recipe, find_recipe, parse_yaml, question_of, shipped_recipes
+from suptickets_ray.recipes.files import copy_recipe, find_recipe, question_of, shipped_recipes
 from suptickets_ray.recipes.load import config_digest, differing_keys, from_yaml, read_settings, to_dict, to_yaml
 from suptickets_ray.recipes.overrides import replaced_overrides
+from suptickets_ray.recipes.yaml_text import parse_yaml
 from suptickets_ray.sparse.methods import METHODS
 
 

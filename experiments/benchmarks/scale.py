@@ -40,7 +40,8 @@ from suptickets_ray.tickets.averaging import finish, merge
 from suptickets_ray.tickets.rules import Rule
 from suptickets_ray.tickets.run_folder import chain_state_path
 from suptickets_ray.tickets.schedule import canonical_order
-from suptickets_ray.tickets.store import RunStore, TicketStore
+from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.tickets.ticket_store import TicketStore
 from suptickets_ray.training.data import load_source
 from suptickets_ray.training.data.splits import make_splits
 from suptickets_ray.training.loop import build_learner

@@ -210,7 +210,7 @@ def _print_curves(console: Console, run: str) -> None:
 
 def _log_end(name: str, path: str, result: dict[str, Any], network: str) -> int:
     """Logs the end of a run or search, with the scores of a network of the result."""
-    from suptickets_ray.progress.events import finished_event
+    from suptickets_ray.progress.final_events import finished_event
     from suptickets_ray.progress.log import EventLog
 
     EventLog(name)(finished_event(path, result, network))

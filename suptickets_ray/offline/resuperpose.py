@@ -20,8 +20,9 @@ from suptickets_ray.superposition.assessment import summarize_tickets
 from suptickets_ray.superposition.merger import Merger
 from suptickets_ray.tickets.run_folder import CONFIG_FILE, PRETRAINED_FILE
 from suptickets_ray.tickets.schedule import canonical_order
-from suptickets_ray.tickets.store import Origin, RunStore, TicketStore
+from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.tickets.ticket_store import Origin, TicketStore
 from suptickets_ray.training.checkpoint import read_progress, state_digest
 from suptickets_ray.training.data import Splits, load_source, make_splits
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pyarrow import fs
 
-from suptickets_ray.recipes.files import parse_yaml
+from suptickets_ray.recipes.yaml_text import parse_yaml
 from suptickets_ray.tickets.run_folder import (
     CONFIG_FILE,
     LOCK_FILE,

@@ -13,9 +13,10 @@ import torch
 from suptickets_ray.config import ModelConfig
 from suptickets_ray.lookup import choose
 from suptickets_ray.paper_cli.flags import FLAGS, flags_of, parse_flags
-from suptickets_ray.recipes.files import dump_yaml, in_order, shipped_recipes
+from suptickets_ray.recipes.files import in_order, shipped_recipes
 from suptickets_ray.recipes.load import load_config, read_settings, to_dict
 from suptickets_ray.recipes.resolve import WINDOW_KEYS
+from suptickets_ray.recipes.yaml_text import dump_yaml
 from suptickets_ray.sparse.methods import METHODS
 from suptickets_ray.tickets.schedule import plan_budget
 from suptickets_ray.training.evaluation import batch_norms

@@ -270,24 +270,6 @@ KINDS: dict[type[Event], str] = {
 _SCORE_NAMES = {"validation_score": "validation_{}", "score": "{}"}
 
 
-def written_event(path: str, result: Mapping[str, Any], network: str) -> ResultWritten:
-    """Returns the event of a written result; the arguments are those of `finished_event`."""
-    found, metric = result[network], Metric.of_result(result)
-    return ResultWritten(path, found[metric.name], found["digest"], metric)
-
-
-def finished_event(path: str, result: Mapping[str, Any], network: str) -> RunFinished:
-    """Returns the last event of a run or search.
-
-    Args:
-        path: Its folder.
-        result: Content of its `result.json`.
-        network: Key of the result's network, "superposed" or "best".
-    """
-    found, metric = result[network], Metric.of_result(result)
-    return RunFinished(path, found[metric.name], found["loss"], found["digest"], result["warnings"], metric)
-
-
 def to_record(event: Event) -> dict[str, Any]:
     """Returns an event as plain values, as in a JSON log: its name under `event`, then the fields that apply to it.
 

@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from suptickets_ray.config import PLACEMENT_KEYS, Config
-from suptickets_ray.recipes.files import dump_yaml, find_recipe, parse_yaml, read_recipe, read_stored_recipe
+from suptickets_ray.recipes.files import find_recipe, read_recipe, read_stored_recipe
 from suptickets_ray.recipes.overrides import drop_settings_of_replaced_choices, parse_override, set_value
 from suptickets_ray.recipes.validation import validate
+from suptickets_ray.recipes.yaml_text import dump_yaml, parse_yaml
 
 
 def load_config(recipe: str | Path | Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Config:

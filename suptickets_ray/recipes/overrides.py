@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from suptickets_ray.recipes.files import parse_yaml
+from suptickets_ray.recipes.yaml_text import parse_yaml
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:

@@ -18,8 +18,9 @@ from suptickets_ray.tickets.run_folder import (
     SUPERPOSED_FILE,
     TIMELINE_FILE,
 )
-from suptickets_ray.tickets.store import RunStore, TicketStore
+from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.tickets.ticket_store import TicketStore
 from suptickets_ray.training.checkpoint import ticket_from_state
 
 

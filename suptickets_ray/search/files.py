@@ -22,8 +22,9 @@ from suptickets_ray.tickets.run_folder import (
     SEARCH_FOLDERS,
     TENSORBOARD_FOLDER,
 )
-from suptickets_ray.tickets.store import RunStore, TicketStore, child
+from suptickets_ray.tickets.store import RunStore, child
 from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.tickets.ticket_store import TicketStore
 
 
 def holds_search(store: RunStore) -> bool:

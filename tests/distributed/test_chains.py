@@ -7,7 +7,8 @@ from suptickets_ray import Ticket
 from suptickets_ray.distributed.pipeline import chains
 from suptickets_ray.distributed.pipeline.chains import Chains
 from suptickets_ray.tickets.run_folder import chain_state_path
-from suptickets_ray.tickets.store import Origin, RunStore, TicketStore
+from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.tickets.ticket_store import Origin, TicketStore
 
 
 @pytest.fixture

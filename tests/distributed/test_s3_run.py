@@ -10,7 +10,8 @@ from small_runs import store_pretraining
 from suptickets_ray import load_config, train, tune
 from suptickets_ray.cli import main
 from suptickets_ray.progress.events import Resumed, TicketFinished
-from suptickets_ray.tickets.store import RunStore, TicketStore, child
+from suptickets_ray.tickets.store import RunStore, child
+from suptickets_ray.tickets.ticket_store import TicketStore
 
 pytestmark = pytest.mark.ray
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from suptickets_ray import Ticket
-from suptickets_ray.tickets.store import RunStore, TicketStore
+from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.tickets.ticket_store import TicketStore
 
 BUCKET = "bucket"
 

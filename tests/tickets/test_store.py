@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from suptickets_ray import Ticket
-from suptickets_ray.tickets.store import RunStore, TicketStore
+from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.tickets.ticket_store import TicketStore
 
 
 def ticket(value):

@@ -8,8 +8,9 @@ import ray
 
 from suptickets_ray.distributed.pipeline.cycle_order import cycles_from_state, finished_cycles
 from suptickets_ray.tickets.run_folder import chain_state_path
-from suptickets_ray.tickets.store import Origin, RunStore, TicketStore
+from suptickets_ray.tickets.store import RunStore
 from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.tickets.ticket_store import Origin, TicketStore
 from suptickets_ray.training.checkpoint import read_progress
 
 

@@ -21,7 +21,8 @@ from suptickets_ray.distributed.pipeline.explorer_pool import (
     ExplorerPool,
 )
 from suptickets_ray.search.keys import exploration_key
-from suptickets_ray.tickets.store import Origin, RunStore, TicketStore
+from suptickets_ray.tickets.store import RunStore
+from suptickets_ray.tickets.ticket_store import Origin, TicketStore
 
 _TICKETS_IN_FLIGHT = 2
 """Finished tickets per explorer that wait in the object store for the superposer. Others wait in the storage."""

@@ -19,7 +19,7 @@ from suptickets_ray.recipes.load import config_digest
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.superposition.ticket_scores import EVALUATED_SPLITS
 from suptickets_ray.tickets.run_folder import chain_state_path, partial_state_path
-from suptickets_ray.tickets.store import TicketStore
+from suptickets_ray.tickets.ticket_store import TicketStore
 from suptickets_ray.training.checkpoint import read_progress, state_digest
 from suptickets_ray.training.cycle import cycle_lr, run_cycle
 from suptickets_ray.training.evaluation import Measured, measure_network

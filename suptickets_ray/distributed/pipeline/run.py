@@ -32,18 +32,8 @@ from suptickets_ray.distributed.pipeline.stages import as_run_failure, choose_fo
 from suptickets_ray.distributed.pipeline.superposer_client import SuperposerClient
 from suptickets_ray.metric import Metric
 from suptickets_ray.progress.callbacks import Callbacks, make_callbacks
-from suptickets_ray.progress.events import (
-    Event,
-    JobPlanned,
-    OnEvent,
-    PhaseStarted,
-    Resumed,
-    Starting,
-    Waiting,
-    Warned,
-    finished_event,
-    written_event,
-)
+from suptickets_ray.progress.events import Event, JobPlanned, OnEvent, PhaseStarted, Resumed, Starting, Waiting, Warned
+from suptickets_ray.progress.final_events import finished_event, written_event
 from suptickets_ray.progress.log import EventLog
 from suptickets_ray.progress.summary_table import ROWS
 from suptickets_ray.progress.timeline import Timeline
@@ -54,8 +44,9 @@ from suptickets_ray.search.files import holds_search
 from suptickets_ray.search.keys import exploration_key
 from suptickets_ray.tickets.run_folder import TENSORBOARD_FOLDER, TIMELINE_FILE
 from suptickets_ray.tickets.schedule import canonical_order
-from suptickets_ray.tickets.store import Origin, RunStore, child
+from suptickets_ray.tickets.store import RunStore, child
 from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.tickets.ticket_store import Origin
 from suptickets_ray.training.checkpoint import is_whole, state_digest
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 from suptickets_ray.training.loop import budget_of

@@ -20,8 +20,8 @@ from suptickets_ray.superposition.merger import Merger
 from suptickets_ray.superposition.ticket_scores import MeasuredSplits
 from suptickets_ray.tickets.accumulator import Accumulator, join_shards
 from suptickets_ray.tickets.rules import Rule
-from suptickets_ray.tickets.store import TicketStore
 from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.tickets.ticket_store import TicketStore
 from suptickets_ray.training.tensorboard import Scalars
 
 _MAX_OPTIONAL_VALIDATION_SECONDS = 60.0

@@ -27,8 +27,9 @@ from suptickets_ray.search.points import config_of, normalize_point, point_key
 from suptickets_ray.superposition.merger import Merger
 from suptickets_ray.tickets.run_folder import TENSORBOARD_FOLDER
 from suptickets_ray.tickets.schedule import canonical_order
-from suptickets_ray.tickets.store import Origin, TicketStore, child
+from suptickets_ray.tickets.store import child
 from suptickets_ray.tickets.ticket import Ticket
+from suptickets_ray.tickets.ticket_store import Origin, TicketStore
 from suptickets_ray.training.checkpoint import state_digest
 from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.task import validation_metrics

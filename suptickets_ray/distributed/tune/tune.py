@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +26,7 @@ from suptickets_ray.distributed.cluster.watchdog import capacity_watch, wait_for
 from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.distributed.pipeline.result import Clock, RunResult
 from suptickets_ray.distributed.pipeline.stages import as_run_failure, choose_for_machine, pretrained_state, run_path
+from suptickets_ray.distributed.tune.held_lock import hold_lock, holds_lock, release_lock
 from suptickets_ray.distributed.tune.leases import LeaseServer
 from suptickets_ray.distributed.tune.placement import sized_trial, wait_for_placement
 from suptickets_ray.distributed.tune.result import conclude, finished_search, num_failed, trial_rows
@@ -42,9 +42,8 @@ from suptickets_ray.progress.events import (
     TicketFinished,
     Waiting,
     Warned,
-    finished_event,
-    written_event,
 )
+from suptickets_ray.progress.final_events import finished_event, written_event
 from suptickets_ray.progress.log import EventLog
 from suptickets_ray.recipes.declarations import all_keys
 from suptickets_ray.recipes.recorded_run import RecordedRun
@@ -61,8 +60,6 @@ from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.preflight import preflight
 
 _MAX_FAILURES = 2  # per trial, for lost machines
-_held_locks: dict[str, ExitStack] = {}
-"""Locks that this process holds for user-defined Tuners, by the folder."""
 
 
 def tune(
@@ -94,7 +91,7 @@ def tune(
     earlier = finished_search(files, config)
     if earlier is not None and not num_failed(earlier):
         return RunResult(files.path, earlier, resumed=True)
-    if files.path not in _held_locks:
+    if not holds_lock(files.path):
         check_free(files.path)
     files.store.check(writes=True)
     check_address(config.cluster)
@@ -118,7 +115,7 @@ def tune(
         loaded = _preflight(plan)
     data = fingerprint(loaded)
     check_data(files.store, data)
-    _release_lock(files.path)
+    release_lock(files.path)
     receivers = Callbacks([*callbacks, *make_callbacks(config, files.path)], watch, warnings)
     with closing(receivers):
         with (
@@ -165,7 +162,7 @@ def trainable(config: Config) -> Any:
     check_data(files.store, data)
     wait_for_capacity(config.cluster, lambda text: None)
     _, explorers = wait_for_placement(plan, lambda text: None)
-    _hold_lock(files.path)
+    hold_lock(files.path)
     check_shared(files.path)
     files.begin()
     RecordedRun(files.path).begin(config, data)
@@ -194,20 +191,6 @@ def _preflight(plan: SearchPlan) -> Mapping[str, Any]:
         loaded = preflight(config, loaded)
     assert loaded is not None
     return loaded
-
-
-def _hold_lock(path: str) -> None:
-    """Locks a folder until this process ends, because the end of a user-defined Tuner is not known here."""
-    if path not in _held_locks:
-        stack = ExitStack()
-        stack.enter_context(only_process(path))
-        _held_locks[path] = stack
-        atexit.register(_release_lock, path)
-
-
-def _release_lock(path: str) -> None:
-    if path in _held_locks:
-        _held_locks.pop(path).close()
 
 
 def _trainable(context: TrialContext) -> Any:
