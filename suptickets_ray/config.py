@@ -169,6 +169,8 @@ class MethodConfig:
     """Dense layers, excluded from the density: "first", "last", names, patterns ("layer1.*") or types ("Conv2d")."""
     mask_embeddings: bool | None = None
     """Whether embeddings are masked too; false if unset."""
+    compute: Literal["masked", "sparse"] = "masked"
+    """Products of dense, masked weights, or ("sparse") of active weights alone in large, sparse layers, on CPUs."""
     distribution: str | None = None
     """Initial masks: erk, er, uniform, or from weights and gradients, e.g. snip; see `suptickets options`."""
     regrow_fraction: Annotated[float | None, Interval(ge=0, le=1), Unit("fraction")] = None

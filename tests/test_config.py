@@ -204,6 +204,15 @@ def test_dense_layers_are_kept_across_methods_and_refused_without_masks():
         load_config(None, [*overrides, "method.name=dense"])
 
 
+def test_compute_is_kept_across_methods_and_refused_where_it_has_no_effect():
+    overrides = ["method.compute=sparse"]
+    assert load_config(None).method.compute == "masked"
+    assert load_config(None, [*overrides, "method.name=gmp"]).method.compute == "sparse"
+    for other in ("method.name=dense", "train.compile=true", "train.precision=bfloat16", "cluster.gpus_per_worker=1"):
+        with pytest.raises(ValueError, match="method.compute 'sparse' has no effect with .* Leave it out"):
+            load_config(None, [*overrides, other])
+
+
 def test_a_uniform_method_starts_uniformly():
     assert load_config(None, ["method.name=granet_uniform"]).method.distribution == "uniform"
 

@@ -86,7 +86,7 @@ def drop_settings_of_replaced_choices(settings: dict[str, Any], changes: list[tu
         old_method, new_method = methods.get(str(section.get("name"))), methods[new_name]
         kept = _KEPT_ACROSS_METHODS & {"name", "density", *new_method.defaults}
         if new_method.sparse:
-            kept |= {"dense_layers", "mask_embeddings"}
+            kept |= {"compute", "dense_layers", "mask_embeddings"}
         if old_method is not None and old_method.defaults.get("distribution") == new_method.defaults.get(
             "distribution"
         ):

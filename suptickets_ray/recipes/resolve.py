@@ -117,7 +117,8 @@ def _resolve_method(config: Config, method: Method) -> MethodConfig:
         raise ValueError(
             f"method.density must be 1 with method {section.name!r}; got {section.density}. Leave out the density."
         )
-    given = {key: value for key, value in vars(section).items() if value is not None}
+    _check_compute(config, method)
+    given = {key: value for key, value in vars(section).items() if value is not None and key != "compute"}
     of_method = readable_settings(method, given)
     defaults: dict[str, Any] = ({"dense_layers": None, "mask_embeddings": None} if method.sparse else {}) | of_method
     pretrain_epochs = plan_budget(
@@ -128,7 +129,7 @@ def _resolve_method(config: Config, method: Method) -> MethodConfig:
             defaults[epoch_key] = math.floor(defaults.pop(fraction_key) * pretrain_epochs)
     values: dict[str, Any] = {}
     for field in fields(section):
-        if field.name in ("name", "density"):
+        if field.name in ("name", "density", "compute"):
             continue
         value = getattr(section, field.name)
         if value is not None and field.name not in defaults:
@@ -154,6 +155,23 @@ def _resolve_method(config: Config, method: Method) -> MethodConfig:
             f"method.initial_density must be at least method.density ({section.density:g}); got {initial:g}."
         )
     return replace(section, **values)
+
+
+def _check_compute(config: Config, method: Method) -> None:
+    if config.method.compute == "masked":
+        return
+    obstacles = {
+        f"method {config.method.name!r}": not method.sparse,
+        "train.compile": config.train.compile,
+        f"train.precision {config.train.precision!r}": config.train.precision != "float32",
+        "cluster.gpus_per_worker": config.cluster.gpus_per_worker > 0,
+    }
+    for obstacle, is_set in obstacles.items():
+        if is_set:
+            raise ValueError(
+                f"method.compute {config.method.compute!r} has no effect with {obstacle}; it needs masks, CPUs and "
+                "float32, without torch.compile. Leave it out."
+            )
 
 
 def _resolve_tickets(config: Config, method: Method) -> TicketsConfig:

@@ -107,7 +107,7 @@ class ActiveCompute:
         """Returns whether a layer with this number of active weights computes with them alone."""
         size = self._sizes[name]
         limit = self.limits.get(name, 0.0) if self._is_measured else MOST_DENSITY
-        return name in self._layers and size >= LEAST_WEIGHTS and count <= limit * size
+        return name in self._layers and count <= limit * size
 
     def active_weights(self, name: str) -> ActiveWeights | None:
         """Returns a layer's active weights; None if it computes with dense ones."""
@@ -145,7 +145,7 @@ class ActiveCompute:
         sizes = {name: size for name, size in self._sizes_of_inputs.items() if name not in self.limits}
         self._sizes_of_inputs.clear()
         for name, size in sizes.items():
-            self.limits[name] = density_limit(size) if self._sizes[name] >= LEAST_WEIGHTS else 0.0
+            self.limits[name] = density_limit(size)
         return bool(sizes)
 
     def gradient_form(self) -> GradientForm:
@@ -175,6 +175,8 @@ def _find_layers(
             obstacles[name] = f"this build of torch has no such kernels for {parameter.dtype}"
         elif reason := _obstacle(module, leaf):
             obstacles[name] = reason
+        elif parameter.numel() < LEAST_WEIGHTS:
+            obstacles[name] = f"it has {parameter.numel()} weights, and dense products are faster below {LEAST_WEIGHTS}"
         else:
             layers[name] = module, leaf
     return layers, obstacles

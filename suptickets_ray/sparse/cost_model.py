@@ -23,10 +23,11 @@ from torch.optim import SGD
 
 from suptickets_ray.sparse.active_forward import ActiveForward
 from suptickets_ray.sparse.active_weights import ActiveWeights, GradientForm
+from suptickets_ray.sparse.layer_mask import GATHERED_DENSITY
 from suptickets_ray.sparse.masked_step import MaskedStep
 
 _LOGGER = logging.getLogger(__name__)
-_DENSITIES, _MOST_LIMIT = (0.02, 0.1), 0.5
+_DENSITIES, _MASKED_IN_PLACE, _MOST_LIMIT = (0.02, 0.1), 0.2, 0.5
 _MOST_COLUMNS = 2048
 """Columns that are measured: with more of them, all times grow alike."""
 _TURNS, _LEAST_SECONDS = 7, 0.02
@@ -79,13 +80,20 @@ def density_limit(size: LayerSize, folder: Path | None = None) -> float:
 def _measure(size: LayerSize) -> float:
     """Returns the density at which both ways take the same time, rounded to 3 digits."""
     with torch.random.fork_rng([]), torch.enable_grad(), torch.inference_mode(False):
-        ways = [(_DENSITIES[0], False), (_DENSITIES[0], True), (_DENSITIES[1], True)]
-        masked, low, high = _seconds([_step_of(size, density, is_active) for density, is_active in ways])
-    slope = (high - low) / (_DENSITIES[1] - _DENSITIES[0])
-    offset = low - slope * _DENSITIES[0]
-    if slope <= 0:
-        return _MOST_LIMIT if low < masked else 0.0
-    return round(min(max((masked - offset) / slope, 0.0), _MOST_LIMIT), 3)
+        low, high = _DENSITIES
+        ways = [(low, True), (high, True), (low, False), (_MASKED_IN_PLACE, False)]
+        times = _seconds([_step_of(size, density, is_active) for density, is_active in ways])
+    slope = (times[1] - times[0]) / (high - low)
+    offset = times[0] - slope * low
+
+    def limit_below(masked: float) -> float:
+        if slope <= 0:
+            return _MOST_LIMIT if times[0] < masked else 0.0
+        return min(max((masked - offset) / slope, 0.0), _MOST_LIMIT)
+
+    # Up to this density a masked step is made on gathered values, above it in place, which takes longer.
+    limit = limit_below(times[2])
+    return round(limit if limit < GATHERED_DENSITY else max(limit_below(times[3]), GATHERED_DENSITY), 3)
 
 
 class _Source:

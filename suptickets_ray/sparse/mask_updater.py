@@ -203,7 +203,7 @@ class MaskUpdater:
             "num_updates": self.num_updates,
             **self.history.state_dict(),
             "generator": self.generator.get_state(),
-            "density_limits": dict(self.compute.limits),
+            **({"density_limits": dict(self.compute.limits)} if self.compute.limits else {}),
             "schedule": self.plan.to_dict(),
         }
 

@@ -416,6 +416,12 @@ def test_a_model_without_a_layer_that_can_is_refused(model, message):
         )
 
 
+def test_a_model_of_small_layers_is_refused(monkeypatch):
+    monkeypatch.setattr(active_compute, "LEAST_WEIGHTS", 97)
+    with pytest.raises(ValueError, match="'0.weight' cannot: it has 96 weights, and dense products are faster below"):
+        build()
+
+
 def test_an_unknown_way_to_compute_is_refused():
     with pytest.raises(ValueError, match="unknown compute 'sprase'; did you mean 'sparse'"):
         build("sprase")
@@ -502,10 +508,19 @@ def test_a_damaged_file_of_limits_is_measured_and_written_again(cache, content, 
 
 
 @pytest.mark.parametrize(
-    ("masked", "low", "high", "limit"), [(10, 2, 4, 0.34), (1, 2, 4, 0.0), (99, 2, 4, 0.5), (3, 2, 2, 0.5)]
+    ("times", "limit"),
+    [
+        ([2, 4, 3, 50], 0.06),  # below the density at which masked steps become slower
+        ([2, 4, 5, 10], 0.34),
+        ([2, 4, 10, 5], 0.14),
+        ([2, 4, 1, 9], 0.0),
+        ([2, 4, 99, 99], 0.5),
+        ([2, 2, 3, 3], 0.5),
+        ([2, 2, 1, 3], 0.0),
+    ],
 )
-def test_a_limit_is_where_the_line_through_two_densities_meets_the_masked_time(masked, low, high, limit, monkeypatch):
-    monkeypatch.setattr(cost_model, "_seconds", lambda steps: [masked, low, high])
+def test_a_limit_is_where_the_line_through_two_densities_meets_the_masked_time(times, limit, monkeypatch):
+    monkeypatch.setattr(cost_model, "_seconds", lambda steps: times)
     assert cost_model._measure(cost_model.LayerSize(4, 3, 2, 0, "float32")) == pytest.approx(limit)
 
 

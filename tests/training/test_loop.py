@@ -148,6 +148,7 @@ def test_masks_stay_fixed_in_a_cycle_unless_asked():
         "model.initialization=default",
         "model.options.widths=[64]",
         "method.density=0.2",
+        "method.compute=sparse",
         "method.distribution=uniform",
         "method.grow=random",
         "method.drop_fraction=0.6",
