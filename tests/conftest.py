@@ -8,6 +8,7 @@ import socket
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
@@ -28,6 +29,8 @@ os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
 os.environ["RAY_preload_python_modules"] = "suptickets_ray.distributed.cluster.preload"  # noqa: SIM112 - as a local Ray has it
 collect_rarely()  # imports are faster
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("untimed")
 # Tensors are small here: a second thread only waits for the first one.
 os.environ["OMP_NUM_THREADS"] = "1"
 
