@@ -19,9 +19,9 @@ from suptickets_ray.sparse.active_forward import FORWARDS, ActiveForward
 from suptickets_ray.sparse.active_weights import ActiveWeights, GradientForm
 from suptickets_ray.sparse.cost_model import LayerSize, density_limit
 from suptickets_ray.sparse.csr_product import kernels_exist
+from suptickets_ray.sparse.elementwise import ELEMENTWISE
 from suptickets_ray.sparse.layer_mask import LayerMask
 from suptickets_ray.sparse.maskable import unwrap
-from suptickets_ray.sparse.masked_step import ELEMENTWISE
 
 COMPUTE: dict[str, str] = {
     "auto": "for each layer whichever of the others is faster on this machine, from its second step on",

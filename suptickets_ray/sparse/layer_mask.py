@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from suptickets_ray.sparse.active_weights import ActiveWeights
 from suptickets_ray.sparse.masks import num_true, true_positions
@@ -104,3 +105,8 @@ def keep_only_(tensor: Tensor, positions: Tensor) -> None:
     values = tensor.reshape(-1).index_select(0, positions)
     tensor.zero_()
     _write_(tensor, positions, values)
+
+
+def version_of(parameter: Parameter) -> tuple[int, int]:
+    """Returns numbers that change when other code writes to the parameter, or replaces its data."""
+    return parameter._version, parameter.data_ptr()

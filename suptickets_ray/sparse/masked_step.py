@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import SGD, Adadelta, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch.optim import Optimizer
 
-from suptickets_ray.sparse.eager_sgd import EagerSGD
-from suptickets_ray.sparse.layer_mask import LayerMask, keep_only_
+from suptickets_ray.sparse.elementwise import ELEMENTWISE
+from suptickets_ray.sparse.gathered_state import gather_state, spread_state, spread_value, state_tensors
+from suptickets_ray.sparse.layer_mask import LayerMask, keep_only_, version_of
 from suptickets_ray.sparse.masks import num_true
 from suptickets_ray.sparse.twin_optimizer import twin_of
-
-ELEMENTWISE = frozenset({SGD, EagerSGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta})
-"""Optimizers that keep a weight at 0 if its gradient and state are 0. After others, weight and state are masked."""
 
 
 class MaskedStep:
@@ -106,7 +104,7 @@ class MaskedStep:
                 self._exchange(parameter, old, new, masks[name])
             else:
                 self._spread_state(name)
-                for tensor in (parameter, *self._state_tensors(parameter)):
+                for tensor in (parameter, *state_tensors(self.optimizer, parameter)):
                     new.fill_(tensor)
             self.layer_masks[name] = new
 
@@ -115,7 +113,7 @@ class MaskedStep:
         old_mask = old.mask()
         if old.positions is None:
             gone = ~(old_mask & new_mask)
-            for tensor in (parameter, *self._state_tensors(parameter)):
+            for tensor in (parameter, *state_tensors(self.optimizer, parameter)):
                 tensor.masked_fill_(gone, 0)
             return
         stays = new_mask.reshape(-1)[old.positions]
@@ -124,14 +122,14 @@ class MaskedStep:
             if not isinstance(value, Tensor) or value.shape != (old.count,):
                 continue
             if new.positions is None:
-                state[key] = self._spread(value, parameter, old)
+                state[key] = spread_value(value, parameter, old)
                 continue
             # Gathered state is carried over; positions ascend in both masks, so that the order is the same.
             carried = value.new_zeros(new.count)
             carried[old_mask.view(-1)[new.positions]] = value[stays]
             state[key] = carried
         staying = old.positions[stays]
-        for tensor in (parameter, *self._state_tensors(parameter)):
+        for tensor in (parameter, *state_tensors(self.optimizer, parameter)):
             keep_only_(tensor, staying)
 
     @torch.no_grad()
@@ -150,9 +148,9 @@ class MaskedStep:
         Writes through `.data` in place or NumPy change neither version nor address; the next step masks them.
         """
         for name, parameter in self._parameters.items():
-            if self._written.get(name) != _version(parameter):
+            if self._written.get(name) != version_of(parameter):
                 self.layer_masks[name].fill_(parameter)
-                self._written[name] = _version(parameter)
+                self._written[name] = version_of(parameter)
 
     def has_masked_gradients(self) -> bool:
         """Whether no gradient has changed since `mask_gradients`, so that nothing is known off the masks."""
@@ -179,7 +177,7 @@ class MaskedStep:
         if self._has_foreign_state:
             with torch.no_grad():
                 for name, parameter in self._parameters.items():
-                    for tensor in self._state_tensors(parameter):
+                    for tensor in state_tensors(self.optimizer, parameter):
                         self.layer_masks[name].fill_(tensor)
             self._has_foreign_state = False
         self._withheld.clear()  # left by a step that raised an error
@@ -236,9 +234,9 @@ class MaskedStep:
                 # Version counters do not see writes through .data or NumPy.
                 if name not in self._rewritten:
                     self.layer_masks[name].fill_(parameter)
-                for tensor in () if self._elementwise else self._state_tensors(parameter):
+                for tensor in () if self._elementwise else state_tensors(self.optimizer, parameter):
                     self.layer_masks[name].fill_(tensor)
-                self._written[name] = _version(parameter)
+                self._written[name] = version_of(parameter)
         self._rewritten.clear()
 
     def _is_skipped(self) -> bool:
@@ -263,7 +261,7 @@ class MaskedStep:
                     continue
                 values = layer_mask.gather(parameter)
                 values.requires_grad_().grad = layer_mask.gather_gradient(parameter.grad)
-                twin.state[values] = self._gathered_state(parameter, layer_mask)
+                twin.state[values] = gather_state(self.optimizer.state.get(parameter, {}), parameter, layer_mask)
                 stepped.append((parameter, values, layer_mask))
                 gathered.append(values)
             twin.param_groups.append({**group, "params": gathered})
@@ -280,12 +278,6 @@ class MaskedStep:
             self._withheld.append((parameter, parameter.grad))
             parameter.grad = None
 
-    def _gathered_state(self, parameter: Parameter, layer_mask: LayerMask) -> dict[str, Any]:
-        return {
-            key: layer_mask.gather(value) if isinstance(value, Tensor) and value.shape == parameter.shape else value
-            for key, value in self.optimizer.state.get(parameter, {}).items()
-        }
-
     def _spread_state(self, name: str) -> None:
         """Restores the weight's shape of a gathered layer's state."""
         if name in self.layer_masks and (parameter := self._parameters[name]) in self.optimizer.state:
@@ -293,18 +285,7 @@ class MaskedStep:
 
     def _dense_state(self, name: str | None, state: dict[str, Any]) -> dict[str, Any]:
         """Returns a layer's state with the weight's shape; the state of other parameters as it is."""
-        if name is None:
-            return state
-        parameter, layer_mask = self._parameters[name], self.layer_masks[name]
-        return {key: self._spread(value, parameter, layer_mask) for key, value in state.items()}
-
-    def _spread(self, value: Any, parameter: Parameter, layer_mask: LayerMask) -> Any:
-        if not isinstance(value, Tensor) or value.shape != (layer_mask.count,) or layer_mask.positions is None:
-            return value
-        # In the weight's memory layout, because fused optimizers iterate over both in parallel.
-        dense = torch.zeros_like(parameter, dtype=value.dtype, requires_grad=False)
-        layer_mask.scatter_(dense, value)
-        return dense
+        return state if name is None else spread_state(state, self._parameters[name], self.layer_masks[name])
 
     def _plain_optimizer(self) -> dict[str, Any]:
         """Returns the attributes of a copy of the optimizer, whose state has the weights' shapes."""
@@ -323,14 +304,3 @@ class MaskedStep:
             for index, of_one in state_dict["state"].items()
         }
         return {**state_dict, "state": state}
-
-    def _state_tensors(self, parameter: Parameter) -> Iterator[Tensor]:
-        """Yields every optimizer state tensor of the weight's shape."""
-        for value in self.optimizer.state.get(parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                yield value
-
-
-def _version(parameter: Parameter) -> tuple[int, int]:
-    """Returns numbers that change when other code writes to the parameter, or replaces its data."""
-    return parameter._version, parameter.data_ptr()
