@@ -158,9 +158,10 @@ def _print_translated(options: argparse.Namespace) -> int:
 def _print_dry_run(config: Config, console: Console, *, searches: bool = False) -> int:
     from rich.table import Table
 
-    from suptickets_ray.offline.dry_run import describe_run, describe_search, warnings_about
+    from suptickets_ray.offline.dry_run import describe_run, describe_search
     from suptickets_ray.recipes.load import to_yaml
     from suptickets_ray.training.data import load_data
+    from suptickets_ray.training.validation_size import warnings_about
 
     splits = load_data(config.data)
     console.print(to_yaml(config), markup=False, soft_wrap=True, end="")

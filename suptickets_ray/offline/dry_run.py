@@ -7,7 +7,6 @@ import math
 from torch.nn import Module
 
 from suptickets_ray.config import Config
-from suptickets_ray.metric import ACCURACY
 from suptickets_ray.progress.words import size_text
 from suptickets_ray.search.plan import SearchPlan
 from suptickets_ray.tickets.store import child
@@ -16,7 +15,6 @@ from suptickets_ray.training.loop import budget_of, masked_parameters, steps_per
 from suptickets_ray.training.models import build_model
 from suptickets_ray.training.nested import describe_shape
 from suptickets_ray.training.optim import count_state
-from suptickets_ray.training.tasks import make_task
 
 _FLOAT_BYTES = 4
 Row = tuple[str, str]
@@ -54,28 +52,6 @@ def describe_search(config: Config) -> list[Row]:
     plan = SearchPlan(config)
     trials = f"{plan.num_trials:,} trials, {config.search.num_seeds:,} seeds each"
     return [("search", f"{trials}; {len(plan.pretrainings()):,} pretrainings, shared by the trials")]
-
-
-def warnings_about(config: Config, splits: Splits) -> list[str]:
-    """Returns warnings about a validation set that is too small."""
-    found = []
-    count, tolerance = len(splits.validation), config.superposition.gate_tolerance
-    task = make_task(config)
-    if tolerance and task.metric == ACCURACY and count * tolerance < 1:
-        found.append(
-            f"one of the {count} validation examples is {1 / count:.2%} of the accuracy, more than "
-            f"superposition.gate_tolerance={tolerance:g}: the gate decides on single examples. Use a larger validation "
-            "set, or superposition.gate_tolerance=none."
-        )
-    if config.task.name != "classification":
-        return found
-    missing = sorted(set(range(splits.num_classes)) - set(splits.validation.all_labels().tolist()))
-    if missing:
-        found.append(
-            f"{len(missing)} of {splits.num_classes} classes have no validation example, e.g. class {missing[0]}. "
-            "Use a larger validation set."
-        )
-    return found
 
 
 def _data(config: Config, splits: Splits) -> str:

@@ -24,7 +24,10 @@ from suptickets_ray.distributed.cluster.session import (
     ray_session,
 )
 from suptickets_ray.distributed.cluster.token import ensure_token, requires_token
+from suptickets_ray.distributed.pipeline import run
 from suptickets_ray.progress.events import Warned
+from suptickets_ray.recipes.resolve import resolve
+from suptickets_ray.tickets.store import RunStore
 
 
 def node(node_id="n", alive=True, head=False, **resources):
@@ -368,3 +371,10 @@ def test_old_sessions_of_our_own_are_removed_and_no_others(monkeypatch, tmp_path
     assert remove_old_sessions(time.time()) == 1
     left = {path.name for path in (tmp_path / "ray").iterdir()}
     assert left == {name for key, (name, _, _) in sessions.items() if key != "old"}
+
+
+def test_a_validation_set_too_small_for_the_gate_is_warned_about_before_ray_starts(tmp_path):
+    events = []
+    config = resolve(load_config(None, ["superposition.gate_tolerance=0.001", f"storage={tmp_path}"]))
+    run._prepare(config, RunStore(str(tmp_path / "digits")), events.append)
+    assert any("one of the 297 validation examples is" in event.text for event in events if isinstance(event, Warned))

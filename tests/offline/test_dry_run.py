@@ -6,8 +6,9 @@ import pytest
 
 from suptickets_ray import load_config
 from suptickets_ray.cli import main
-from suptickets_ray.offline.dry_run import describe_run, describe_search, warnings_about
+from suptickets_ray.offline.dry_run import describe_run, describe_search
 from suptickets_ray.training.data import load_data
+from suptickets_ray.training.validation_size import warnings_about
 
 
 def described(config):

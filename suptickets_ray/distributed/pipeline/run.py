@@ -48,10 +48,12 @@ from suptickets_ray.tickets.store import RunStore, child
 from suptickets_ray.tickets.ticket import Ticket
 from suptickets_ray.tickets.ticket_store import Origin
 from suptickets_ray.training.checkpoint import is_whole, state_digest
+from suptickets_ray.training.data import make_splits
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.preflight import preflight
 from suptickets_ray.training.tensorboard import write_summary
+from suptickets_ray.training.validation_size import warnings_about
 
 _SLOW_SUPERPOSER = (
     "the superposer recalibrates and evaluates every network on one CPU thread, which may take longer than all cycles. "
@@ -200,6 +202,8 @@ def _prepare(config: Config, store: RunStore, on_event: OnEvent) -> tuple[Mappin
     check_address(config.cluster)
     with reported_warnings(on_event):
         loaded = preflight(config)
+    for text in warnings_about(config, make_splits(loaded, config.data)):
+        on_event(Warned(text))
     data = fingerprint(loaded)
     check_data(store, data)
     return loaded, data

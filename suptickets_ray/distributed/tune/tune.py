@@ -54,10 +54,12 @@ from suptickets_ray.search.plan import SearchPlan
 from suptickets_ray.search.space import default_space, parse_space
 from suptickets_ray.tickets.run_folder import DIVERGED_FILE, RAY_TUNE_FOLDER
 from suptickets_ray.tickets.store import RunStore, child
+from suptickets_ray.training.data import make_splits
 from suptickets_ray.training.data.fingerprint import check_data, fingerprint
 from suptickets_ray.training.divergence import DivergedError
 from suptickets_ray.training.loop import budget_of
 from suptickets_ray.training.preflight import preflight
+from suptickets_ray.training.validation_size import warnings_about
 
 _MAX_FAILURES = 2  # per trial, for lost machines
 
@@ -113,6 +115,8 @@ def tune(
         watch(Warned(text))
     with reported_warnings(watch):
         loaded = _preflight(plan)
+    for text in warnings_about(config, make_splits(loaded, config.data)):
+        watch(Warned(text))
     data = fingerprint(loaded)
     check_data(files.store, data)
     release_lock(files.path)
