@@ -26,9 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from timing import seconds_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -37,7 +35,7 @@ from suptickets_ray.sparse import Sparsifier
 from suptickets_ray.training.models import MODELS
 
 NUM_CLASSES = 10
-TURN_SECONDS = 0.1
+TURN_SECONDS = 0.05
 Step = Callable[[], None]
 
 
@@ -141,9 +139,13 @@ def rigl_torch(name: str, density: float) -> Contestant:
 
     contestant = dense(name)
     scheduler = RigLScheduler(
-        contestant.model, contestant.optimizer, dense_allocation=density, sparsity_distribution="uniform", T_end=10**9,
+        contestant.model,
+        contestant.optimizer,
+        dense_allocation=density,
+        ignore_linear_layers=False,  # its default leaves them dense; the first layer stays so
+        T_end=10**9,
         delta=10**9,
-    )  # fmt: skip
+    )
     contestant.after = scheduler
     return contestant
 
@@ -225,11 +227,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    columns = ["network", "threads", "batch", "density", "dense ms"]
     others = [*options.computes, *PEERS]
-    table = Table(title=f"{processor()}, torch {torch.__version__}; ratios to dense", box=SIMPLE_HEAD)
-    for column in (*columns, *others, "sparse\nlayers", "state", "peak"):
-        table.add_column(column, justify="right", no_wrap=True)
+    header = ["network", "threads", "batch", "density", "dense ms", *others, "sparse layers", "state", "peak"]
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"{processor()}, torch {torch.__version__}; ratios to dense, medians of {options.turns} turns")
+    # Row by row, because a long run may be cut off.
+    console.print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
     notes: list[str] = []
     for name in options.networks:
         shape = NETWORKS[name][0]
@@ -241,12 +244,9 @@ def main() -> None:
                     contestants, missing = contestants_of(name, density, options.computes)
                     notes += [note for note in missing if note not in notes]
                     times = measure(contestants, inputs, labels, options.turns)
-                    table.add_row(*row(name, threads, batch, density, times, contestants, others, inputs, labels))
-        table.add_section()
-    console = Console(width=170, highlight=False)
-    console.print(table)
-    for note in notes:
-        console.print(note)
+                    cells = row(name, threads, batch, density, times, contestants, others, inputs, labels)
+                    console.print("| " + " | ".join(cells) + " |")
+    console.print("\n".join(notes))
 
 
 def row(
