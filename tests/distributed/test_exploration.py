@@ -35,17 +35,18 @@ def test_explorers_go_on_while_tickets_wait_and_no_more_than_two_each_stay_in_me
             exploration.advance()
         assert len(list(forked_run.glob("tickets/*/*.arrow"))) == 2 * cycles
         assert exploration.num_in_memory == 4
-        logits = []
+        sizes = []
         for chain in (0, 1):
             for cycle in range(cycles):
                 finished = exploration.ticket(chain, cycle)
                 ticket = Ticket.from_arrow(ray.get(finished.table))
-                if finished.logits is not None:
-                    logits.append({split: tuple(values.shape) for split, values in ray.get(finished.logits).items()})
+                if finished.measured is not None:
+                    measured = ray.get(finished.measured)
+                    sizes.append({split: tuple(found.predictions.shape) for split, found in measured.items()})
                 assert (ticket.provenance["chain"], ticket.provenance["cycle"]) == (chain, cycle)
         assert exploration.num_in_memory == 0
         assert exploration.num_states == 0
-    assert logits == [{"validation": (297, 10), "test": (1000, 10)}] * 4  # of the tickets in memory
+    assert sizes == [{"validation": (297, 10), "test": (1000, 10)}] * 4  # of the tickets in memory
     assert cycles == 4
 
 
