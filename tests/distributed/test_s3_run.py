@@ -1,6 +1,7 @@
 """Whole jobs whose files lie in an object store: a local S3 server, over real HTTP."""
 
 import json
+import socket
 from pathlib import Path
 
 import boto3
@@ -98,4 +99,4 @@ def test_a_second_process_keeps_out_while_the_first_gives_signs_of_life(bucket, 
     # A holder that died without a word on another machine counts as dead after some silence.
     RunStore(path).write(".lock", json.dumps({"holder": "x", "host": "elsewhere", "pid": 2**22 + 1}).encode())
     with lock.only_process(path):
-        assert json.loads(RunStore(path).read(".lock"))["host"] == lock.socket.gethostname()
+        assert json.loads(RunStore(path).read(".lock"))["host"] == socket.gethostname()
