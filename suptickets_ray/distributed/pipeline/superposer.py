@@ -128,16 +128,10 @@ class Superposer:
         """Returns the validation score of a single ticket."""
         return self._merger.score_ticket(Ticket.from_arrow(table), chain, cycle, measured)
 
-    def evaluate(self, num_threads: int) -> tuple[pa.Table, dict[str, Any]]:
-        """Returns the sup-ticket's Arrow table, and the final report.
-
-        Args:
-            num_threads: Torch's threads for the scores, when no explorer needs the cores any more. The sup-ticket's
-                bits do not depend on it.
-        """
+    def evaluate(self) -> tuple[pa.Table, dict[str, Any]]:
+        """Returns the sup-ticket's Arrow table, and the final report."""
         store = TicketStore(self._worker.store)
         superposed = self._merger.superposed
-        torch.set_num_threads(num_threads)
 
         def tickets() -> Iterator[tuple[dict[str, Any], Ticket]]:
             for (chain, cycle), merged in self._merged.items():

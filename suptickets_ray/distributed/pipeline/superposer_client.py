@@ -13,7 +13,6 @@ from suptickets_ray.distributed.cluster.capacity import superposer_labels, super
 from suptickets_ray.distributed.cluster.errors import DEATHS, is_device_fault, root_cause
 from suptickets_ray.distributed.cluster.polling import POLL_SECONDS, ClusterPollTimer
 from suptickets_ray.distributed.cluster.retry import RetryBudget
-from suptickets_ray.distributed.cluster.session import local_cores
 from suptickets_ray.distributed.cluster.watchdog import StallWatchdog
 from suptickets_ray.distributed.pipeline.context import WorkerContext
 from suptickets_ray.distributed.pipeline.exploration import Exploration, FinishedTicket
@@ -88,8 +87,7 @@ class SuperposerClient:
             with self._restart_on_death():
                 if self._shards and self._order:
                     ray.get(self._actor.set_merged.remote(*[shard.accumulator.remote() for shard in self._shards]))
-                threads = local_cores(self._cluster) or self._cluster.cpus_per_worker
-                return ray.get(self._actor.evaluate.remote(threads))
+                return ray.get(self._actor.evaluate.remote())
 
     def close(self) -> None:
         """Kills the actors."""
